@@ -1,0 +1,388 @@
+"""The bias of one operation: what is left of its output after its linear part at the point of evaluation.
+
+An operation y = op(u_1, ..., u_k) of activations is there equal to
+
+    y = sum_j J_j u_j + r,      r = y - sum_j J_j u_j,      J_j = d op / d u_j.
+
+r is always `y - jvp(op, u, u)`. Euler's theorem and plain affinity give it for less: an operation that is positively
+homogeneous of degree p has sum_j J_j u_j = p y, so r = (1 - p) y; an affine one has r = op(0). The tables below hold
+nothing but such shortcuts: an operation that is in none of them goes through its derivative.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import numbers
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["Call", "Rule", "map_tensors", "operation_name", "remainders", "reverse_products", "select_rule", "tensors_in"]
+
+# Positively homogeneous of degree 1 in the one activation they read; whatever else they read scales, selects or shapes.
+_LINEAR = frozenset(
+    """
+    relu leaky_relu prelu rrelu abs neg negative positive dropout dropout1d dropout2d dropout3d feature_dropout
+    max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d max_unpool1d max_unpool2d max_unpool3d
+    interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle channel_shuffle grid_sample
+    fold unfold
+    sum mean amax amin cumsum trace diff nansum
+    view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose t T mT H mH adjoint
+    swapaxes swapdims movedim moveaxis expand expand_as broadcast_to repeat tile repeat_interleave ravel
+    getitem select narrow chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit
+    unbind index_select gather take take_along_dim masked_select diagonal diag diag_embed tril triu roll flip fliplr
+    flipud rot90 sort topk as_strided unfold alias clone contiguous to type type_as float double half bfloat16 cpu cuda
+    requires_grad identity atleast_1d atleast_2d atleast_3d view_as_real view_as_complex real imag complex
+    fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
+    fft_fftshift fft_ifftshift stft istft
+    """.split()
+)
+
+# Affine in all the tensors they read together: without constants the bias is zero, else it is op at zero activations.
+_AFFINE = frozenset(
+    """
+    add sub rsub cat concat concatenate stack hstack vstack dstack column_stack where masked_fill masked_scatter
+    setitem copy index_put index_copy index_add index_fill scatter scatter_add slice_scatter select_scatter
+    block_diag zero fill new_tensor
+    """.split()
+)
+
+_TAKES_NUMBERS = frozenset("add sub rsub where masked_fill setitem fill index_fill scatter".split())
+
+# Linear in each tensor they read: homogeneous of degree (number of activations) in the activations together.
+_MULTILINEAR = frozenset("mul matmul bmm mm mv dot inner outer ger einsum tensordot kron vdot linalg_multi_dot".split())
+
+_POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
+
+# op(input, weight, bias, ...): linear in the input, plus a bias along the given axis of the output.
+_BIASED = {"linear": -1, "convolution": 1} | {f"conv{t}{k}d": 1 for t in ("", "_transpose") for k in (1, 2, 3)}
+
+# These draw random numbers when a model is in training mode, so a second evaluation must replay them.
+_FUSED_RECURRENCE = frozenset("lstm gru rnn_tanh rnn_relu".split())
+_RANDOM = _FUSED_RECURRENCE | frozenset(
+    "scaled_dot_product_attention multi_head_attention_forward alpha_dropout feature_alpha_dropout gumbel_softmax".split()
+)
+
+_ALIASES = {
+    **{f"{prefix}{name}": name for name in ("add", "mul", "matmul", "pow", "sub") for prefix in ("i", "r") if (
+        prefix + name) != "rsub"},
+    **dict.fromkeys(("multiply", "mul"), "mul"),
+    **dict.fromkeys(("truediv", "itruediv", "divide", "true_divide", "idiv"), "div"),
+    **dict.fromkeys(("rtruediv", "rdiv"), "rdiv"),
+    "rpow": "rpow",
+    "subtract": "sub",
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def operation_name(func: Callable[..., Any]) -> str:
+    """One name for all spellings of an operation: `torch.add`, `Tensor.add_`, `+=`, `aten.add.Tensor` are "add".
+
+    >>> [operation_name(f) for f in (torch.add, torch.Tensor.__iadd__, torch.ops.aten.add_.Tensor, torch.Tensor.T.__get__)]
+    ['add', 'add', 'add', 'T']
+    """
+    name = getattr(func, "__name__", "") or type(func).__name__
+    if name in ("__get__", "__set__"):
+        name = func.__self__.__name__  # type: ignore[attr-defined]
+    name = name.split(".")[0].strip("_")
+    return _ALIASES.get(name, name)
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dicts, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nested tuples, lists and dicts with `function` applied to every tensor."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple):
+        items = [map_tensors(function, item) for item in tree]
+        if hasattr(tree, "n_sequence_fields"):  # torch.return_types
+            return type(tree)(items)  # type: ignore[call-arg]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    if isinstance(tree, list):
+        return [map_tensors(function, item) for item in tree]
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, item) for key, item in tree.items()}
+    return tree
+
+
+@dataclass
+class Call:
+    """One call of a torch function, as it stood before the call.
+
+    `activations` are the arguments that depend on the inputs, by identity; everything else is a constant.
+    `mutated` are the arguments the call writes to.
+    """
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    activations: list[Tensor]
+    mutated: list[Tensor] = field(default_factory=list)
+    rng_state: list[tuple[torch.device, Tensor]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return operation_name(self.func)
+
+    def argument(self, position: int, name: str) -> Any:
+        """A positional-or-keyword argument, None where it is absent."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name)
+
+    def is_activation(self, value: Any) -> bool:
+        return any(value is activation for activation in self.activations)
+
+    def has_constants(self) -> bool:
+        """Whether a floating-point tensor or a number other than 0 is added or written beside the activations."""
+        if any(_is_continuous(t) and not self.is_activation(t) for t in tensors_in((self.args, self.kwargs))):
+            return True
+        values = (*self.args, *self.kwargs.values()) if self.name in _TAKES_NUMBERS else ()
+        return any(isinstance(value, numbers.Number) and value != 0 for value in values)
+
+    def frozen(self) -> Call:
+        """The same call on copies of what it is about to overwrite (a record to evaluate it again later)."""
+        copies = {id(t): t.clone() for t in self.mutated}
+        args, kwargs = map_tensors(lambda t: copies.get(id(t), t), (self.args, self.kwargs))
+        activations = [copies.get(id(t), t) for t in self.activations]
+        return Call(self.func, args, kwargs, activations, [copies[id(t)] for t in self.mutated], self.rng_state)
+
+    def evaluate(self, substitute: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Run the call with `substitute(u)` in place of each activation u, as it ran: same kernels, same random draws.
+
+        Fused attention and recurrent kernels have no forward-mode derivative, their plain forms do.
+        """
+        done: dict[int, Tensor] = {}
+        written = {id(t) for t in self.mutated}
+
+        def replace(t: Tensor) -> Tensor:
+            if id(t) not in done:
+                done[id(t)] = substitute(t) if self.is_activation(t) else t.clone() if id(t) in written else t
+            return done[id(t)]
+
+        args, kwargs = map_tensors(replace, (self.args, self.kwargs))
+        with contextlib.ExitStack() as stack:
+            if self.name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            elif self.name in _FUSED_RECURRENCE:
+                stack.enter_context(_without_fused_recurrence())
+            stack.enter_context(_replayed(self.rng_state))
+            result = self.func(*args, **kwargs)
+        return [done[id(t)] for t in self.mutated] or list(tensors_in(result))
+
+    def record_rng(self, always: bool = False) -> None:
+        """Remember the random state if the call may draw from it."""
+        if always or self.name in _RANDOM:
+            devices = {t.device for t in self.activations}
+            self.rng_state = [(torch.device("cpu"), torch.get_rng_state())]
+            self.rng_state += [(d, torch.cuda.get_rng_state(d)) for d in devices if d.type == "cuda"]
+
+
+@contextlib.contextmanager
+def _without_fused_recurrence() -> Iterator[None]:
+    # The public torch.backends.mkldnn.flags sets TF32 on top, which warns.
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Load torch's forward-mode decompositions, which warn of their own use of TorchScript when first needed."""
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+@contextlib.contextmanager
+def _replayed(rng_state: Sequence[tuple[torch.device, Tensor]]) -> Iterator[None]:
+    if not rng_state:
+        yield
+        return
+    with torch.random.fork_rng([d for d, _ in rng_state if d.type == "cuda"]):
+        for device, state in rng_state:
+            torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
+        yield
+
+
+Kind = Literal["zero", "degree", "bias", "batch_norm", "at_zero", "derivative"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to get r for one call; `degree` is p where the operation is homogeneous."""
+
+    kind: Kind
+    degree: float = 1.0
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the call is run a second time, so that what it overwrites must be kept."""
+        return self.kind in ("at_zero", "derivative")
+
+
+_ZERO, _DERIVATIVE = Rule("zero"), Rule("derivative")
+
+
+def _homogeneous(degree: float) -> Rule:
+    return _ZERO if degree == 1 else Rule("degree", degree)
+
+
+def select_rule(call: Call) -> Rule:
+    """The cheapest exact rule for a call; the derivative where no shortcut is known."""
+    name, count = call.name, len(call.activations)
+    if name in _LINEAR:
+        return _ZERO if count == 1 else _DERIVATIVE
+    if name in _AFFINE:
+        return Rule("at_zero") if call.has_constants() else _ZERO
+    if name in _MULTILINEAR:
+        return _homogeneous(count)
+    if name in _BIASED:
+        return Rule("bias") if count == 1 and call.is_activation(call.argument(0, "input")) else _DERIVATIVE
+    if name in _POWERS:
+        return _homogeneous(_POWERS[name])
+    if name == "div" and call.kwargs.get("rounding_mode") is None:
+        return _homogeneous(
+            call.is_activation(call.argument(0, "input")) - float(call.is_activation(call.argument(1, "other")))
+        )
+    if name == "pow" and isinstance(exponent := call.argument(1, "exponent"), numbers.Real):
+        return _homogeneous(float(exponent))
+    if name in ("maximum", "minimum") or (name in ("max", "min") and count == len(list(tensors_in(call.args)))):
+        return _DERIVATIVE if call.has_constants() and name in ("maximum", "minimum") else _ZERO
+    if name == "pad":
+        value = call.argument(3, "value")
+        return _ZERO if (call.argument(2, "mode") or "constant") != "constant" or not value else Rule("at_zero")
+    if call.func is F.batch_norm and not call.argument(5, "training") and count == 1:
+        return Rule("batch_norm")
+    return _DERIVATIVE
+
+
+def remainders(rule: Rule, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+    """r for each output of a call: a tensor that broadcasts to the output, or None for zero.
+
+    Args:
+        rule: What `select_rule` said before the call ran.
+        call: The call; where `rule.evaluates`, as `Call.frozen` recorded it.
+        outputs: The tensors it returned or wrote, as they are now.
+        create_graph: Whether r shall carry its own graph.
+
+    Raises:
+        NotImplementedError: If the operation has neither a forward-mode nor a second reverse-mode derivative.
+    """
+    if rule.kind == "zero":
+        return [None] * len(outputs)
+    with torch.set_grad_enabled(create_graph):
+        values = outputs if create_graph else [y.detach() for y in outputs]
+        if rule.kind == "degree":
+            return [(1 - rule.degree) * y for y in values]
+        if rule.kind == "bias":
+            bias = call.argument(2, "bias")
+            if bias is None:
+                return [None]
+            shape = [1] * values[0].ndim
+            shape[_BIASED[call.name]] = -1
+            return [bias.view(shape)]
+        if rule.kind == "batch_norm":
+            return [_batch_norm_bias(call, values[0].ndim)]
+        if rule.kind == "at_zero":
+            # A masked score is -inf and has gradient zero: it adds nothing to f, where -inf * 0 would be NaN.
+            return [_finite(y) if _is_continuous(y) else None for y in call.evaluate(torch.zeros_like)]
+        products = _jacobian_products(call, create_graph)
+        return [y - product for y, product in zip(values, products, strict=True)]
+
+
+def _is_continuous(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _finite(t: Tensor) -> Tensor:
+    return torch.nan_to_num(t, nan=float("nan"), posinf=0.0, neginf=0.0)
+
+
+def _batch_norm_bias(call: Call, ndim: int) -> Tensor:
+    """beta - gamma * mean / sqrt(variance + eps), the bias of a batch norm on stored statistics."""
+    mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
+    gamma, beta, eps = call.argument(3, "weight"), call.argument(4, "bias"), call.argument(7, "eps")
+    shift = -mean * torch.rsqrt(variance + (1e-5 if eps is None else eps))
+    shift = shift if gamma is None else shift * gamma
+    shift = shift if beta is None else shift + beta
+    return shift.view([1, -1] + [1] * (ndim - 2))
+
+
+def _jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
+    """sum_j J_j u_j for each output: forward mode, or reverse mode twice where an operation has no forward mode."""
+
+    def point(u: Tensor) -> Tensor:
+        return u if create_graph else u.detach()
+
+    def dual(u: Tensor) -> Tensor:
+        # In-place operations write to both, so both must be copies then.
+        primal = point(u).clone() if call.mutated else point(u)
+        return forward_ad.make_dual(primal, _finite(point(u)))
+
+    _load_forward_mode()
+    try:
+        with forward_ad.dual_level():
+            pairs = [forward_ad.unpack_dual(y) for y in call.evaluate(dual)]
+            return [torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in pairs]
+    except (NotImplementedError, RuntimeError) as forward_error:
+        try:
+            return reverse_products(call, create_graph)
+        except (NotImplementedError, RuntimeError) as reverse_error:
+            raise NotImplementedError(
+                f"{call.name} has neither a forward-mode derivative ({forward_error}) nor a second reverse-mode "
+                f"derivative ({reverse_error})"
+            ) from reverse_error
+
+
+def reverse_products(call: Call, create_graph: bool = False) -> list[Tensor]:
+    """sum_j J_j u_j for each output of a call, by reverse mode twice over a second evaluation."""
+    points: list[Tensor] = []
+
+    def leaf(u: Tensor) -> Tensor:
+        points.append(u.view_as(u) if create_graph else u.detach().requires_grad_())
+        return points[-1].clone() if call.mutated else points[-1]
+
+    with torch.enable_grad():
+        outputs = call.evaluate(leaf)
+    return [reverse_mode_product(y, points, create_graph) for y in outputs]
+
+
+def reverse_mode_product(output: Tensor, points: Sequence[Tensor], create_graph: bool = False) -> Tensor:
+    """sum_j J_j u_j of an output with a graph to the points u_j: the derivative of v -> sum_j <J_j^T v, u_j>."""
+    if not output.requires_grad:
+        return torch.zeros_like(output)
+    with torch.enable_grad():
+        cotangent = torch.zeros_like(output, requires_grad=True)
+        pullback = torch.autograd.grad(output, points, cotangent, create_graph=True, allow_unused=True)
+        pairing = sum(((g * (u if create_graph else u.detach())).sum() for g, u in zip(pullback, points, strict=True)
+                       if g is not None and g.requires_grad), torch.zeros_like(output).sum())  # fmt: skip
+        if not pairing.requires_grad:
+            return torch.zeros_like(output)
+        (product,) = torch.autograd.grad(pairing, cotangent, create_graph=create_graph, allow_unused=True)
+    return torch.zeros_like(output) if product is None else product

@@ -1,0 +1,316 @@
+"""One checked sweep over a model: run it, and hand out the terms whose sum is f(x), with the batch first.
+
+The batch is not always dimension 0 (`nn.MultiheadAttention` works on (L, N, E), windowed attention folds windows into the
+batch). Where it stands is read from the shape, and the identity itself is the guard: where the terms of an example do not
+sum to its output, the sweep is done again one example at a time, where nothing can be mixed up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from captum_density._affine import AffineTrace, IncompleteError, OpaqueOperationError, Operation, unwrap
+from captum_density._captum import TargetType, format_additional_forward_args, run_forward, select_targets
+from captum_density._places import Place
+
+__all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "sweep", "validate_inputs"]
+
+# Largest |sum of terms - f| over the sum of the terms' absolute values that rounding explains.
+_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operation's bias-gradient df/dy * r, before the product is taken; examples first.
+
+    Attributes:
+        name: The operation.
+        gradient: (N, ...) df/dy.
+        remainder: r, broadcastable to the gradient.
+        place: Where the elements of one example sit, cells broadcastable to `gradient[0]`; None if nowhere.
+    """
+
+    name: str
+    gradient: Tensor
+    remainder: Tensor
+    place: Place | None
+
+    @property
+    def values(self) -> Tensor:
+        """(N, ...) df/dy * r; gradient and remainder are in float32 or float64."""
+        return self.gradient * self.remainder
+
+
+class Consumer(Protocol):
+    """What a sweep is done for. Gets every term, last operation first."""
+
+    def add(self, term: Term) -> Tensor:
+        """Take one term; returns its sum per example, (N,)."""
+
+
+C = TypeVar("C", bound=Consumer)
+
+
+@dataclass
+class Sweep:
+    """The result of a sweep over a batch.
+
+    Attributes:
+        output: (N,) f(x).
+        inputs: The inputs the gradients were taken at.
+        gradients: df/dx for each input.
+        total: (N,) sum of all terms, float64.
+        scale: (N,) sum over operations and inputs of |sum of the term|, float64: below the sum of absolute values.
+    """
+
+    output: Tensor
+    inputs: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+    total: Tensor
+    scale: Tensor
+
+    def gap(self) -> Tensor:
+        """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
+        scale = torch.maximum(self.scale, self.output.double().abs())
+        return (self.total - self.output.double()).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+    """Refuse, before anything runs, what no full gradient exists for.
+
+    Raises:
+        TypeError: Inputs that are not floating-point tensors.
+        ValueError: Empty or unequal batches, NaN or infinity, a device that is not the model's.
+    """
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs must be a tensor or a tuple of tensors, but input {i} is {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"input {i} has dtype {x.dtype}, which has no gradient; convert images to float, pass token ids through "
+                "additional_forward_args and their embeddings as inputs"
+            )
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(f"input {i} has shape {tuple(x.shape)}: the first dimension must hold at least one example")
+        if x.shape[0] != inputs[0].shape[0]:
+            raise ValueError(f"input {i} holds {x.shape[0]} examples, input 0 holds {inputs[0].shape[0]}")
+    if isinstance(model, nn.Module):
+        devices = {p.device for p in model.parameters()}
+        for i, x in enumerate(inputs):
+            if len(devices) == 1 and x.device not in devices:
+                raise ValueError(f"input {i} is on {x.device}, the model on {devices.pop()}; move one of them")
+    for i, x in enumerate(inputs):
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any tensor is, else float32: sums of half-precision terms would lose them."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def sweep(
+    model: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    target: TargetType,
+    additional_forward_args: object,
+    make_consumer: Callable[[], C],
+    create_graph: bool = False,
+) -> list[tuple[Sweep, C]]:
+    """Sweep over a batch; one part holding all examples, or a part for each where they had to be told apart.
+
+    Args:
+        model: Module or function; returns a tensor with the examples first.
+        inputs: The inputs, floating point, (N, ...) each.
+        target: As Captum's, picks one scalar per example.
+        additional_forward_args: Passed on after the inputs.
+        make_consumer: Makes what takes the terms of one part.
+        create_graph: Whether gradients and terms carry a graph.
+
+    Raises:
+        IncompleteError: If the terms of an example do not sum to its output.
+    """
+    model = unwrap(model)
+    validate_inputs(model, inputs)
+    args = format_additional_forward_args(additional_forward_args)
+    whole, consumer = _attempt(model, inputs, target, args, make_consumer, create_graph)
+    if whole is not None and _is_complete(whole, model, target, args):
+        return [(whole, consumer)]
+    n = inputs[0].shape[0]
+    if n == 1:
+        raise _diagnose(model, inputs, target, args, whole)
+    output = whole.output if whole is not None else _forward(model, inputs, target, args)
+    parts = []
+    for i in range(n):
+        one = _attempt(model, _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n), make_consumer,
+                       create_graph)  # fmt: skip
+        if one[0] is None or not _is_complete(one[0], model, _target_of(target, i, n), _example(args, i, n)):
+            raise _diagnose(model, _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n), one[0])
+        alone, together = one[0].output.double(), output[i].double()
+        if float((alone - together).abs()) > 100 * _TOLERANCE[inputs[0].dtype] * float(together.abs().clamp(min=1e-3)):
+            raise IncompleteError(
+                f"the output of example {i} is {float(together):.6g} in this batch and {float(alone):.6g} alone: the model "
+                "mixes examples, so they have no full gradients of their own; pass them one at a time"
+            )
+        parts.append((one[0], one[1]))
+    return parts
+
+
+def _attempt(
+    model: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    target: TargetType,
+    args: Any,
+    make_consumer: Callable[[], C],
+    create_graph: bool,
+) -> tuple[Sweep | None, C]:
+    """One sweep as it is; no result where an operation's shape does not tell its examples apart."""
+    try:
+        return _run(AffineTrace(create_graph), model, inputs, target, args, make_consumer())
+    except OpaqueOperationError:
+        return _run(AffineTrace(create_graph, keep=True), model, inputs, target, args, make_consumer())
+
+
+def _run(
+    trace: AffineTrace, model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: Any, consumer: C
+) -> tuple[Sweep | None, C]:
+    n = inputs[0].shape[0]
+    create_graph = trace.create_graph
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = tuple(_leaf(x, create_graph) for x in inputs)
+        tracked = trace.track(leaves)
+        with trace:
+            output = run_forward(model, tracked, None, args)
+        selected = _select(output, target, n)
+        if not trace.depends_on_inputs(output):
+            raise ValueError("the model's output is not connected to its inputs by differentiable operations")
+        dtype = accumulation_dtype(*inputs)
+        sums: list[Tensor] = []
+        unclear: list[str] = []
+
+        def consume(operation: Operation, gradient: Tensor) -> None:
+            assert operation.remainder is not None
+            layout = _examples_first(gradient.shape, n)
+            if layout is None:
+                unclear.append(operation.name)
+                return
+            place, remainder = operation.place, layout(operation.remainder)
+            gradient = layout(gradient)
+            if place is not None:
+                place = place.with_cells(layout(place.cells)[0]).final()
+            if gradient.is_complex():  # <df/dy, r> of complex y is that of its real and imaginary parts
+                gradient, remainder = torch.view_as_real(gradient.resolve_conj()), torch.view_as_real(remainder.resolve_conj())
+                place = None if place is None else place.with_cells(place.cells.unsqueeze(-1))
+            sums.append(consumer.add(Term(operation.name, gradient.to(dtype), remainder.to(dtype), place)))
+
+        gradients = trace.backward(selected, consume)
+        sums += [_per_example(g.to(dtype) * x.to(dtype)) for x, g in zip(leaves, gradients, strict=True)]
+    if unclear:
+        return None, consumer
+    if not create_graph:
+        selected = selected.detach()
+    table = torch.stack([s.detach().double() for s in sums])
+    return Sweep(selected, leaves if create_graph else inputs, gradients, table.sum(0), table.abs().sum(0)), consumer
+
+
+def _leaf(x: Tensor, create_graph: bool) -> Tensor:
+    """The tensor to differentiate by: the user's own is neither marked nor changed."""
+    x = x.as_subclass(Tensor)
+    if create_graph and x.requires_grad:
+        return x.view_as(x)
+    return x.detach().clone().requires_grad_()
+
+
+def _select(output: Any, target: TargetType, n: int) -> Tensor:
+    """f per example, (N,)."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model returned {type(output).__name__}, not a tensor; pass a function that picks one, such as "
+            "`lambda x: model(x)[0]` or `lambda x: model(x).logits`"
+        )
+    if output.ndim == 0 or output.shape[0] != n:
+        raise ValueError(f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first")
+    selected = select_targets(output, target)
+    # Captum's own check and words.
+    assert selected[0].numel() == 1, "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    return selected.reshape(n)
+
+
+def _forward(model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: Any) -> Tensor:
+    with torch.no_grad():
+        return _select(run_forward(model, inputs, None, args), target, inputs[0].shape[0])
+
+
+def _examples_first(shape: torch.Size, n: int) -> Callable[[Tensor], Tensor] | None:
+    """What brings a tensor of this shape (or cells that broadcast to it) into the form (N, ...)."""
+    if shape and shape[0] == n:
+        return lambda t: t
+    if len(shape) > 1 and shape[1] == n:
+        return lambda t: t.transpose(0, 1)
+    if n == 1:
+        return lambda t: t.unsqueeze(0)
+    if shape and shape[0] % n == 0 and shape[0] > 0:
+        return lambda t: t.reshape(n if t.shape[0] > 1 else 1, -1, *t.shape[1:])
+    return None
+
+
+def _per_example(values: Tensor) -> Tensor:
+    return values.sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values
+
+
+def _is_complete(result: Sweep, model: Callable[..., Any], target: TargetType, args: Any) -> bool:
+    """Whether every example's terms sum to its output, up to what rounding explains of them."""
+    tolerance = _TOLERANCE[result.output.dtype]
+    if bool((result.gap() <= tolerance).all()):
+        return True
+    # Large elements may cancel within a term: then their absolute values are the scale, and have to be summed for it.
+    remeasured, magnitude = _attempt(model, tuple(x.detach() for x in result.inputs), target, args, _Magnitude, False)
+    if remeasured is None:
+        return False
+    inputs = zip(remeasured.gradients, remeasured.inputs, strict=True)
+    scale = magnitude.total + sum(_per_example((g.double() * x.double()).abs()) for g, x in inputs)
+    return bool(((result.total - result.output.double()).abs() <= tolerance * scale).all())
+
+
+class _Magnitude:
+    """Sums of absolute values of all terms, per example."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+
+    def add(self, term: Term) -> Tensor:
+        values = term.values
+        self.total = self.total + _per_example(values.abs()).double()
+        return _per_example(values)
+
+
+def _example(values: Any, i: int, n: int) -> Any:
+    """Example i of every tensor that has n of them, as Captum reads additional arguments."""
+    if values is None:
+        return None
+    return tuple(v[i : i + 1] if isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == n else v for v in values)
+
+
+def _target_of(target: TargetType, i: int, n: int) -> TargetType:
+    per_example = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
+    return target[i : i + 1] if per_example else target  # type: ignore[index]
+
+
+def _diagnose(
+    model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: Any, result: Sweep | None
+) -> IncompleteError:
+    """Find the operation whose own identity fails, by a second, slow sweep that checks each against autograd."""
+    trace = AffineTrace(keep=True, check=True)
+    _run(trace, model, inputs, target, args, _Magnitude())
+    gap = "" if result is None else f" (relative gap {float(result.gap().max()):.2g})"
+    if trace.culprit is not None:
+        return IncompleteError(f"{trace.culprit} differs from what its own gradient says{gap}; is it random, or stateful?")
+    return IncompleteError(
+        f"the terms do not sum to the output{gap}, though each operation is consistent; do hooks change gradients, or does "
+        "the output depend on the inputs in ways that autograd does not see?"
+    )

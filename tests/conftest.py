@@ -1,0 +1,51 @@
+"""What every test gets: a seed, a skip where there is no GPU, and a check that it leaves PyTorch as it found it."""
+
+import os
+from collections.abc import Iterator
+
+# Read when PyTorch loads. Threads that wait by spinning make small networks many times slower on a machine that has
+# other work to do (five times, measured on two cores beside one busy process).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hypothesis
+import pytest
+import torch
+
+# Timings vary on a shared machine, so no deadline; a failing example must be the same one on the next run in CI.
+hypothesis.settings.register_profile("local", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("local"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
+def _global_state() -> dict[str, object]:
+    """What a test, or the code it runs, could leave switched on for every test after it."""
+    module = torch.nn.modules.module
+    hooks = [name for name in vars(module) if name.startswith("_global_") and name.endswith("_hooks")]
+    assert hooks, "PyTorch moved its global module hooks: look for their new place"
+    return {
+        **{f"torch.nn.modules.module.{name}": dict(getattr(module, name)) for name in hooks},
+        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "torch.is_anomaly_enabled()": torch.is_anomaly_enabled(),
+        "torch.get_default_dtype()": torch.get_default_dtype(),
+        "torch.get_num_threads()": torch.get_num_threads(),
+        "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
+        "torch.backends.mkldnn.enabled": torch.backends.mkldnn.enabled,
+        "torch.backends.cudnn.enabled": torch.backends.cudnn.enabled,
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_left_as_found() -> Iterator[None]:
+    torch.manual_seed(0)
+    before = _global_state()
+    yield
+    after = _global_state()
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert not changed, f"left behind (before, after): {changed}"

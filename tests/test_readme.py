@@ -1,0 +1,45 @@
+"""The README's example runs, and its commands are where CI looks for them."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import captum_density
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _block(marker: str, language: str) -> str:
+    blocks = re.findall(rf"<!-- {marker} -->\n```{language}\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 1, f"expected one {language} block under <!-- {marker} -->, found {len(blocks)}"
+    return blocks[0]
+
+
+def test_example_runs():
+    names: dict[str, object] = {}
+    exec(compile(_block("example", "python"), "README.md", "exec"), names)
+    assert names["saliency"].shape == names["parts"].shape == names["images"].shape
+    assert names["saliency"].min() >= 0
+    assert names["parts"].min() < 0
+
+
+@pytest.mark.parametrize("marker", ["command: main job", "command: tests"])
+def test_ci_runs_the_command_of_the_readme(marker):
+    command = _block(marker, "sh")
+    assert command.count("\n") == 1, "one line each"
+    printed = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "run"), "--print", marker.removeprefix("command: ")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"]},
+    ).stdout
+    assert printed == command
+
+
+def test_first_sentence_is_the_package_s():
+    assert captum_density.__doc__.split(":")[0] in README
