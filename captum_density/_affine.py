@@ -41,14 +41,6 @@ from captum_density._remainder import (
 __all__ = ["AffineTrace", "IncompleteError", "Operation", "OpaqueOperationError", "unwrap"]
 
 _MARK = "_captum_density_activation"
-# Where `inplace` stands among the arguments of the functions that have it.
-_INPLACE_POSITION = {
-    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1, "leaky_relu": 2, "elu": 2,
-    "celu": 2, "hardtanh": 3, "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3,
-    "alpha_dropout": 3, "feature_alpha_dropout": 3,
-}  # fmt: skip
-
-
 class IncompleteError(RuntimeError):
     """The terms of an example do not sum to its output."""
 
@@ -203,6 +195,8 @@ class AffineTrace(TorchFunctionMode):
             self._refuse_batch_statistics(call)
         if rule.kind == "derivative" or self.check:
             call.record_rng(always=self.check)
+        if rule.kind == "symmetric":
+            call.record_edge()
         places = [_place(u) for u in activations]
         for place in places:
             settle(call, place)
@@ -221,6 +215,8 @@ class AffineTrace(TorchFunctionMode):
             ):
                 if is_new:
                     self._add(call.name, y, r, place)
+                    if y._is_view() and not self._is_marked(y._base):
+                        self._mark(y._base, None)  # memory of a composite operation, which a later one may write to
             if self.check and self.culprit is None:
                 self._compare(call, returned, found)
         return result
@@ -405,15 +401,12 @@ def _mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     name = getattr(func, "__name__", "")
     if isinstance(func, torch._ops.OpOverload):
         return [a for a, spec in zip(args, func._schema.arguments, strict=False) if spec.is_write]
-    normal = operation_name(func)
     in_place = (
         (name.endswith("_") and not name.endswith("__"))
         or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"))
         or name == "__setitem__"
     )
-    if normal in _INPLACE_POSITION and not in_place:
-        position = _INPLACE_POSITION[normal]
-        in_place = bool(args[position] if len(args) > position else kwargs.get("inplace", False))
+    in_place = in_place or Call(func, args, kwargs, []).overwrites_by_flag()
     target = args[0] if args else kwargs.get("input")
     return [target] if in_place and isinstance(target, Tensor) and name != "requires_grad_" else []
 

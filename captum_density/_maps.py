@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_density._places import Place, Source, area_matrix, linear_matrix, resize
-from captum_density._sweep import Term
+from captum_density._sweep import Term, per_example
 
 __all__ = ["SaliencyMaps", "SampleSums", "SignedMaps", "SimpleSaliencyMaps", "Terms", "over_channels", "rescaled"]
 
@@ -25,7 +25,7 @@ class Terms:
 
     def add(self, term: Term) -> Tensor:
         self.biases[term.name] = values = term.values
-        return values.flatten(1).sum(1)
+        return per_example(values)
 
 
 class SampleSums:
@@ -39,7 +39,7 @@ class SampleSums:
         values = term.values
         kept = self.summed(values) if len(values) > 1 else values  # one alone: the caller has to join it to the others
         self.terms[term.name] = replace(term, gradient=kept, remainder=kept.new_ones(()))
-        return values.flatten(1).sum(1)
+        return per_example(values)
 
     def summed(self, values: Tensor) -> Tensor:
         """(N * samples, ...) to (N, ...)."""
@@ -85,7 +85,7 @@ class SignedMaps(_Maps):
 
     def add(self, term: Term) -> Tensor:
         if term.place is None:
-            total = rest = term.values.flatten(1).sum(1)
+            total = rest = per_example(term.values)
         else:
             if _is_channelwise(term):
                 weights = term.remainder.flatten(1).unsqueeze(1).expand(len(term.gradient), -1, -1)
@@ -115,11 +115,11 @@ class SaliencyMaps(_Maps):
 
     def add(self, term: Term) -> Tensor:
         if term.place is None:
-            return term.values.flatten(1).sum(1)
+            return per_example(term.values)
         if _is_channelwise(term):
             return self._add_channelwise(term, term.place)
         values = self._product(term)
-        total = values.flatten(1).sum(1)
+        total = per_example(values)
         self._add_psi(values if values.requires_grad else values.abs_(), term.place)
         return total
 
@@ -161,7 +161,7 @@ class SimpleSaliencyMaps(SaliencyMaps):
     def add(self, term: Term) -> Tensor:
         if term.place is not None:
             self._add_psi(term.gradient.abs(), term.place)
-        return term.values.flatten(1).sum(1)
+        return per_example(term.values)
 
 
 def _is_channelwise(term: Term) -> bool:
@@ -183,9 +183,9 @@ def _cell_sums(values: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
     crowd = [d + 1 for d in range(place.cells.ndim) if place.cells.size(d) == 1 and values.size(d + 1) > 1]
     summed = values.sum(crowd, keepdim=True) if crowd else values
     if place.regular:
-        return summed.flatten(1), None
+        return summed.reshape(len(summed), -1), None
     index = place.cells.flatten().long() + 1
-    table = summed.new_zeros(len(summed), math.prod(place.grid) + 1).index_add(1, index, summed.flatten(1))
+    table = summed.new_zeros(len(summed), math.prod(place.grid) + 1).index_add(1, index, summed.reshape(len(summed), -1))
     return table[:, 1:], table[:, 0]
 
 
@@ -202,7 +202,7 @@ def _counts(values: Tensor, place: Place) -> Tensor | int:
 def _range(values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     """(N, 1) smallest and largest value of each example, among the elements that have a place."""
     if not place.partial:
-        flat = values.flatten(1)
+        flat = values.reshape(len(values), -1)
         return flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     nowhere = place.cells < 0
     low = values.masked_fill(nowhere, math.inf).flatten(1).amin(1, keepdim=True)

@@ -26,7 +26,7 @@ _MOVES = frozenset(
     view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose t T mT H mH adjoint swapaxes
     swapdims movedim moveaxis expand expand_as broadcast_to repeat tile repeat_interleave ravel getitem select narrow
     chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit unbind index_select gather
-    take_along_dim diagonal roll flip fliplr flipud rot90 cat concat concatenate stack hstack vstack dstack pad
+    take_along_dim diagonal roll flip fliplr flipud rot90 cat concat concatenate stack hstack vstack dstack pad unfold
     """.split()
 )
 
@@ -50,7 +50,7 @@ _MIXES_LAST = frozenset(
     rnn_tanh rnn_relu layer_norm rms_norm softmax log_softmax
     """.split()
 )
-_KEEPS_SHAPE_WHILE_MIXING = frozenset({"layer_norm", "rms_norm", "softmax", "log_softmax"})
+_KEEPS_LAST = frozenset({"layer_norm", "rms_norm", "softmax", "log_softmax"})
 
 
 @dataclass
@@ -152,19 +152,23 @@ def propagate(
     """The places of a call's outputs, from those of its activations (both in order)."""
     known = [(u, p.settled()) for u, p in zip(call.activations, places, strict=True) if p is not None]
     name = call.name
+    if name in _MOVES and known and call.mutated:
+        return [None] * len(outputs)  # x.t_() and its like: the shape it had is gone
     if name in _MOVES and known:
         return _moved(call, known, outputs)
     if name in _SPATIAL:
         source = known[0][1].source if known else sources[0] if len(sources) == 1 else None
         return [_regular(call, source, known, y) for y in outputs]
-    return [_carried(name, known, y) for y in outputs]
+    return [_carried(call, known, y) for y in outputs]
 
 
 def _regular(call: Call, source: Source | None, known: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
     """A channels-first map (N, C, *grid): of the grid it had, or of a new one in row-major order."""
     rank = output.ndim - 2
     for u, place in known:
-        if u.shape[:1] + u.shape[2:] == output.shape[:1] + output.shape[2:] and place.cells.size(1) == 1:
+        if u.ndim < 3 or place.cells.size(1) > 1:
+            continue
+        if u.shape[:1] + u.shape[2:] == output.shape[:1] + output.shape[2:]:
             return place
     if source is None or rank != len(source.final_positions()) or _SPATIAL[call.name] not in (0, rank):
         return None
@@ -175,19 +179,47 @@ def _regular(call: Call, source: Source | None, known: Sequence[tuple[Tensor, Pl
     return Place(source, grid, cells.view(1, 1, *grid), regular=True)
 
 
-def _carried(name: str, known: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
-    """An elementwise operation keeps every position; one that mixes the last dimension keeps the others."""
-    elementwise = name not in _MIXES_LAST or name in _KEEPS_SHAPE_WHILE_MIXING
+def _carried(call: Call, known: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
+    """Other operations keep the positions they do not mix: elementwise all, a dense layer all but the last dimension."""
+    if call.name in _MIXES_LAST - _KEEPS_LAST:
+        known = [(u, mixed) for u, place in known if (mixed := _mixed(place)) is not None]
     for u, place in known:
-        if elementwise and u.shape == output.shape:
+        if u.shape == output.shape:
             return place
-        if place.cells.ndim == 0 or place.cells.size(-1) > 1:
-            continue
-        if u.ndim == output.ndim and u.shape[:-1] == output.shape[:-1]:
+    for _, place in sorted(known, key=lambda pair: -pair[1].cells.numel()):
+        if _broadcasts(place.cells, output):
             return place
-        if u.shape[:-1] == output.shape:
-            return place.with_cells(place.cells.squeeze(-1))
+        dim = call.argument(1, "dim")
+        if isinstance(dim, int) and place.cells.ndim == output.ndim + 1 and place.cells.size(dim) == 1:
+            reduced = place.with_cells(place.cells.squeeze(dim))
+            return reduced if _broadcasts(reduced.cells, output) else None
     return None
+
+
+def _mixed(place: Place) -> Place | None:
+    """The place after an operation has mixed the last dimension.
+
+    Where that dimension held several cells (patches laid out as channels, merged patches), their mean position counts.
+    Distinct positions make the rows and columns of a coarser grid; if there is but one, nothing is left of the place.
+    """
+    cells = place.cells
+    if cells.ndim == 0 or place.unsettled:
+        return None
+    if cells.size(-1) == 1:
+        return place
+    here = (cells >= 0).double()
+    count = here.sum(-1, keepdim=True)
+    rest, numbers, grid = cells.clamp(min=0).long(), torch.zeros_like(count, dtype=torch.int64), []
+    for size in reversed(place.grid):  # from the last dimension of the grid to the first, as cells are numbered
+        mean = ((rest % size) * here).sum(-1, keepdim=True) / count
+        distinct, rank = torch.unique(mean[count > 0], return_inverse=True)
+        numbers[count > 0] += rank * math.prod(grid)
+        grid.insert(0, len(distinct))
+        rest = rest.div(size, rounding_mode="floor")
+    numbers[count == 0] = -1
+    if math.prod(grid) <= 1:
+        return None
+    return Place(place.source, tuple(grid), numbers.int(), partial=bool((count == 0).any()))
 
 
 def _moved(call: Call, known: Sequence[tuple[Tensor, Place]], outputs: Sequence[Tensor]) -> list[Place | None]:
@@ -207,7 +239,9 @@ def _moved(call: Call, known: Sequence[tuple[Tensor, Place]], outputs: Sequence[
 
 
 def _checked(place: Place, partial: bool) -> Place | None:
-    """The place with `partial` as its cells have it; None if no element is placed at all."""
+    """The place with `partial` as its cells have it; None if no element, or the whole input in one, is placed."""
+    if math.prod(place.grid) == 1:
+        return None  # what a dense layer reads after global pooling
     if not partial:
         return place
     nowhere = place.cells < 0
@@ -220,6 +254,10 @@ def _move(call: Call, cells: dict[int, Tensor], full: bool) -> list[Tensor] | No
         return None
     if not full and call.name == "getitem" and any(True for _ in tensors_in(call.args[1])):
         return None  # an index by numbers must meet the sizes it was made for
+
+    if call.name == "unfold":  # which has no integer form, and pads with zeros
+        source = cells[id(call.args[0])].expand(call.args[0].shape) + 1
+        return [(call.func(source.double(), *call.args[1:], **call.kwargs) - 1).int()] if full else None
 
     def number(t: Tensor) -> Tensor:
         if id(t) in cells:

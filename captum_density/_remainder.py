@@ -24,6 +24,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["Call", "Rule", "map_tensors", "operation_name", "remainders", "reverse_products", "select_rule", "tensors_in"]
@@ -32,7 +33,7 @@ __all__ = ["Call", "Rule", "map_tensors", "operation_name", "remainders", "rever
 _LINEAR = frozenset(
     """
     relu leaky_relu prelu rrelu abs neg negative positive dropout dropout1d dropout2d dropout3d feature_dropout
-    max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+    fractional_max_pool2d fractional_max_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d max_unpool1d max_unpool2d max_unpool3d
     interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle channel_shuffle grid_sample
@@ -63,10 +64,26 @@ _TAKES_NUMBERS = frozenset("add sub rsub where masked_fill setitem fill index_fi
 # Linear in each tensor they read: homogeneous of degree (number of activations) in the activations together.
 _MULTILINEAR = frozenset("mul matmul bmm mm mv dot inner outer ger einsum tensordot kron vdot linalg_multi_dot".split())
 
+# With a symmetric Jacobian, most of them elementwise: J u = J^T u, one step of the backward pass that is there anyway.
+_SYMMETRIC = frozenset(
+    """
+    sigmoid tanh silu gelu elu selu celu mish softplus hardswish hardsigmoid hardtanh relu6 clamp clip clamp_min clamp_max
+    exp expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc threshold hardshrink
+    softshrink logsigmoid softsign tanhshrink exp2 softmax
+    """.split()
+)
+
 _POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
 # op(input, weight, bias, ...): linear in the input, plus a bias along the given axis of the output.
-_BIASED = {"linear": -1, "convolution": 1} | {f"conv{t}{k}d": 1 for t in ("", "_transpose") for k in (1, 2, 3)}
+_BIASED = {"linear": -1, "convolution": 1} | {f"conv{t}{k}d": -1 - k for t in ("", "_transpose") for k in (1, 2, 3)}
+
+# Where `inplace` stands among the arguments of the functions that have it.
+INPLACE_POSITION = {
+    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1, "leaky_relu": 2, "elu": 2,
+    "celu": 2, "hardtanh": 3, "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3,
+    "alpha_dropout": 3, "feature_alpha_dropout": 3,
+}  # fmt: skip
 
 # These draw random numbers when a model is in training mode, so a second evaluation must replay them.
 _FUSED_RECURRENCE = frozenset("lstm gru rnn_tanh rnn_relu".split())
@@ -132,7 +149,7 @@ class Call:
     """One call of a torch function, as it stood before the call.
 
     `activations` are the arguments that depend on the inputs, by identity; everything else is a constant.
-    `mutated` are the arguments the call writes to.
+    `mutated` are the arguments the call writes to, `edge` is where the one activation stands in the graph.
     """
 
     func: Callable[..., Any]
@@ -141,6 +158,7 @@ class Call:
     activations: list[Tensor]
     mutated: list[Tensor] = field(default_factory=list)
     rng_state: list[tuple[torch.device, Tensor]] = field(default_factory=list)
+    edge: GradientEdge | None = None
 
     @property
     def name(self) -> str:
@@ -161,11 +179,25 @@ class Call:
         return any(isinstance(value, numbers.Number) and value != 0 for value in values)
 
     def frozen(self) -> Call:
-        """The same call on copies of what it is about to overwrite (a record to evaluate it again later)."""
+        """The same call on copies of what it is about to overwrite: a record to evaluate it again later.
+
+        Where a flag asks for overwriting, the record does without: then no further copy is ever needed.
+        """
         copies = {id(t): t.clone() for t in self.mutated}
         args, kwargs = map_tensors(lambda t: copies.get(id(t), t), (self.args, self.kwargs))
         activations = [copies.get(id(t), t) for t in self.activations]
-        return Call(self.func, args, kwargs, activations, [copies[id(t)] for t in self.mutated], self.rng_state)
+        mutated = [copies[id(t)] for t in self.mutated]
+        position = INPLACE_POSITION.get(self.name, len(args))
+        if len(args) > position:
+            args, mutated = (*args[:position], False, *args[position + 1 :]), []
+        elif kwargs.get("inplace"):
+            kwargs, mutated = {**kwargs, "inplace": False}, []
+        return Call(self.func, args, kwargs, activations, mutated, self.rng_state, self.edge)
+
+    def overwrites_by_flag(self) -> bool:
+        """Whether `inplace=True` was passed."""
+        position = INPLACE_POSITION.get(self.name, len(self.args))
+        return bool(self.args[position] if len(self.args) > position else self.kwargs.get("inplace", False))
 
     def evaluate(self, substitute: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Run the call with `substitute(u)` in place of each activation u, as it ran: same kernels, same random draws.
@@ -189,6 +221,10 @@ class Call:
             stack.enter_context(_replayed(self.rng_state))
             result = self.func(*args, **kwargs)
         return [done[id(t)] for t in self.mutated] or list(tensors_in(result))
+
+    def record_edge(self) -> None:
+        """Remember where the activation stands in the graph, before it is overwritten."""
+        self.edge = get_gradient_edge(self.activations[0])
 
     def record_rng(self, always: bool = False) -> None:
         """Remember the random state if the call may draw from it."""
@@ -230,7 +266,7 @@ def _replayed(rng_state: Sequence[tuple[torch.device, Tensor]]) -> Iterator[None
         yield
 
 
-Kind = Literal["zero", "degree", "bias", "batch_norm", "at_zero", "derivative"]
+Kind = Literal["zero", "degree", "bias", "batch_norm", "at_zero", "symmetric", "derivative"]
 
 
 @dataclass(frozen=True)
@@ -243,7 +279,7 @@ class Rule:
     @property
     def evaluates(self) -> bool:
         """Whether the call is run a second time, so that what it overwrites must be kept."""
-        return self.kind in ("at_zero", "derivative")
+        return self.kind in ("at_zero", "symmetric", "derivative")
 
 
 _ZERO, _DERIVATIVE = Rule("zero"), Rule("derivative")
@@ -264,6 +300,8 @@ def select_rule(call: Call) -> Rule:
         return _homogeneous(count)
     if name in _BIASED:
         return Rule("bias") if count == 1 and call.is_activation(call.argument(0, "input")) else _DERIVATIVE
+    if name in _SYMMETRIC and count == 1:
+        return Rule("symmetric")
     if name in _POWERS:
         return _homogeneous(_POWERS[name])
     if name == "div" and call.kwargs.get("rounding_mode") is None:
@@ -297,7 +335,7 @@ def remainders(rule: Rule, call: Call, outputs: Sequence[Tensor], create_graph: 
     if rule.kind == "zero":
         return [None] * len(outputs)
     with torch.set_grad_enabled(create_graph):
-        values = outputs if create_graph else [y.detach() for y in outputs]
+        values = list(outputs) if create_graph else [y.detach() for y in outputs]
         if rule.kind == "degree":
             return [(1 - rule.degree) * y for y in values]
         if rule.kind == "bias":
@@ -312,7 +350,11 @@ def remainders(rule: Rule, call: Call, outputs: Sequence[Tensor], create_graph: 
         if rule.kind == "at_zero":
             # A masked score is -inf and has gradient zero: it adds nothing to f, where -inf * 0 would be NaN.
             return [_finite(y) if _is_continuous(y) else None for y in call.evaluate(torch.zeros_like)]
-        products = _jacobian_products(call, create_graph)
+        products = _transposed_product(call, outputs, create_graph) if rule.kind == "symmetric" else None
+        if products is None:
+            products = _jacobian_products(call, create_graph)
+        elif not create_graph:
+            return [product.neg_().add_(y) for y, product in zip(values, products, strict=True)]
         return [y - product for y, product in zip(values, products, strict=True)]
 
 
@@ -332,6 +374,24 @@ def _batch_norm_bias(call: Call, ndim: int) -> Tensor:
     shift = shift if gamma is None else shift * gamma
     shift = shift if beta is None else shift + beta
     return shift.view([1, -1] + [1] * (ndim - 2))
+
+
+def _transposed_product(call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor] | None:
+    """J^T u through the graph of the call itself; None where that does not lead from its one output to its operand."""
+    (u,), (y,) = call.activations, outputs
+    if u.shape != y.shape or u.dtype != y.dtype or call.edge is None or not y.requires_grad:
+        return None
+    vector = _finite(u) if call.name == "softmax" else u  # a masked score would spoil its whole row
+    (product,) = torch.autograd.grad(
+        y, [call.edge], vector if create_graph else vector.detach(), retain_graph=True, create_graph=create_graph,
+        allow_unused=True,
+    )  # fmt: skip
+    if product is None:
+        return None
+    if create_graph:
+        return [_finite(product)]
+    # An infinite score has a derivative of zero, and adds nothing.
+    return [torch.nan_to_num_(product, nan=0.0, posinf=0.0, neginf=0.0)]
 
 
 def _jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
@@ -378,11 +438,15 @@ def reverse_mode_product(output: Tensor, points: Sequence[Tensor], create_graph:
     if not output.requires_grad:
         return torch.zeros_like(output)
     with torch.enable_grad():
-        cotangent = torch.zeros_like(output, requires_grad=True)
+        cotangent = torch.ones_like(output, requires_grad=True)
         pullback = torch.autograd.grad(output, points, cotangent, create_graph=True, allow_unused=True)
-        pairing = sum(((g * (u if create_graph else u.detach())).sum() for g, u in zip(pullback, points, strict=True)
-                       if g is not None and g.requires_grad), torch.zeros_like(output).sum())  # fmt: skip
-        if not pairing.requires_grad:
-            return torch.zeros_like(output)
-        (product,) = torch.autograd.grad(pairing, cotangent, create_graph=create_graph, allow_unused=True)
+        pairs = [(g, u if create_graph else u.detach()) for g, u in zip(pullback, points, strict=True) if g is not None]
+        linked = [(g * u.conj()).sum().real for g, u in pairs if g.requires_grad]
+        product = None
+        if linked:
+            (product,) = torch.autograd.grad(sum(linked), cotangent, create_graph=create_graph, allow_unused=True)
+    if product is None or len(linked) < len(pairs):
+        # J^T v is linear in v: where it does not depend on v it is zero, or it was computed out of autograd's sight.
+        if any(bool(g.detach().any()) for g, _ in pairs if product is None or not g.requires_grad):
+            raise RuntimeError("its backward is not differentiable")
     return torch.zeros_like(output) if product is None else product

@@ -18,7 +18,7 @@ from captum_density._affine import AffineTrace, IncompleteError, OpaqueOperation
 from captum_density._captum import TargetType, format_additional_forward_args, run_forward, select_targets
 from captum_density._places import Place
 
-__all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "sweep", "validate_inputs"]
+__all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "per_example", "sweep", "validate_inputs"]
 
 # Largest |sum of terms - f| over the sum of the terms' absolute values that rounding explains.
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -66,6 +66,7 @@ class Sweep:
         gradients: df/dx for each input.
         total: (N,) sum of all terms, float64.
         scale: (N,) sum over operations and inputs of |sum of the term|, float64: below the sum of absolute values.
+        precision: The least precise dtype that an operation computed in, which bounds how well the sum can be met.
     """
 
     output: Tensor
@@ -73,6 +74,7 @@ class Sweep:
     gradients: tuple[Tensor, ...]
     total: Tensor
     scale: Tensor
+    precision: torch.dtype
 
     def gap(self) -> Tensor:
         """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
@@ -152,7 +154,7 @@ def sweep(
         if one[0] is None or not _is_complete(one[0], model, _target_of(target, i, n), _example(args, i, n)):
             raise _diagnose(model, _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n), one[0])
         alone, together = one[0].output.double(), output[i].double()
-        if float((alone - together).abs()) > 100 * _TOLERANCE[inputs[0].dtype] * float(together.abs().clamp(min=1e-3)):
+        if float((alone - together).abs()) > 100 * _TOLERANCE[one[0].precision] * float(together.abs().clamp(min=1e-3)):
             raise IncompleteError(
                 f"the output of example {i} is {float(together):.6g} in this batch and {float(alone):.6g} alone: the model "
                 "mixes examples, so they have no full gradients of their own; pass them one at a time"
@@ -192,9 +194,11 @@ def _run(
         dtype = accumulation_dtype(*inputs)
         sums: list[Tensor] = []
         unclear: list[str] = []
+        dtypes = {selected.dtype, *(x.dtype for x in inputs)}
 
         def consume(operation: Operation, gradient: Tensor) -> None:
             assert operation.remainder is not None
+            dtypes.add(gradient.dtype)
             layout = _examples_first(gradient.shape, n)
             if layout is None:
                 unclear.append(operation.name)
@@ -209,13 +213,15 @@ def _run(
             sums.append(consumer.add(Term(operation.name, gradient.to(dtype), remainder.to(dtype), place)))
 
         gradients = trace.backward(selected, consume)
-        sums += [_per_example(g.to(dtype) * x.to(dtype)) for x, g in zip(leaves, gradients, strict=True)]
+        sums += [per_example(g.to(dtype) * x.to(dtype)) for x, g in zip(leaves, gradients, strict=True)]
     if unclear:
         return None, consumer
     if not create_graph:
         selected = selected.detach()
     table = torch.stack([s.detach().double() for s in sums])
-    return Sweep(selected, leaves if create_graph else inputs, gradients, table.sum(0), table.abs().sum(0)), consumer
+    precision = max(dtypes & _TOLERANCE.keys(), key=_TOLERANCE.__getitem__)
+    at = leaves if create_graph else tuple(x.detach() for x in leaves)
+    return Sweep(selected, at, gradients, table.sum(0), table.abs().sum(0), precision), consumer
 
 
 def _leaf(x: Tensor, create_graph: bool) -> Tensor:
@@ -259,13 +265,14 @@ def _examples_first(shape: torch.Size, n: int) -> Callable[[Tensor], Tensor] | N
     return None
 
 
-def _per_example(values: Tensor) -> Tensor:
-    return values.sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values
+def per_example(values: Tensor) -> Tensor:
+    """Sums over all dimensions but the first, (N,)."""
+    return values.reshape(len(values), -1).sum(1)
 
 
 def _is_complete(result: Sweep, model: Callable[..., Any], target: TargetType, args: Any) -> bool:
     """Whether every example's terms sum to its output, up to what rounding explains of them."""
-    tolerance = _TOLERANCE[result.output.dtype]
+    tolerance = _TOLERANCE[result.precision]
     if bool((result.gap() <= tolerance).all()):
         return True
     # Large elements may cancel within a term: then their absolute values are the scale, and have to be summed for it.
@@ -273,7 +280,7 @@ def _is_complete(result: Sweep, model: Callable[..., Any], target: TargetType, a
     if remeasured is None:
         return False
     inputs = zip(remeasured.gradients, remeasured.inputs, strict=True)
-    scale = magnitude.total + sum(_per_example((g.double() * x.double()).abs()) for g, x in inputs)
+    scale = magnitude.total + sum(per_example((g.double() * x.double()).abs()) for g, x in inputs)
     return bool(((result.total - result.output.double()).abs() <= tolerance * scale).all())
 
 
@@ -285,8 +292,8 @@ class _Magnitude:
 
     def add(self, term: Term) -> Tensor:
         values = term.values
-        self.total = self.total + _per_example(values.abs()).double()
-        return _per_example(values)
+        self.total = self.total + per_example(values.abs()).double()
+        return per_example(values)
 
 
 def _example(values: Any, i: int, n: int) -> Any:

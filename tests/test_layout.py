@@ -20,14 +20,24 @@ LAYERS = (
     {"density", "softmax_shift"},
     {"attr", "samplers", "losses"},
     {"metrics", "retraining"},
-    {"datasets", "plots", "testing", "_conformance"},  # leaves: nothing but what follows imports them
+    {
+        "datasets",
+        "plots",
+        "testing",
+        "_conformance",
+        "_networks",
+        "_network_layers",
+    },  # leaves: what follows imports them
     {"audit"},
     {"_demo"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Pieces of one thing, which may import each other.
-TOGETHER = ({"_affine", "_maps", "_places", "_remainder", "_sweep"}, {"testing", "_conformance"})
+TOGETHER = (
+    {"_affine", "_maps", "_places", "_remainder", "_sweep"},
+    {"testing", "_conformance", "_networks", "_network_layers"},
+)
 
 
 def _module(path: Path) -> str:

@@ -16,7 +16,8 @@ from captum.log import log_usage
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from captum_density import testing
+from captum_density._networks import KINDS
+from captum_density.attr import FullGrad, SimpleFullGrad, SmoothFullGrad
 from captum_density.testing import (
     CAPTUM_DEPARTURES,
     ConformanceError,
@@ -270,6 +271,17 @@ def test_a_broken_attributor_fails_only_its_own_check():
         assert failing(BROKEN[name]) <= {other for other in BROKEN if other.startswith(aspect)}
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_full_grad_keeps_every_law(complete):
+    ran = check_attribution(lambda model: FullGrad(model, complete=complete))
+    assert set(attribution_checks()) - set(ran) == (set() if complete else {"convergence_delta_value"})
+
+
+def test_simple_and_smooth_full_grad_keep_every_law():
+    check_attribution(SimpleFullGrad)
+    check_attribution(SmoothFullGrad, stochastic=True)
+
+
 def patch_forward(self, inputs):
     self.forward_func.forward = self.forward_func.forward
 
@@ -400,8 +412,7 @@ def full_gradients(model: nn.Sequential, x: Tensor) -> SimpleNamespace:
     on = (hidden(x) > 0).to(x.dtype)
     gradient = (on * last.weight[0]) @ hidden.weight
     biases = {"0": on * last.weight[0] * hidden.bias, "2": last.bias.expand(len(x), 1)}
-    total = (gradient * x).sum(1) + biases["0"].sum(1) + biases["2"].sum(1)
-    return SimpleNamespace(output=model(x)[:, 0], inputs=(gradient * x,), biases=biases, total=lambda: total)
+    return SimpleNamespace(output=model(x)[:, 0], inputs=(gradient * x,), biases=biases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -442,7 +453,7 @@ def test_rtol_is_relative_to_the_absolute_terms():
 @pytest.mark.parametrize(
     ("terms", "output", "error", "words"),
     [
-        ([1.0], torch.ones(1), TypeError, r"must be a tensor, a tuple of tensors or have total\(\); received list"),
+        ([1.0], torch.ones(1), TypeError, "must be a tensor, a tuple of tensors or full gradients; received list"),
         ((), torch.ones(1), TypeError, "batch dimension"),
         (torch.tensor(1.0), torch.ones(1), TypeError, "batch dimension"),
         (torch.ones(2, 3), None, TypeError, r"output must be a tensor \(N,\); received NoneType"),
@@ -460,14 +471,14 @@ def test_what_cannot_be_compared_is_refused(terms, output, error, words):
 # networks
 
 
-@pytest.mark.parametrize("kind", testing.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_networks_run_differentiably_and_repeat(kind):
     seen = set()
 
     @settings(max_examples=60, database=None, derandomize=True)  # for the variety asserted at the end
     @given(networks([kind]))
     def test(problem):
-        seen.update(type(module).__name__ for module in problem.model.modules())
+        seen.update(getattr(module, "how", type(module).__name__) for module in problem.model.modules())
         assert problem.kind == kind
         assert not problem.model.training
         assert problem.inputs.dtype == torch.float64
@@ -483,11 +494,11 @@ def test_networks_run_differentiably_and_repeat(kind):
 
     test()
     wanted = {
-        "piecewise_linear": {"ReLU", "PReLU", "BatchNorm1d", "_Add", "_Concatenate"},
-        "smooth": {"GELU", "Tanh", "SiLU", "_Gate"},
-        "convolutional": {"Conv2d", "MaxPool2d", "AdaptiveAvgPool2d", "_Add"},
+        "piecewise_linear": {"ReLU", "PReLU", "BatchNorm1d", "addition", "concatenation"},
+        "smooth": {"GELU", "Tanh", "SiLU", "product"},
+        "convolutional": {"Conv2d", "MaxPool2d", "AdaptiveAvgPool2d", "addition in place"},
         "recurrent": {"RNN", "GRU", "LSTM"},
-        "attention": {"_DotProductAttention", "MultiheadAttention", "TransformerEncoderLayer", "LayerNorm"},
+        "attention": {"DotProductAttention", "MultiheadAttention", "TransformerEncoderLayer", "LayerNorm"},
     }
     assert wanted[kind] <= seen
 

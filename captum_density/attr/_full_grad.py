@@ -16,6 +16,7 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_density._affine import unwrap
 from captum_density._captum import (
     ExpansionTypes,
     TargetType,
@@ -35,7 +36,7 @@ from captum_density._maps import (
     over_channels,
     rescaled,
 )
-from captum_density._sweep import Sweep, Term, accumulation_dtype, sweep
+from captum_density._sweep import Sweep, Term, accumulation_dtype, per_example, sweep, validate_inputs
 
 __all__ = ["FullGrad", "FullGradients", "SimpleFullGrad", "SmoothFullGrad"]
 
@@ -57,15 +58,15 @@ class FullGradients:
     def total(self) -> Tensor:
         """(N,) sum of all terms of each example, which equals `output` up to rounding."""
         terms = [*self.inputs, *self.biases.values()]
-        return sum((t.flatten(1).sum(1, dtype=torch.float64) for t in terms), torch.zeros_like(self.output).double()).to(
+        return sum((per_example(t.double()) for t in terms), torch.zeros_like(self.output).double()).to(
             accumulation_dtype(*terms)
         )
 
     def gap(self) -> Tensor:
         """(N,) |total - output| over the sum of the terms' absolute values: in [0, 1], lower is better."""
         terms = [*self.inputs, *self.biases.values()]
-        magnitude = sum((t.flatten(1).abs().sum(1, dtype=torch.float64) for t in terms), self.output.double().abs() * 0)
-        total = sum((t.flatten(1).sum(1, dtype=torch.float64) for t in terms), torch.zeros_like(magnitude))
+        magnitude = sum((per_example(t.double().abs()) for t in terms), self.output.double().abs() * 0)
+        total = sum((per_example(t.double()) for t in terms), torch.zeros_like(magnitude))
         return (total - self.output.double()).abs() / magnitude.clamp(min=torch.finfo(torch.float64).tiny)
 
     def __repr__(self) -> str:
@@ -291,7 +292,7 @@ class FullGrad(_FullGradAttribution):
 
 
 def _delta(attributions: Any, output: Tensor) -> Tensor:
-    parts = (a.flatten(1).sum(1, dtype=accumulation_dtype(a)) for a in format_tensor_into_tuples(attributions))
+    parts = (per_example(a.to(accumulation_dtype(a))) for a in format_tensor_into_tuples(attributions))
     return (sum(parts, torch.zeros_like(output)) - output).to(output.dtype)
 
 
@@ -395,6 +396,7 @@ class SmoothFullGrad(_FullGradAttribution):
             TypeError: As `FullGrad.attribute`.
         """
         xs = _as_tuple(inputs)
+        validate_inputs(unwrap(self.forward_func), xs)
         scales = _noise_scales(xs, stdevs)
         batch = nt_samples if nt_samples_batch_size is None else nt_samples_batch_size
         if nt_samples < 1 or batch < 1:

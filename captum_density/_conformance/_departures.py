@@ -1,0 +1,29 @@
+"""Where Captum's own methods break a law, measured with Captum 0.8 and 0.9."""
+
+from collections.abc import Mapping
+
+__all__ = ["CAPTUM_DEPARTURES"]
+
+_STRIDES = "returns the gradient's strides, which sensitivity_max then fails to view as (N, -1)"
+_UNDONE = "undo_gradient_requirements is not in a finally: the caller's input keeps requires_grad=True"
+_GRAPH = "multiplies with the input itself, so the result requires grad and .numpy() fails"
+_ATTRIBUTES = "leaves tensors in the attributes input and output of the model's activations"
+_GRADIENT = {
+    "contiguous": _STRIDES,
+    "requires_grad_after_bad_target": _UNDONE,
+    "requires_grad_after_raising_model": _UNDONE,
+}
+# attributor -> check -> what happens
+CAPTUM_DEPARTURES: Mapping[str, Mapping[str, str]] = {
+    "Saliency": _GRADIENT,
+    "InputXGradient": {**_GRADIENT, "detached": _GRAPH},
+    "IntegratedGradients": {"reduced_precision": "weighs gradients by float32 step sizes, so bfloat16 becomes float32"},
+    "GuidedBackprop": _GRADIENT,
+    "Deconvolution": _GRADIENT,
+    "DeepLift": {
+        **_GRADIENT,
+        "detached": _GRAPH,
+        "hooks_after_bad_target": _ATTRIBUTES,
+        "hooks_after_raising_model": _ATTRIBUTES,
+    },
+}
