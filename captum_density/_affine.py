@@ -203,9 +203,8 @@ class AffineTrace(TorchFunctionMode):
         if call.mutated:
             return self._run_in_place(call, rule, places)
         result = func(*args, **kwargs)
-        if rule.kind == "derivative" and isinstance(result, tuple):
-            # One output may be computed from another (an LSTM's h from its c): aliases take no gradient from each other.
-            result = map_tensors(lambda y: y.view_as(y) if y.requires_grad else y, result)
+        related = rule.kind == "derivative" and isinstance(result, tuple)
+        result = map_tensors(lambda y: self._on_its_own(y, related), result)
         returned = list(tensors_in(result))
         new = [y.requires_grad and not self._is_marked(y) for y in returned]
         if any(new):
@@ -215,11 +214,17 @@ class AffineTrace(TorchFunctionMode):
             ):
                 if is_new:
                     self._add(call.name, y, r, place)
-                    if y._is_view() and not self._is_marked(y._base):
-                        self._mark(y._base, None)  # memory of a composite operation, which a later one may write to
             if self.check and self.culprit is None:
                 self._compare(call, returned, found)
         return result
+
+    def _on_its_own(self, y: Tensor, related: bool) -> Tensor:
+        """An output whose gradient is that of its later uses alone, even if they overwrite it.
+
+        One output may be computed from another (an LSTM's h from its c), or be a view of memory the trace has never seen.
+        """
+        hidden = y.requires_grad and y._is_view() and not self._is_marked(y._base)
+        return y.clone() if hidden or (related and y.requires_grad) else y
 
     def _compare(self, call: Call, outputs: list[Tensor], found: list[Tensor | None]) -> None:
         with contextlib.suppress(RuntimeError):  # no second derivative: nothing to compare with

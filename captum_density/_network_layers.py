@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 _COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "addition": operator.add,
     "addition in place": lambda x, y: operator.iadd(y, x),

@@ -20,14 +20,8 @@ LAYERS = (
     {"density", "softmax_shift"},
     {"attr", "samplers", "losses"},
     {"metrics", "retraining"},
-    {
-        "datasets",
-        "plots",
-        "testing",
-        "_conformance",
-        "_networks",
-        "_network_layers",
-    },  # leaves: what follows imports them
+    # Leaves: nothing but what follows imports them.
+    {"datasets", "plots", "testing", "_conformance", "_networks", "_network_layers"},
     {"audit"},
     {"_demo"},
     {"__main__"},

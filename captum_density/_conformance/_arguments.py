@@ -126,8 +126,9 @@ def additional_forward_args(suite: Suite, case: Case) -> Iterator[Finding]:
     each = scale.expand(BATCH, 1)
     for args, last in (((each, shift), (scale, shift)), (each, (scale,))):
         bound = replace(case, model=Selected(case.model, slice(None), last), args=None)
-        received, law = suite.attribute(case, additional_forward_args=args), "as with these arguments in the model"
-        yield from suite.compare(suite.attribute(bound), received, law, f"{len(as_tuple(args))} arguments")
+        expected, received = suite.attribute(bound), suite.attribute(case, additional_forward_args=args)
+        law = "as for the model with these arguments built in"
+        yield from suite.compare(expected, received, law, f"{len(as_tuple(args))} arguments")
 
 
 @check("do not catch the model's exceptions")

@@ -21,10 +21,10 @@ from captum_density._conformance._suite import Suite
 @check("decorate attribute with captum.log.log_usage(), whose __wrapped__ NoiseTunnel calls; treat each row by itself")
 def noise_tunnel(suite: Suite, case: Case) -> Iterator[Finding]:
     """NoiseTunnel wraps the attributor, and with zero noise gives the attributor's own numbers."""
-    tunnel = NoiseTunnel(suite.make(case.model))
+    expected, tunnel = suite.attribute(case), NoiseTunnel(suite.make(case.model))
     smooth = suite.attribute(case, tunnel, nt_type="smoothgrad", nt_samples=2, stdevs=0.0)
     if not suite.stochastic:
-        yield from suite.compare(suite.attribute(case), smooth, "with zero noise, the attributor's numbers")
+        yield from suite.compare(expected, smooth, "with zero noise, the attributor's numbers")
     variance = suite.attribute(case, tunnel, nt_type="vargrad", nt_samples=2, stdevs=0.5)
     for kind, received in (("smoothgrad", smooth), ("vargrad", variance)):
         if shapes(received) != shapes(case.inputs):
