@@ -15,7 +15,7 @@ import contextlib
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,11 @@ from captum_density._remainder import (
     tensors_in,
 )
 
-__all__ = ["AffineTrace", "IncompleteError", "Operation", "OpaqueOperationError", "unwrap"]
+__all__ = ["AffineTrace", "IncompleteError", "OpaqueOperationError", "Operation", "unwrap"]
 
 _MARK = "_captum_density_activation"
+
+
 class IncompleteError(RuntimeError):
     """The terms of an example do not sum to its output."""
 
@@ -267,7 +269,9 @@ class AffineTrace(TorchFunctionMode):
         try:
             return remainders(rule, call, outputs, self.create_graph)
         except NotImplementedError as error:
-            raise NotImplementedError(f"{self._name(call.name)}: {error}; no full gradient passes through it") from error
+            raise NotImplementedError(
+                f"{self._name(call.name)}: {error}; no full gradient passes through it"
+            ) from error
 
     def _add(self, name: str, y: Tensor, r: Tensor | None, place: Place | None) -> None:
         self._mark(y, place)
@@ -414,5 +418,3 @@ def _mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     in_place = in_place or Call(func, args, kwargs, []).overwrites_by_flag()
     target = args[0] if args else kwargs.get("input")
     return [target] if in_place and isinstance(target, Tensor) and name != "requires_grad_" else []
-
-

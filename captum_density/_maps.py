@@ -185,7 +185,9 @@ def _cell_sums(values: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
     if place.regular:
         return summed.reshape(len(summed), -1), None
     index = place.cells.flatten().long() + 1
-    table = summed.new_zeros(len(summed), math.prod(place.grid) + 1).index_add(1, index, summed.reshape(len(summed), -1))
+    table = summed.new_zeros(len(summed), math.prod(place.grid) + 1).index_add(
+        1, index, summed.reshape(len(summed), -1)
+    )
     return table[:, 1:], table[:, 0]
 
 

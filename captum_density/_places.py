@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -186,13 +185,14 @@ def _carried(call: Call, known: Sequence[tuple[Tensor, Place]], output: Tensor) 
     for u, place in known:
         if u.shape == output.shape:
             return place
-    for _, place in sorted(known, key=lambda pair: -pair[1].cells.numel()):
+    dim = call.argument(1, "dim")
+    for u, place in sorted(known, key=lambda pair: -pair[1].cells.numel()):
         if _broadcasts(place.cells, output):
             return place
-        dim = call.argument(1, "dim")
-        if isinstance(dim, int) and place.cells.ndim == output.ndim + 1 and place.cells.size(dim) == 1:
+        if type(dim) is int and -u.ndim <= dim < u.ndim and place.cells.size(dim) == 1:
             reduced = place.with_cells(place.cells.squeeze(dim))
-            return reduced if _broadcasts(reduced.cells, output) else None
+            if _broadcasts(reduced.cells, output) and output.numel() * u.size(dim) == u.numel():
+                return reduced
     return None
 
 

@@ -27,7 +27,16 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Call", "Rule", "map_tensors", "operation_name", "remainders", "reverse_products", "select_rule", "tensors_in"]
+__all__ = [
+    "Call",
+    "Rule",
+    "map_tensors",
+    "operation_name",
+    "remainders",
+    "reverse_products",
+    "select_rule",
+    "tensors_in",
+]
 
 # Positively homogeneous of degree 1 in the one activation they read; whatever else they read scales, selects or shapes.
 _LINEAR = frozenset(

@@ -98,7 +98,9 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> No
                 "additional_forward_args and their embeddings as inputs"
             )
         if x.ndim == 0 or x.shape[0] == 0:
-            raise ValueError(f"input {i} has shape {tuple(x.shape)}: the first dimension must hold at least one example")
+            raise ValueError(
+                f"input {i} has shape {tuple(x.shape)}: the first dimension must hold at least one example"
+            )
         if x.shape[0] != inputs[0].shape[0]:
             raise ValueError(f"input {i} holds {x.shape[0]} examples, input 0 holds {inputs[0].shape[0]}")
     if isinstance(model, nn.Module):
@@ -179,7 +181,12 @@ def _attempt(
 
 
 def _run(
-    trace: AffineTrace, model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: Any, consumer: C
+    trace: AffineTrace,
+    model: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    target: TargetType,
+    args: Any,
+    consumer: C,
 ) -> tuple[Sweep | None, C]:
     n = inputs[0].shape[0]
     create_graph = trace.create_graph
@@ -208,7 +215,10 @@ def _run(
             if place is not None:
                 place = place.with_cells(layout(place.cells)[0]).final()
             if gradient.is_complex():  # <df/dy, r> of complex y is that of its real and imaginary parts
-                gradient, remainder = torch.view_as_real(gradient.resolve_conj()), torch.view_as_real(remainder.resolve_conj())
+                gradient, remainder = (
+                    torch.view_as_real(gradient.resolve_conj()),
+                    torch.view_as_real(remainder.resolve_conj()),
+                )
                 place = None if place is None else place.with_cells(place.cells.unsqueeze(-1))
             sums.append(consumer.add(Term(operation.name, gradient.to(dtype), remainder.to(dtype), place)))
 
@@ -243,7 +253,9 @@ def _select(output: Any, target: TargetType, n: int) -> Tensor:
         raise ValueError(f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first")
     selected = select_targets(output, target)
     # Captum's own check and words.
-    assert selected[0].numel() == 1, "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    assert selected[0].numel() == 1, (
+        "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    )
     return selected.reshape(n)
 
 
@@ -316,7 +328,9 @@ def _diagnose(
     _run(trace, model, inputs, target, args, _Magnitude())
     gap = "" if result is None else f" (relative gap {float(result.gap().max()):.2g})"
     if trace.culprit is not None:
-        return IncompleteError(f"{trace.culprit} differs from what its own gradient says{gap}; is it random, or stateful?")
+        return IncompleteError(
+            f"{trace.culprit} differs from what its own gradient says{gap}; is it random, or stateful?"
+        )
     return IncompleteError(
         f"the terms do not sum to the output{gap}, though each operation is consistent; do hooks change gradients, or does "
         "the output depend on the inputs in ways that autograd does not see?"

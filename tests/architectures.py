@@ -84,7 +84,12 @@ class RecurrentClassifier(nn.Module):
 def _hugging_face(name: str) -> nn.Module:
     import transformers
 
-    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     if name == "bert":
         config = transformers.BertConfig(vocab_size=50, num_labels=3, **small)
         return transformers.BertForSequenceClassification(config)

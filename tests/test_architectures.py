@@ -8,7 +8,9 @@ from tests.architectures import NAMES, build, gaps
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-14)], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-14)], ids=["float32", "float64"]
+)
 def test_every_example_is_complete(name, dtype, bound):
     if name == "llama":
         bound = 1e-6  # its RMS norm computes in float32 whatever the model's dtype

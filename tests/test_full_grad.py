@@ -93,7 +93,10 @@ def test_the_papers_form_on_relu_networks(layer):
     if layer is nn.Linear:
         model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), (1, 6)
     else:
-        model, x = nn.Sequential(layer(2, 4, 3), nn.ReLU(), layer(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), (1, 2, 6, 6)
+        model, x = (
+            nn.Sequential(layer(2, 4, 3), nn.ReLU(), layer(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
+            (1, 2, 6, 6),
+        )
     x = torch.randn(x, dtype=torch.float64)
     model = model.double()
     model(x)
@@ -208,7 +211,9 @@ class TestForm:
         assert found.shape == x.shape and found.is_contiguous() and not found.requires_grad
         smooth = NoiseTunnel(attribution).attribute(x, target=1, nt_samples=2, stdevs=0.1)
         assert smooth.shape == x.shape
-        score = infidelity(model, lambda z: (0.1 * torch.ones_like(z), z - 0.1), x, found, target=1, n_perturb_samples=2)
+        score = infidelity(
+            model, lambda z: (0.1 * torch.ones_like(z), z - 0.1), x, found, target=1, n_perturb_samples=2
+        )
         assert score.shape == (2,)
         assert sensitivity_max(attribution.attribute, x, target=1, n_perturb_samples=2).shape == (2,)
 
@@ -319,7 +324,9 @@ class TestSmooth:
 
         def run(size):
             generator = torch.Generator().manual_seed(3)
-            return SmoothFullGrad(model).attribute(x, [1, 2], nt_samples=5, nt_samples_batch_size=size, generator=generator)
+            return SmoothFullGrad(model).attribute(
+                x, [1, 2], nt_samples=5, nt_samples_batch_size=size, generator=generator
+            )
 
         torch.testing.assert_close(run(batch), run(None))
 

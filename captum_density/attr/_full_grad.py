@@ -207,7 +207,9 @@ class FullGrad(_FullGradAttribution):
             RuntimeError: If f(x) is not the sum of the terms; names the operation responsible.
         """
         if return_convergence_delta and not self.complete:
-            raise ValueError("the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)")
+            raise ValueError(
+                "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
+            )
         xs = _as_tuple(inputs)
         make = SignedMaps if self.complete else SaliencyMaps
         parts = self._sweep(xs, target, additional_forward_args, make, create_graph)
@@ -247,7 +249,9 @@ class FullGrad(_FullGradAttribution):
             ValueError: For the saliency map, which sums to nothing in particular.
         """
         if not self.complete:
-            raise ValueError("the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)")
+            raise ValueError(
+                "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
+            )
         parts = self._sweep(_as_tuple(inputs), target, additional_forward_args, SignedMaps, False)
         return _delta(attributions, torch.cat([result.output for result, _ in parts]))
 
@@ -400,7 +404,9 @@ class SmoothFullGrad(_FullGradAttribution):
         scales = _noise_scales(xs, stdevs)
         batch = nt_samples if nt_samples_batch_size is None else nt_samples_batch_size
         if nt_samples < 1 or batch < 1:
-            raise ValueError(f"nt_samples and nt_samples_batch_size must be at least 1, but are {nt_samples} and {batch}")
+            raise ValueError(
+                f"nt_samples and nt_samples_batch_size must be at least 1, but are {nt_samples} and {batch}"
+            )
         args = format_additional_forward_args(additional_forward_args)
         noise = [torch.randn((nt_samples, *x.shape), dtype=x.dtype, device=x.device, generator=generator) for x in xs]
         products: list[Tensor] = [x.new_zeros(x.shape, dtype=accumulation_dtype(x)) for x in xs]
@@ -442,7 +448,9 @@ def _noise_scales(inputs: tuple[Tensor, ...], stdevs: float | tuple[float, ...] 
         return [0.15 * r.view(-1, *[1] * (x.ndim - 1)) for r, x in zip(ranges, inputs, strict=True)]
     values = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(inputs)
     if len(values) != len(inputs) or any(not value >= 0 for value in values):
-        raise ValueError(f"stdevs must be one number >= 0, or one for each of the {len(inputs)} inputs, but is {stdevs!r}")
+        raise ValueError(
+            f"stdevs must be one number >= 0, or one for each of the {len(inputs)} inputs, but is {stdevs!r}"
+        )
     return [x.new_tensor(value) for x, value in zip(inputs, values, strict=True)]
 
 
