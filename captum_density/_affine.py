@@ -1,8 +1,9 @@
 """The engine: a PyTorch computation seen as a chain of locally affine operations.
 
 Every operation y = op(u_1, ..., u_k) of activations is, where it was evaluated, y = sum_j J_j u_j + r (`_remainder`).
-Summing <df/dy, r> over all operations, plus <df/dx, x>, gives f(x) exactly, per example (Srinivas & Fleuret, "Full-Gradient
-Representation for Neural Network Visualization", NeurIPS 2019, arXiv:1905.00780, Proposition 1, there for ReLU networks).
+Summing <df/dy, r> over all operations, plus <df/dx, x>, gives f(x) exactly, per example (Srinivas & Fleuret,
+"Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019, arXiv:1905.00780, Proposition 1, there
+for ReLU networks).
 
 `AffineTrace` intercepts each torch function call while the model runs, finds r, and leaves a hook on y at that moment
 (so in-place operations are no exception). One backward pass then hands every (df/dy, r) to a consumer, last operation
@@ -12,33 +13,22 @@ first, which reduces it on the spot: nothing but r is kept between the two passe
 from __future__ import annotations
 
 import contextlib
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
-from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
+from captum_density._calls import Call, map_tensors, mutated, operation_name, tensors_in
+from captum_density._modules import ModuleStack, batch_statistics_error
 from captum_density._places import Place, Source, propagate, settle
-from captum_density._remainder import (
-    Call,
-    Rule,
-    map_tensors,
-    operation_name,
-    remainders,
-    reverse_mode_product,
-    reverse_products,
-    select_rule,
-    tensors_in,
-)
+from captum_density._remainder import Rule, remainders, reverse_mode_product, reverse_products, select_rule
 
-__all__ = ["AffineTrace", "IncompleteError", "OpaqueOperationError", "Operation", "unwrap"]
+__all__ = ["AffineTrace", "IncompleteError", "OpaqueOperationError", "Operation"]
 
 _MARK = "_captum_density_activation"
 
@@ -76,33 +66,6 @@ class _Mark:
     place: Place | None
 
 
-def unwrap(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile; TorchScript is refused.
-
-    Raises:
-        TypeError: If the model is TorchScript, whose operations cannot be seen.
-    """
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            break
-    if isinstance(model, nn.Module):
-        for name, module in model.named_modules():
-            _refuse_opaque(module, name)
-    elif isinstance(model, torch.jit.ScriptFunction):
-        raise TypeError("a TorchScript function hides its operations; pass the Python function it was made from")
-    return model
-
-
-def _refuse_opaque(module: nn.Module, name: str) -> None:
-    if isinstance(module, torch.jit.ScriptModule):
-        where = f"submodule {name!r} is" if name else "the model is"
-        raise TypeError(f"{where} TorchScript, which hides its operations; pass the nn.Module it was made from")
-
-
 class AffineTrace(TorchFunctionMode):
     """Record the affine view of what runs inside `with trace:`.
 
@@ -124,10 +87,8 @@ class AffineTrace(TorchFunctionMode):
         self._leaves: list[Tensor] = []
         self._kept: dict[tuple[Node, int], Tensor] = {}
         self._constant_nodes: set[Node] = set()
-        self._names: dict[int, str] = {}
-        self._stack: list[str] = []
+        self._modules = ModuleStack()
         self._counts: Counter[str] = Counter()
-        self._exit = contextlib.ExitStack()
 
     # -- inputs and outputs
 
@@ -160,19 +121,13 @@ class AffineTrace(TorchFunctionMode):
             for operation in self.operations:
                 operation.remainder = None
             self._kept.clear()
-        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(self._leaves, gradients, strict=True))
+            leaves, self._leaves = self._leaves, []
+        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True))
 
     # -- the function mode
 
     def __enter__(self) -> AffineTrace:
-        pre = module_hooks.register_module_forward_pre_hook(self._enter_module)
-        self._exit.callback(pre.remove)
-        post = module_hooks.register_module_forward_hook(self._leave_module, always_call=True)
-        self._exit.callback(post.remove)
-        if "torch._dynamo" in sys.modules:  # only then can anything be compiled
-            self._exit.enter_context(torch.compiler.set_stance("force_eager"))
-            self._exit.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+        self._modules.__enter__()
         super().__enter__()
         return self
 
@@ -180,18 +135,18 @@ class AffineTrace(TorchFunctionMode):
         try:
             super().__exit__(*error)
         finally:
-            self._exit.close()
+            self._modules.__exit__(*error)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or _reads_only(func):
             return func(*args, **kwargs)
         activations = [t for t in tensors_in((args, kwargs)) if self._is_activation(t)]
-        if not activations or _reads_only(func):
+        if not activations:
             return func(*args, **kwargs)
-        call = Call(func, args, kwargs, activations, _mutated(func, args, kwargs))
+        call = Call(func, args, kwargs, activations, mutated(func, args, kwargs))
         rule = select_rule(call)
         if rule.kind == "derivative":
             self._refuse_batch_statistics(call)
@@ -199,7 +154,7 @@ class AffineTrace(TorchFunctionMode):
             call.record_rng(always=self.check)
         if rule.kind == "symmetric":
             call.record_edge()
-        places = [_place(u) for u in activations]
+        places = [self._place(u) for u in activations]
         for place in places:
             settle(call, place)
         if call.mutated:
@@ -223,9 +178,10 @@ class AffineTrace(TorchFunctionMode):
     def _on_its_own(self, y: Tensor, related: bool) -> Tensor:
         """An output whose gradient is that of its later uses alone, even if they overwrite it.
 
-        One output may be computed from another (an LSTM's h from its c), or be a view of memory the trace has never seen.
+        One output may be computed from another (an LSTM's h from its c), or be a view of memory the trace has never
+        seen.
         """
-        hidden = y.requires_grad and y._is_view() and not self._is_marked(y._base)
+        hidden = y.requires_grad and y._base is not None and not self._is_marked(y._base)
         return y.clone() if hidden or (related and y.requires_grad) else y
 
     def _compare(self, call: Call, outputs: list[Tensor], found: list[Tensor | None]) -> None:
@@ -242,9 +198,9 @@ class AffineTrace(TorchFunctionMode):
         Where the argument is a view, gradients reach it through its base, so the bias is laid into the base's shape.
         """
         record = call.frozen() if rule.evaluates else call
-        bases = [t._base if t._is_view() else None for t in call.mutated]
+        bases = [t._base for t in call.mutated]
         constants = [b.detach().clone() if b is not None and not self._is_activation(b) else None for b in bases]
-        base_places = [_place(b) if b is not None else None for b in bases]
+        base_places = [self._place(b) if b is not None else None for b in bases]
         result = call.func(*call.args, **call.kwargs)
         found = self._remainders(rule, record, call.mutated)
         new_places = propagate(call, places, call.mutated, self.sources)
@@ -284,6 +240,15 @@ class AffineTrace(TorchFunctionMode):
         self.operations.append(operation)
         y.register_hook(lambda gradient: self.consumer(operation, gradient) if self.consumer else None)
 
+    def _name(self, operation: str) -> str:
+        return f"{self._modules.path}:{operation}" if self._modules.path else operation
+
+    def _refuse_batch_statistics(self, call: Call) -> None:
+        if call.name == "batch_norm" and call.argument(5, "training"):
+            x = call.argument(0, "input")
+            if call.argument(1, "running_mean") is not None or (x.ndim > 0 and x.shape[0] > 1):
+                raise batch_statistics_error(self._modules.path or "batch_norm")
+
     # -- activations
 
     def _mark(self, t: Tensor, place: Place | None) -> None:
@@ -295,6 +260,9 @@ class AffineTrace(TorchFunctionMode):
         mark = getattr(t, _MARK, None)
         return mark is not None and mark.trace is self
 
+    def _place(self, t: Tensor) -> Place | None:
+        return getattr(t, _MARK).place if self._is_marked(t) else None
+
     def _is_activation(self, t: Tensor) -> bool:
         return self._is_marked(t) or (t.requires_grad and not t.is_leaf and self._adopt(t))
 
@@ -305,8 +273,8 @@ class AffineTrace(TorchFunctionMode):
     def _adopt(self, t: Tensor) -> bool:
         """Whether an unknown tensor depends on the inputs; if so, what made it is taken as one operation.
 
-        Custom autograd Functions, vmap and C++ extensions make activations without a torch function call. The graph tells
-        which known activations they came from, and a derivative through that graph gives r.
+        Custom autograd Functions, vmap and C++ extensions make activations without a torch function call. The graph
+        tells which known activations they came from, and a derivative through that graph gives r.
         """
         assert t.grad_fn is not None
         operands = self._operands(t.grad_fn)
@@ -322,7 +290,7 @@ class AffineTrace(TorchFunctionMode):
                 f"{self._name(name)} is not made of torch function calls and its backward cannot be differentiated "
                 f"({error}); write that backward with differentiable operations"
             ) from error
-        place = next((_place(u) for u in operands if u.shape == t.shape), None)
+        place = next((self._place(u) for u in operands if u.shape == t.shape), None)
         self._add(name, t, (t if self.create_graph else t.detach()) - product, place)
         return True
 
@@ -355,43 +323,6 @@ class AffineTrace(TorchFunctionMode):
             self._constant_nodes |= seen
         return list(found.values())
 
-    # -- names
-
-    def _enter_module(self, module: nn.Module, args: Any) -> None:
-        if id(module) not in self._names:
-            # A model met inside a plain function: its own names from here on.
-            for name, child in module.named_modules():
-                _refuse_opaque(child, name)
-                self._names.setdefault(id(child), name.replace("_orig_mod.", "").removesuffix("._orig_mod"))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
-            raise ValueError(_BATCH_STATISTICS.format(self._names[id(module)]))
-        self._stack.append(self._names[id(module)])
-
-    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack:
-            self._stack.pop()
-
-    def _name(self, operation: str) -> str:
-        path = self._stack[-1] if self._stack else ""
-        return f"{path}:{operation}" if path else operation
-
-    def _refuse_batch_statistics(self, call: Call) -> None:
-        if call.name == "batch_norm" and call.argument(5, "training"):
-            x = call.argument(0, "input")
-            if call.argument(1, "running_mean") is not None or (x.ndim > 0 and x.shape[0] > 1):
-                raise ValueError(_BATCH_STATISTICS.format(self._stack[-1] if self._stack else "batch_norm"))
-
-
-_BATCH_STATISTICS = (
-    "batch norm {!r} normalises with the statistics of the batch, so an example's output depends on the other examples and has no full "
-    "gradient of its own; call model.eval() first (batch norm must have running statistics)"
-)
-
-
-def _place(t: Tensor) -> Place | None:
-    mark = getattr(t, _MARK, None)
-    return mark.place if mark is not None else None
-
 
 def _reads_only(func: Callable[..., Any]) -> bool:
     """Attribute access and size queries: no operation, or one (`.T`) that is worth looking at."""
@@ -401,20 +332,3 @@ def _reads_only(func: Callable[..., Any]) -> bool:
 
 
 _QUERIES = frozenset("size dim stride numel is_contiguous element_size storage_offset backward register_hook".split())
-
-
-def _mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors a call writes to."""
-    if isinstance(out := kwargs.get("out"), Tensor):
-        return [out]
-    name = getattr(func, "__name__", "")
-    if isinstance(func, torch._ops.OpOverload):
-        return [a for a, spec in zip(args, func._schema.arguments, strict=False) if spec.is_write]
-    in_place = (
-        (name.endswith("_") and not name.endswith("__"))
-        or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"))
-        or name == "__setitem__"
-    )
-    in_place = in_place or Call(func, args, kwargs, []).overwrites_by_flag()
-    target = args[0] if args else kwargs.get("input")
-    return [target] if in_place and isinstance(target, Tensor) and name != "requires_grad_" else []

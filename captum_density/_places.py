@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._remainder import Call, map_tensors, tensors_in
+from captum_density._calls import Call, map_tensors, tensors_in
 
 __all__ = ["Place", "Source", "area_matrix", "linear_matrix", "propagate", "resize", "settle"]
 
@@ -56,8 +56,8 @@ _KEEPS_LAST = frozenset({"layer_norm", "rms_norm", "softmax", "log_softmax"})
 class Source:
     """One input of the model, and which of its dimensions are positions: the others but the batch are channels.
 
-    (N, F) features, (N, C, H, W) images and (N, C, T, H, W) volumes tell by their number of dimensions. (N, C, L) signals
-    and (N, L, E) embeddings do not: `positions` is None until an operation shows which of the two they are.
+    (N, F) features, (N, C, H, W) images and (N, C, T, H, W) volumes tell by their number of dimensions. (N, C, L)
+    signals and (N, L, E) embeddings do not: `positions` is None until an operation shows which of the two they are.
     """
 
     index: int
@@ -179,7 +179,7 @@ def _regular(call: Call, source: Source | None, known: Sequence[tuple[Tensor, Pl
 
 
 def _carried(call: Call, known: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
-    """Other operations keep the positions they do not mix: elementwise all, a dense layer all but the last dimension."""
+    """Other operations keep the positions they do not mix: elementwise all, a dense layer all but the last."""
     if call.name in _MIXES_LAST - _KEEPS_LAST:
         known = [(u, mixed) for u, place in known if (mixed := _mixed(place)) is not None]
     for u, place in known:
@@ -209,7 +209,7 @@ def _mixed(place: Place) -> Place | None:
         return place
     here = (cells >= 0).double()
     count = here.sum(-1, keepdim=True)
-    rest, numbers, grid = cells.clamp(min=0).long(), torch.zeros_like(count, dtype=torch.int64), []
+    rest, numbers, grid = cells.clamp(min=0).long(), torch.zeros_like(count, dtype=torch.int64), list[int]()
     for size in reversed(place.grid):  # from the last dimension of the grid to the first, as cells are numbered
         mean = ((rest % size) * here).sum(-1, keepdim=True) / count
         distinct, rank = torch.unique(mean[count > 0], return_inverse=True)
@@ -308,7 +308,7 @@ def area_matrix(size: int, cells: int) -> Tensor:
 
 
 def linear_matrix(size: int, cells: int) -> Tensor:
-    """(size, cells): linear interpolation with aligned corners (`F.interpolate(..., align_corners=True)`); rows sum to 1.
+    """(size, cells): linear interpolation with aligned corners as `F.interpolate` has them; rows sum to 1.
 
     >>> linear_matrix(3, 2)
     tensor([[1.0000, 0.0000],

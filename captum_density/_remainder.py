@@ -16,37 +16,28 @@ import functools
 import importlib
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = [
-    "Call",
-    "Rule",
-    "map_tensors",
-    "operation_name",
-    "remainders",
-    "reverse_products",
-    "select_rule",
-    "tensors_in",
-]
+from captum_density._calls import Call, is_continuous, tensors_in
+
+__all__ = ["Rule", "remainders", "reverse_mode_product", "reverse_products", "select_rule"]
 
 # Positively homogeneous of degree 1 in the one activation they read; whatever else they read scales, selects or shapes.
 _LINEAR = frozenset(
     """
     relu leaky_relu prelu rrelu abs neg negative positive dropout dropout1d dropout2d dropout3d feature_dropout
-    fractional_max_pool2d fractional_max_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
-    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d max_unpool1d max_unpool2d max_unpool3d
-    interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle channel_shuffle grid_sample
-    fold unfold
+    fractional_max_pool2d fractional_max_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+    max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d max_unpool1d
+    max_unpool2d max_unpool3d interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle
+    channel_shuffle grid_sample fold unfold
     sum mean amax amin cumsum trace diff nansum
     view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose t T mT H mH adjoint
     swapaxes swapdims movedim moveaxis expand expand_as broadcast_to repeat tile repeat_interleave ravel
@@ -68,17 +59,15 @@ _AFFINE = frozenset(
     """.split()
 )
 
-_TAKES_NUMBERS = frozenset("add sub rsub where masked_fill setitem fill index_fill scatter".split())
-
 # Linear in each tensor they read: homogeneous of degree (number of activations) in the activations together.
 _MULTILINEAR = frozenset("mul matmul bmm mm mv dot inner outer ger einsum tensordot kron vdot linalg_multi_dot".split())
 
 # With a symmetric Jacobian, most of them elementwise: J u = J^T u, one step of the backward pass that is there anyway.
 _SYMMETRIC = frozenset(
     """
-    sigmoid tanh silu gelu elu selu celu mish softplus hardswish hardsigmoid hardtanh relu6 clamp clip clamp_min clamp_max
-    exp expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc threshold hardshrink
-    softshrink logsigmoid softsign tanhshrink exp2 softmax
+    sigmoid tanh silu gelu elu selu celu mish softplus hardswish hardsigmoid hardtanh relu6 clamp clip clamp_min
+    clamp_max exp expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc threshold
+    hardshrink softshrink logsigmoid softsign tanhshrink exp2 softmax
     """.split()
 )
 
@@ -86,194 +75,6 @@ _POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
 # op(input, weight, bias, ...): linear in the input, plus a bias along the given axis of the output.
 _BIASED = {"linear": -1, "convolution": 1} | {f"conv{t}{k}d": -1 - k for t in ("", "_transpose") for k in (1, 2, 3)}
-
-# Where `inplace` stands among the arguments of the functions that have it.
-INPLACE_POSITION = {
-    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1, "leaky_relu": 2, "elu": 2,
-    "celu": 2, "hardtanh": 3, "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3,
-    "alpha_dropout": 3, "feature_alpha_dropout": 3,
-}  # fmt: skip
-
-# These draw random numbers when a model is in training mode, so a second evaluation must replay them.
-_FUSED_RECURRENCE = frozenset("lstm gru rnn_tanh rnn_relu".split())
-_RANDOM = _FUSED_RECURRENCE | frozenset(
-    "scaled_dot_product_attention multi_head_attention_forward alpha_dropout feature_alpha_dropout gumbel_softmax".split()
-)
-
-_ALIASES = {
-    **{f"{prefix}{name}": name for name in ("add", "mul", "matmul", "pow", "sub") for prefix in ("i", "r") if (
-        prefix + name) != "rsub"},
-    **dict.fromkeys(("multiply", "mul"), "mul"),
-    **dict.fromkeys(("truediv", "itruediv", "divide", "true_divide", "idiv"), "div"),
-    **dict.fromkeys(("rtruediv", "rdiv"), "rdiv"),
-    "rpow": "rpow",
-    "subtract": "sub",
-}  # fmt: skip
-
-
-@functools.lru_cache(maxsize=4096)
-def operation_name(func: Callable[..., Any]) -> str:
-    """One name for all spellings of an operation: `torch.add`, `Tensor.add_`, `+=`, `aten.add.Tensor` are "add".
-
-    >>> [operation_name(f) for f in (torch.add, torch.Tensor.__iadd__, torch.ops.aten.add_.Tensor, torch.Tensor.T.__get__)]
-    ['add', 'add', 'add', 'T']
-    """
-    name = getattr(func, "__name__", "") or type(func).__name__
-    if name in ("__get__", "__set__"):
-        name = func.__self__.__name__  # type: ignore[attr-defined]
-    name = name.split(".")[0].strip("_")
-    return _ALIASES.get(name, name)
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors_in(item)
-
-
-def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same nested tuples, lists and dicts with `function` applied to every tensor."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, tuple):
-        items = [map_tensors(function, item) for item in tree]
-        if hasattr(tree, "n_sequence_fields"):  # torch.return_types
-            return type(tree)(items)  # type: ignore[call-arg]
-        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-    if isinstance(tree, list):
-        return [map_tensors(function, item) for item in tree]
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, item) for key, item in tree.items()}
-    return tree
-
-
-@dataclass
-class Call:
-    """One call of a torch function, as it stood before the call.
-
-    `activations` are the arguments that depend on the inputs, by identity; everything else is a constant.
-    `mutated` are the arguments the call writes to, `edge` is where the one activation stands in the graph.
-    """
-
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    activations: list[Tensor]
-    mutated: list[Tensor] = field(default_factory=list)
-    rng_state: list[tuple[torch.device, Tensor]] = field(default_factory=list)
-    edge: GradientEdge | None = None
-
-    @property
-    def name(self) -> str:
-        return operation_name(self.func)
-
-    def argument(self, position: int, name: str) -> Any:
-        """A positional-or-keyword argument, None where it is absent."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name)
-
-    def is_activation(self, value: Any) -> bool:
-        return any(value is activation for activation in self.activations)
-
-    def has_constants(self) -> bool:
-        """Whether a floating-point tensor or a number other than 0 is added or written beside the activations."""
-        if any(_is_continuous(t) and not self.is_activation(t) for t in tensors_in((self.args, self.kwargs))):
-            return True
-        values = (*self.args, *self.kwargs.values()) if self.name in _TAKES_NUMBERS else ()
-        return any(isinstance(value, numbers.Number) and value != 0 for value in values)
-
-    def frozen(self) -> Call:
-        """The same call on copies of what it is about to overwrite: a record to evaluate it again later.
-
-        Where a flag asks for overwriting, the record does without: then no further copy is ever needed.
-        """
-        copies = {id(t): t.clone() for t in self.mutated}
-        args, kwargs = map_tensors(lambda t: copies.get(id(t), t), (self.args, self.kwargs))
-        activations = [copies.get(id(t), t) for t in self.activations]
-        mutated = [copies[id(t)] for t in self.mutated]
-        position = INPLACE_POSITION.get(self.name, len(args))
-        if len(args) > position:
-            args, mutated = (*args[:position], False, *args[position + 1 :]), []
-        elif kwargs.get("inplace"):
-            kwargs, mutated = {**kwargs, "inplace": False}, []
-        return Call(self.func, args, kwargs, activations, mutated, self.rng_state, self.edge)
-
-    def overwrites_by_flag(self) -> bool:
-        """Whether `inplace=True` was passed."""
-        position = INPLACE_POSITION.get(self.name, len(self.args))
-        return bool(self.args[position] if len(self.args) > position else self.kwargs.get("inplace", False))
-
-    def evaluate(self, substitute: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Run the call with `substitute(u)` in place of each activation u, as it ran: same kernels, same random draws.
-
-        Fused attention and recurrent kernels have no forward-mode derivative, their plain forms do.
-        """
-        done: dict[int, Tensor] = {}
-        written = {id(t) for t in self.mutated}
-
-        def replace(t: Tensor) -> Tensor:
-            if id(t) not in done:
-                done[id(t)] = substitute(t) if self.is_activation(t) else t.clone() if id(t) in written else t
-            return done[id(t)]
-
-        args, kwargs = map_tensors(replace, (self.args, self.kwargs))
-        with contextlib.ExitStack() as stack:
-            if self.name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            elif self.name in _FUSED_RECURRENCE:
-                stack.enter_context(_without_fused_recurrence())
-            stack.enter_context(_replayed(self.rng_state))
-            result = self.func(*args, **kwargs)
-        return [done[id(t)] for t in self.mutated] or list(tensors_in(result))
-
-    def record_edge(self) -> None:
-        """Remember where the activation stands in the graph, before it is overwritten."""
-        self.edge = get_gradient_edge(self.activations[0])
-
-    def record_rng(self, always: bool = False) -> None:
-        """Remember the random state if the call may draw from it."""
-        if always or self.name in _RANDOM:
-            devices = {t.device for t in self.activations}
-            self.rng_state = [(torch.device("cpu"), torch.get_rng_state())]
-            self.rng_state += [(d, torch.cuda.get_rng_state(d)) for d in devices if d.type == "cuda"]
-
-
-@contextlib.contextmanager
-def _without_fused_recurrence() -> Iterator[None]:
-    # The public torch.backends.mkldnn.flags sets TF32 on top, which warns.
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
-
-
-@functools.cache
-def _load_forward_mode() -> None:
-    """Load torch's forward-mode decompositions, which warn of their own use of TorchScript when first needed."""
-    with warnings.catch_warnings(), contextlib.suppress(ImportError):
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
-@contextlib.contextmanager
-def _replayed(rng_state: Sequence[tuple[torch.device, Tensor]]) -> Iterator[None]:
-    if not rng_state:
-        yield
-        return
-    with torch.random.fork_rng([d for d, _ in rng_state if d.type == "cuda"]):
-        for device, state in rng_state:
-            torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
-        yield
-
 
 Kind = Literal["zero", "degree", "bias", "batch_norm", "at_zero", "symmetric", "derivative"]
 
@@ -358,17 +159,13 @@ def remainders(rule: Rule, call: Call, outputs: Sequence[Tensor], create_graph: 
             return [_batch_norm_bias(call, values[0].ndim)]
         if rule.kind == "at_zero":
             # A masked score is -inf and has gradient zero: it adds nothing to f, where -inf * 0 would be NaN.
-            return [_finite(y) if _is_continuous(y) else None for y in call.evaluate(torch.zeros_like)]
+            return [_finite(y) if is_continuous(y) else None for y in call.evaluate(torch.zeros_like)]
         products = _transposed_product(call, outputs, create_graph) if rule.kind == "symmetric" else None
         if products is None:
             products = _jacobian_products(call, create_graph)
         elif not create_graph:
             return [product.neg_().add_(y) for y, product in zip(values, products, strict=True)]
         return [y - product for y, product in zip(values, products, strict=True)]
-
-
-def _is_continuous(t: Tensor) -> bool:
-    return t.is_floating_point() or t.is_complex()
 
 
 def _finite(t: Tensor) -> Tensor:
@@ -401,6 +198,15 @@ def _transposed_product(call: Call, outputs: Sequence[Tensor], create_graph: boo
         return [_finite(product)]
     # An infinite score has a derivative of zero, and adds nothing.
     return [torch.nan_to_num_(product, nan=0.0, posinf=0.0, neginf=0.0)]
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Load torch's forward-mode decompositions, which warn of their own use of TorchScript when first needed."""
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
@@ -453,9 +259,9 @@ def reverse_mode_product(output: Tensor, points: Sequence[Tensor], create_graph:
         linked = [(g * u.conj()).sum().real for g, u in pairs if g.requires_grad]
         product = None
         if linked:
-            (product,) = torch.autograd.grad(sum(linked), cotangent, create_graph=create_graph, allow_unused=True)
-    if product is None or len(linked) < len(pairs):
-        # J^T v is linear in v: where it does not depend on v it is zero, or it was computed out of autograd's sight.
-        if any(bool(g.detach().any()) for g, _ in pairs if product is None or not g.requires_grad):
-            raise RuntimeError("its backward is not differentiable")
+            pairing = torch.stack(linked).sum()
+            (product,) = torch.autograd.grad(pairing, cotangent, create_graph=create_graph, allow_unused=True)
+    # J^T v is linear in v: where it does not depend on v it is zero, or it was computed out of autograd's sight.
+    if any(bool(g.detach().any()) for g, _ in pairs if product is None or not g.requires_grad):
+        raise RuntimeError("its backward is not differentiable")
     return torch.zeros_like(output) if product is None else product

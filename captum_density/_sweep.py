@@ -1,8 +1,8 @@
 """One checked sweep over a model: run it, and hand out the terms whose sum is f(x), with the batch first.
 
-The batch is not always dimension 0 (`nn.MultiheadAttention` works on (L, N, E), windowed attention folds windows into the
-batch). Where it stands is read from the shape, and the identity itself is the guard: where the terms of an example do not
-sum to its output, the sweep is done again one example at a time, where nothing can be mixed up.
+The batch is not always dimension 0 (`nn.MultiheadAttention` works on (L, N, E), windowed attention folds windows into
+the batch). Where it stands is read from the shape, and the identity itself is the guard: where the terms of an example
+do not sum to its output, the sweep is done again one example at a time, where nothing can be mixed up.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from captum_density._affine import AffineTrace, IncompleteError, OpaqueOperationError, Operation, unwrap
+from captum_density._affine import AffineTrace, IncompleteError, OpaqueOperationError, Operation
 from captum_density._captum import TargetType, format_additional_forward_args, run_forward, select_targets
+from captum_density._modules import unwrap
 from captum_density._places import Place
 
 __all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "per_example", "sweep", "validate_inputs"]
@@ -94,8 +95,8 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> No
             raise TypeError(f"inputs must be a tensor or a tuple of tensors, but input {i} is {type(x).__name__}")
         if not x.is_floating_point():
             raise TypeError(
-                f"input {i} has dtype {x.dtype}, which has no gradient; convert images to float, pass token ids through "
-                "additional_forward_args and their embeddings as inputs"
+                f"input {i} has dtype {x.dtype}, which has no gradient; convert images to float, pass token ids "
+                "through additional_forward_args and their embeddings as inputs"
             )
         if x.ndim == 0 or x.shape[0] == 0:
             raise ValueError(
@@ -158,8 +159,8 @@ def sweep(
         alone, together = one[0].output.double(), output[i].double()
         if float((alone - together).abs()) > 100 * _TOLERANCE[one[0].precision] * float(together.abs().clamp(min=1e-3)):
             raise IncompleteError(
-                f"the output of example {i} is {float(together):.6g} in this batch and {float(alone):.6g} alone: the model "
-                "mixes examples, so they have no full gradients of their own; pass them one at a time"
+                f"the output of example {i} is {float(together):.6g} in this batch and {float(alone):.6g} alone: the "
+                "model mixes examples, so they have no full gradients of their own; pass them one at a time"
             )
         parts.append((one[0], one[1]))
     return parts
@@ -317,7 +318,7 @@ def _example(values: Any, i: int, n: int) -> Any:
 
 def _target_of(target: TargetType, i: int, n: int) -> TargetType:
     per_example = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
-    return target[i : i + 1] if per_example else target  # type: ignore[index]
+    return target[i : i + 1] if per_example else target
 
 
 def _diagnose(
@@ -332,6 +333,6 @@ def _diagnose(
             f"{trace.culprit} differs from what its own gradient says{gap}; is it random, or stateful?"
         )
     return IncompleteError(
-        f"the terms do not sum to the output{gap}, though each operation is consistent; do hooks change gradients, or does "
-        "the output depend on the inputs in ways that autograd does not see?"
+        f"the terms do not sum to the output{gap}, though each operation is consistent; do hooks change gradients, or "
+        "does the output depend on the inputs in ways that autograd does not see?"
     )

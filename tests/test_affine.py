@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from captum_density._affine import AffineTrace
+from captum_density._calls import Call
 from captum_density._remainder import (
     _AFFINE,
     _LINEAR,
     _MULTILINEAR,
     _POWERS,
     _SYMMETRIC,
-    Call,
     Rule,
     remainders,
     select_rule,

@@ -80,7 +80,7 @@ class TestReference:
 
 
 def parameter_form(model, x, target):
-    """The paper's form for plain ReLU networks: <df/dx, x> + sum over bias parameters of b * df/db, by autograd on b."""
+    """The paper's form for plain ReLU networks: <df/dx, x> + sum over parameters b of b * df/db, by autograd."""
     x = x.clone().requires_grad_()
     output = model(x)[0, target]
     biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
@@ -154,7 +154,7 @@ class TestSaliency:
     def test_has_no_convergence_delta(self):
         attribution = FullGrad(small_cnn())
         assert not attribution.has_convergence_delta()
-        with pytest.raises(ValueError, match="no convergence delta.*complete=True"):
+        with pytest.raises(ValueError, match=r"no convergence delta.*complete=True"):
             attribution.attribute(torch.randn(2, 3, 8, 8), 1, return_convergence_delta=True)
         with pytest.raises(ValueError, match="no convergence delta"):
             attribution.compute_convergence_delta(torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), 1)
@@ -405,13 +405,13 @@ class TestBadInput:
     def test_torchscript(self, part):
         scripted = torch.jit.trace(nn.Linear(4, 2), torch.zeros(1, 4))
         model = nn.Sequential(nn.ReLU(), scripted) if part else scripted
-        with pytest.raises(TypeError, match="TorchScript.*pass the nn.Module it was made from"):
+        with pytest.raises(TypeError, match=r"TorchScript.*pass the nn.Module it was made from"):
             FullGrad(model).attribute(torch.randn(1, 4), 0)
 
     def test_hooks_that_change_gradients(self):
         model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
         model[1].register_full_backward_hook(lambda module, grad_in, grad_out: (grad_in[0] * 2,))
-        with pytest.raises(RuntimeError, match="do not sum to the output.*hooks"):
+        with pytest.raises(RuntimeError, match=r"do not sum to the output.*hooks"):
             FullGrad(model).attribute(torch.randn(2, 4), 0)
 
     def test_an_operation_whose_result_changes_is_named(self):
@@ -428,7 +428,7 @@ class TestBadInput:
                 state.append(None)
                 return gradient * len(state)
 
-        with pytest.raises(RuntimeError, match="do not sum|differs|mixes"):
+        with pytest.raises(RuntimeError, match=r"do not sum|differs|mixes"):
             FullGrad(lambda x: Drifting.apply(x * 1.0)).attribute(torch.ones(2, 3), 0)
 
     def test_an_operation_without_second_derivatives_is_named(self):
@@ -443,7 +443,7 @@ class TestBadInput:
             def backward(ctx, gradient):
                 return gradient * 2 * ctx.saved_tensors[0]
 
-        with pytest.raises(NotImplementedError, match="OnceBackward.*differentiable operations"):
+        with pytest.raises(NotImplementedError, match=r"OnceBackward.*differentiable operations"):
             FullGrad(lambda x: Once.apply(x * 1.0)).attribute(torch.ones(2, 3), 0)
 
     def test_bad_target_raises_what_captum_raises(self):

@@ -1,8 +1,8 @@
 """Captum attributors: each drops into a Captum workflow where `Saliency` or `IntegratedGradients` stands."""
 
 from captum_density.attr._full_grad import FullGrad as FullGrad
-from captum_density.attr._full_grad import FullGradients as FullGradients
 from captum_density.attr._full_grad import SimpleFullGrad as SimpleFullGrad
-from captum_density.attr._full_grad import SmoothFullGrad as SmoothFullGrad
+from captum_density.attr._full_gradients import FullGradients as FullGradients
+from captum_density.attr._smooth_full_grad import SmoothFullGrad as SmoothFullGrad
 
 __all__ = ["FullGrad", "FullGradients", "SimpleFullGrad", "SmoothFullGrad"]

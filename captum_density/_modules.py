@@ -1,0 +1,94 @@
+"""Which module is running, by its name in the model; and models whose operations cannot be seen, refused."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_hooks
+
+__all__ = ["ModuleStack", "batch_statistics_error", "unwrap"]
+
+
+def unwrap(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile; TorchScript is refused.
+
+    Raises:
+        TypeError: If the model is TorchScript, whose operations cannot be seen.
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            break
+    if isinstance(model, nn.Module):
+        for name, module in model.named_modules():
+            _refuse_opaque(module, name)
+    elif isinstance(model, torch.jit.ScriptFunction):
+        raise TypeError("a TorchScript function hides its operations; pass the Python function it was made from")
+    return model
+
+
+def _refuse_opaque(module: nn.Module, name: str) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        where = f"submodule {name!r} is" if name else "the model is"
+        raise TypeError(f"{where} TorchScript, which hides its operations; pass the nn.Module it was made from")
+
+
+class ModuleStack(contextlib.AbstractContextManager["ModuleStack"]):
+    """While entered, follows calls of modules. A model met inside a plain function is named from its own root.
+
+    Batch norm in training mode is refused before it updates its statistics, and TorchScript when it is met.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._stack: list[str] = []
+        self._exit = contextlib.ExitStack()
+
+    @property
+    def path(self) -> str:
+        """The name of the innermost module that is running, "" outside all and in the root."""
+        return self._stack[-1] if self._stack else ""
+
+    def __enter__(self) -> ModuleStack:
+        pre = module_hooks.register_module_forward_pre_hook(self._enter_module)
+        self._exit.callback(pre.remove)
+        post = module_hooks.register_module_forward_hook(self._leave_module, always_call=True)
+        self._exit.callback(post.remove)
+        if "torch._dynamo" in sys.modules:  # only then can anything be compiled
+            self._exit.enter_context(torch.compiler.set_stance("force_eager"))
+            self._exit.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._exit.close()
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if id(module) not in self._names:
+            for name, child in module.named_modules():
+                _refuse_opaque(child, name)
+                self._names.setdefault(id(child), name.replace("_orig_mod.", "").removesuffix("._orig_mod"))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
+            raise batch_statistics_error(self._names[id(module)])
+        self._stack.append(self._names[id(module)])
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._stack:
+            self._stack.pop()
+
+
+def batch_statistics_error(name: str) -> ValueError:
+    """What to say of a batch norm that makes each example's output depend on the others."""
+    return ValueError(
+        f"batch norm {name!r} normalises with the statistics of the batch, so an example's output depends on the other "
+        "examples and has no full gradient of its own; call model.eval() first (it must have running statistics)"
+    )
