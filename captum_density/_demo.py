@@ -58,10 +58,10 @@ def methods(model: nn.Module) -> dict[str, Method]:
         "IntegratedGradients": Method(IntegratedGradients(model)),
         # As in the paper, the mean of the signed gradients.
         "SmoothGrad": Method(NoiseTunnel(Saliency(model)), {**_NOISE, "nt_type": "smoothgrad", "abs": False}),
-        "FullGrad": Method(FullGrad(model), multiplies_by_inputs=True),
-        "FullGrad, complete": Method(FullGrad(model, complete=True), multiplies_by_inputs=True),
-        "SimpleFullGrad": Method(SimpleFullGrad(model), multiplies_by_inputs=True),
-        "SmoothFullGrad": Method(SmoothFullGrad(model), _NOISE, multiplies_by_inputs=True),
+        "FullGrad": Method(FullGrad(model)),
+        "FullGrad, complete": Method(FullGrad(model, complete=True)),
+        "SimpleFullGrad": Method(SimpleFullGrad(model)),
+        "SmoothFullGrad": Method(SmoothFullGrad(model), _NOISE),
     }
 
 

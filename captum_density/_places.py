@@ -261,7 +261,9 @@ def _move(call: Call, cells: dict[int, Tensor], full: bool) -> list[Tensor] | No
 
     def number(t: Tensor) -> Tensor:
         if id(t) in cells:
-            return cells[id(t)].expand(t.shape) if full else cells[id(t)]
+            # As contiguous as the activation, or a view that its layout allows would fail here.
+            full_cells = cells[id(t)].expand(t.shape)
+            return (full_cells.contiguous() if t.is_contiguous() else full_cells) if full else cells[id(t)]
         if not t.is_floating_point():
             return t  # an index or a mask
         return torch.full((1,) * t.ndim, -1, dtype=torch.int32, device=t.device).expand(t.shape)

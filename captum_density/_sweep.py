@@ -152,17 +152,17 @@ def sweep(
     output = whole.output if whole is not None else _forward(model, inputs, target, args)
     parts = []
     for i in range(n):
-        one = _attempt(model, _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n), make_consumer,
-                       create_graph)  # fmt: skip
-        if one[0] is None or not _is_complete(one[0], model, _target_of(target, i, n), _example(args, i, n)):
-            raise _diagnose(model, _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n), one[0])
-        alone, together = one[0].output.double(), output[i].double()
-        if float((alone - together).abs()) > 100 * _TOLERANCE[one[0].precision] * float(together.abs().clamp(min=1e-3)):
+        x, t, a = _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n)
+        one, consumer = _attempt(model, x, t, a, make_consumer, create_graph)
+        if one is None or not _is_complete(one, model, t, a):
+            raise _diagnose(model, x, t, a, one)
+        alone, together = float(one.output), float(output[i])
+        if abs(alone - together) > _TOLERANCE[one.precision] * max(abs(together), float(one.scale)):
             raise IncompleteError(
-                f"the output of example {i} is {float(together):.6g} in this batch and {float(alone):.6g} alone: the "
-                "model mixes examples, so they have no full gradients of their own; pass them one at a time"
+                f"the output of example {i} is {together:.6g} in this batch and {alone:.6g} alone: the model mixes "
+                "examples (or draws at random), so they have no full gradients of their own; pass them one at a time"
             )
-        parts.append((one[0], one[1]))
+        parts.append((one, consumer))
     return parts
 
 
@@ -317,8 +317,8 @@ def _example(values: Any, i: int, n: int) -> Any:
 
 
 def _target_of(target: TargetType, i: int, n: int) -> TargetType:
-    per_example = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
-    return target[i : i + 1] if per_example else target
+    one_each = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
+    return target[i : i + 1] if one_each else target
 
 
 def _diagnose(

@@ -20,6 +20,15 @@ def test_every_example_is_complete(name, dtype, bound):
     assert gap < bound
 
 
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "swin_t", "bert", "gpt2", "llama", "vit", "lstm"])
+def test_a_batch_gives_what_its_examples_give(name):
+    model, inputs, target = build(name, torch.float64)
+    for make in (FullGrad, lambda m: FullGrad(m, complete=True)):
+        together = make(model).attribute(inputs, target)
+        alone = [make(model).attribute(inputs[i : i + 1], target[i]) for i in range(len(inputs))]
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "vit", "swin_t", "bert", "lstm"])
 def test_maps_have_the_inputs_form(name):
     model, inputs, target = build(name)

@@ -47,9 +47,10 @@ MOVES = {
     "stack": lambda x: torch.stack([x, x], 1),
     "repeat": lambda x: x.repeat_interleave(2, 1),
     "chunk": lambda x: torch.cat(x.chunk(2, -1)[::-1], -1),
-    "index": lambda x: x[:, torch.arange(x.size(1) - 1, -1, -1)],
+    "index": lambda x: x[:, torch.arange(x.size(1) - 1, -1, -1)] if x.ndim > 1 else x,
     "select": lambda x: x[:, 0] if x.ndim > 3 else x,
-    "movedim": lambda x: x.movedim(1, -1),
+    "movedim": lambda x: x.movedim(1, -1) if x.ndim > 1 else x,
+    "fold into the batch": lambda x: x.contiguous().view(-1, *x.shape[2:]) if x.ndim > 2 else x,
     "contiguous": lambda x: x.transpose(1, 2).contiguous(),
 }
 

@@ -23,6 +23,11 @@ class FullGradAttribution(GradientAttribution):
             raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
         super().__init__(model)
 
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: the input term is gradient times input."""
+        return True
+
     def _sweep(
         self,
         inputs: tuple[Tensor, ...],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from captum.log import log_usage
 from torch import Tensor
 
@@ -58,11 +59,6 @@ class FullGrad(FullGradAttribution):
     def __init__(self, model: Callable[..., Any], complete: bool = False) -> None:
         super().__init__(model)
         self.complete = complete
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: the input term is gradient times input."""
-        return True
 
     def has_convergence_delta(self) -> bool:
         """True for `complete=True`, whose delta is the sum minus f(x); the saliency map is not a sum."""
@@ -188,9 +184,23 @@ class FullGrad(FullGradAttribution):
         xs = as_tuple(inputs)
         parts = self._sweep(xs, target, additional_forward_args, Terms, create_graph)
         names = list(dict.fromkeys(name for _, terms in parts for name in reversed(terms.biases)))
-        biases = {name: torch.cat([terms.biases[name] for _, terms in parts]) for name in names}
+        biases = {name: _joined([terms.biases.get(name) for _, terms in parts]) for name in names}
         products = [torch.cat(chunks) for chunks in zip(*(products_of(result) for result, _ in parts), strict=True)]
         return FullGradients(torch.cat([result.output for result, _ in parts]), tuple(products), biases)
+
+
+def _joined(chunks: list[Tensor | None]) -> Tensor:
+    """One batch of a term taken one by one; zeros where an example is shorter, or did not meet the operation."""
+    found = [chunk for chunk in chunks if chunk is not None]
+    if len(found) == 1 and len(chunks) == 1:
+        return found[0]
+    shape = [max(sizes) for sizes in zip(*(chunk.shape[1:] for chunk in found), strict=True)]
+    rows = []
+    for chunk in chunks:
+        row = found[0].new_zeros(1, *shape) if chunk is None else chunk
+        rows.append(F.pad(row, [p for size, full in zip(row.shape[:0:-1], shape[::-1], strict=True)
+                                for p in (0, full - size)]))  # fmt: skip
+    return torch.cat(rows)
 
 
 def _delta(attributions: Any, output: Tensor) -> Tensor:
