@@ -15,6 +15,7 @@ from captum_density._sweep import Term, per_example
 __all__ = ["SaliencyMaps", "SampleSums", "SignedMaps", "SimpleSaliencyMaps", "Terms", "over_channels", "rescaled"]
 
 _EPS = 1e-6  # the reference implementation's, in the rescaling of psi
+_WORKING_SET = 2**20  # elements
 
 
 class Terms:
@@ -131,14 +132,18 @@ class SaliencyMaps(_Maps):
 
     def _add_channelwise(self, term: Term, place: Place) -> Tensor:
         """A bias per channel of a map: the same from |df/dy| alone, without the product."""
-        gradient, bias = term.gradient.flatten(2), term.remainder.flatten(1)
-        size = bias.abs().expand(len(gradient), -1)
-        values = self._absolute(term.gradient).flatten(2)
-        low = (values.amin(2) * size).amin(1, keepdim=True)
-        high = (values.amax(2) * size).amax(1, keepdim=True)
-        placed = torch.bmm(size.unsqueeze(1), values).squeeze(1)
-        self._put(place, (placed - values.size(1) * low) / (high - low + _EPS))
-        return (gradient.sum(2) * bias).sum(1)
+        bias = term.remainder.flatten(1)
+        size, maps, sums = bias.abs(), [], []
+        # A few examples at a time, so that |df/dy| is read again before it leaves the cache.
+        for gradient in term.gradient.split(max(1, _WORKING_SET // term.gradient[0].numel())):
+            values = self._absolute(gradient).flatten(2)
+            low = (values.amin(2) * size).amin(1, keepdim=True)
+            high = (values.amax(2) * size).amax(1, keepdim=True)
+            placed = torch.bmm(size.expand(len(values), -1).unsqueeze(1), values).squeeze(1)
+            maps.append((placed - values.size(1) * low) / (high - low + _EPS))
+            sums.append((gradient.flatten(2).sum(2) * bias).sum(1))
+        self._put(place, torch.cat(maps))
+        return torch.cat(sums)
 
     def _product(self, term: Term) -> Tensor:
         if torch.is_grad_enabled():

@@ -122,7 +122,11 @@ def _dense(choose: Choose, activations: Sequence[Make]) -> tuple[nn.Module, tupl
         layers += [nn.Linear(width, wide, bias=choose(True, False)), choose(*activations)()]
         norms: list[Make] = [partial(nn.BatchNorm1d, wide), partial(nn.BatchNorm1d, wide, affine=False)]
         if activations is SMOOTH:
-            norms += [partial(nn.LayerNorm, wide), partial(nn.GroupNorm, 2, wide), partial(nn.Softmax, dim=-1)]
+            norms += [
+                partial(nn.LayerNorm, wide),
+                partial(nn.GroupNorm, 2 if wide > 2 else 1, wide),
+                partial(nn.Softmax, dim=-1),
+            ]
         layers.append(_extra(choose, partial(nn.Linear, wide, wide), activations, norms, (wide,)))
         width = _width(layers[-1], wide)
     return nn.Sequential(*layers, nn.Linear(width, CLASSES)), (features,)
