@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -45,12 +46,14 @@ def _refuse_opaque(module: nn.Module, name: str) -> None:
 class ModuleStack(contextlib.AbstractContextManager["ModuleStack"]):
     """While entered, follows calls of modules. A model met inside a plain function is named from its own root.
 
+    The hooks are global, so calls in other threads (someone's training loop) are none of its business.
     Batch norm in training mode is refused before it updates its statistics, and TorchScript when it is met.
     """
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._stack: list[str] = []
+        self._thread = threading.get_ident()
         self._exit = contextlib.ExitStack()
 
     @property
@@ -73,6 +76,8 @@ class ModuleStack(contextlib.AbstractContextManager["ModuleStack"]):
         self._exit.close()
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         if id(module) not in self._names:
             for name, child in module.named_modules():
                 _refuse_opaque(child, name)
@@ -82,7 +87,7 @@ class ModuleStack(contextlib.AbstractContextManager["ModuleStack"]):
         self._stack.append(self._names[id(module)])
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack:
+        if self._stack and threading.get_ident() == self._thread:
             self._stack.pop()
 
 

@@ -40,7 +40,7 @@ TORCHVISION = {
     "swin_v2_t": 64,
     "maxvit_t": 224,
 }
-HUGGING_FACE = ("bert", "gpt2", "llama", "vit")
+HUGGING_FACE = ("bert", "gpt2", "llama", "llama_rms_norm", "vit")
 RECURRENT = ("lstm", "gru")
 NAMES = (*TORCHVISION, *HUGGING_FACE, *RECURRENT)
 
@@ -96,9 +96,15 @@ def _hugging_face(name: str) -> nn.Module:
     if name == "gpt2":
         config = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, num_labels=3, pad_token_id=0)
         return transformers.GPT2ForSequenceClassification(config)
-    if name == "llama":
+    if name.startswith("llama"):
         config = transformers.LlamaConfig(vocab_size=50, num_labels=3, num_key_value_heads=2, pad_token_id=0, **small)
-        return transformers.LlamaForSequenceClassification(config)
+        model = transformers.LlamaForSequenceClassification(config)
+        if name == "llama_rms_norm":  # PyTorch's norm for transformers' own, which computes in float32 always
+            for parent in list(model.modules()):
+                for child, module in list(parent.named_children()):
+                    if type(module).__name__ == "LlamaRMSNorm":
+                        setattr(parent, child, nn.RMSNorm(32, eps=config.rms_norm_eps))
+        return model
     config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=3, **small)
     return transformers.ViTForImageClassification(config)
 

@@ -1,6 +1,7 @@
 """The engine: completeness over operations, spelled every way PyTorch has, and nothing left behind."""
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -424,6 +425,27 @@ def test_nothing_is_left_behind(fails):
     assert torch.equal(state, torch.get_rng_state())
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     assert not [name for name in vars(x) if name.startswith("_captum")]
+
+
+def test_other_threads_are_left_alone():
+    # A training loop elsewhere, with batch norm in training mode, while a model is being explained here.
+    training, failures = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train(), []
+
+    def train():
+        try:
+            training(torch.randn(8, 4)).sum().backward()
+        except Exception as error:
+            failures.append(error)
+
+    def model(x):
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        return x.exp()
+
+    full = FullGrad(model).decompose(torch.randn(2, 3), 1)
+    assert not failures
+    assert list(full.biases) == ["exp"]
 
 
 def test_memory_is_given_back():
