@@ -207,14 +207,14 @@ def _run(
         def consume(operation: Operation, gradient: Tensor) -> None:
             assert operation.remainder is not None
             dtypes.add(gradient.dtype)
-            layout = _examples_first(gradient.shape, n)
+            place = None if operation.place is None else operation.place.final()
+            layout = _examples_first(gradient.shape, n, place)
             if layout is None:
                 unclear.append(operation.name)
                 return
-            place, remainder = operation.place, layout(operation.remainder)
-            gradient = layout(gradient)
+            gradient, remainder = layout(gradient), layout(operation.remainder)
             if place is not None:
-                place = place.with_cells(layout(place.cells)[0]).final()
+                place = place.with_cells(layout(place.cells)[0])
             if gradient.is_complex():  # <df/dy, r> of complex y is that of its real and imaginary parts
                 gradient, remainder = (
                     torch.view_as_real(gradient.resolve_conj()),
@@ -265,11 +265,14 @@ def _forward(model: Callable[..., Any], inputs: tuple[Tensor, ...], target: Targ
         return _select(run_forward(model, inputs, None, args), target, inputs[0].shape[0])
 
 
-def _examples_first(shape: torch.Size, n: int) -> Callable[[Tensor], Tensor] | None:
+def _examples_first(shape: torch.Size, n: int, place: Place | None) -> Callable[[Tensor], Tensor] | None:
     """What brings a tensor of this shape (or cells that broadcast to it) into the form (N, ...)."""
+    second = len(shape) > 1 and shape[1] == n
+    if second and place is not None and place.cells.size(0) > 1 and place.cells.size(1) == 1:
+        return lambda t: t.transpose(0, 1)  # positions run along the first dimension, so examples do not
     if shape and shape[0] == n:
         return lambda t: t
-    if len(shape) > 1 and shape[1] == n:
+    if second:
         return lambda t: t.transpose(0, 1)
     if n == 1:
         return lambda t: t.unsqueeze(0)

@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_density._affine import AffineTrace
 from captum_density._places import Place, area_matrix, linear_matrix, resize
-from captum_density.attr import FullGrad
+from captum_density.attr import FullGrad, SimpleFullGrad
 
 
 def places(model, x):
@@ -160,6 +160,22 @@ def test_time_first_recurrence_keeps_the_tokens():
     place, shape = places(model, x)["recurrent:gru"]
     assert shape == (6, 3, 5)
     assert cells(place.final(), shape)[:, 0, 0].tolist() == list(range(6))
+
+
+def test_as_many_steps_as_examples():
+    # (L, N, E) with L = N and all terms zero: only the places tell positions from examples.
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = nn.RNN(2, 3, nonlinearity="relu", bias=False)
+
+        def forward(self, x):
+            return self.recurrent(x.transpose(0, 1))[0].transpose(0, 1)[:, -1]
+
+    model, x = Model(), torch.randn(3, 3, 2)
+    together = SimpleFullGrad(model).attribute(x, 1)
+    alone = [SimpleFullGrad(model).attribute(x[i : i + 1], 1) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
 
 
 def test_saliency_of_a_transformer_ignores_the_class_token_only():
