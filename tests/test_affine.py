@@ -302,6 +302,17 @@ def test_wrapped_models(wrap):
     check(wrap(model), torch.randn(3, 3, 5, 5), target=[0, 1, 2])
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
+def test_distributed_data_parallel_is_unwrapped():
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 3)).double()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        full = check(nn.parallel.DistributedDataParallel(model), torch.randn(3, 4), target=[0, 1, 2])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert list(full.biases) == ["0:linear", "1:gelu", "2:linear"]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_compiled_models():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(36, 3)).double()
