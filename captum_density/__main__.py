@@ -22,8 +22,13 @@ def _seed(text: str) -> int:
 
 
 def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the folder has no name")
     path = Path(text)
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+    try:
+        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise argparse.ArgumentTypeError(f"cannot write to {path}: {error.strerror}") from error
     if not nearest.is_dir():
         raise argparse.ArgumentTypeError(f"{nearest} exists and is not a folder")
     return path
@@ -64,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         _demo.run(parsed.out, seed=parsed.seed, device=parsed.device)
+    except OSError as error:
+        parser.error(f"argument --out: cannot write to {parsed.out}: {error}")
     except ImportError as error:
         raise SystemExit(f"{parser.prog}: error: {error}") from error
 

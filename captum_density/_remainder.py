@@ -102,6 +102,8 @@ def _homogeneous(degree: float) -> Rule:
 def select_rule(call: Call) -> Rule:
     """The cheapest exact rule for a call; the derivative where no shortcut is known."""
     name, count = call.name, len(call.activations)
+    if call.func is torch.autograd.grad:
+        raise NotImplementedError("torch.autograd.grad hides what it computes; use torch.func.grad under torch.vmap")
     if name in _LINEAR:
         return _ZERO if count == 1 else _DERIVATIVE
     if name in _AFFINE:
@@ -110,7 +112,7 @@ def select_rule(call: Call) -> Rule:
         return _homogeneous(count)
     if name in _BIASED:
         return Rule("bias") if count == 1 and call.is_activation(call.argument(0, "input")) else _DERIVATIVE
-    if name in _SYMMETRIC and count == 1:
+    if name in _SYMMETRIC and count == 1 and not call.activations[0].is_complex():  # J of exp(z) is no symmetric 2x2
         return Rule("symmetric")
     if name in _POWERS:
         return _homogeneous(_POWERS[name])

@@ -153,7 +153,14 @@ def sweep(
     parts = []
     for i in range(n):
         x, t, a = _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n)
-        one, consumer = _attempt(model, x, t, a, make_consumer, create_graph)
+        try:
+            one, consumer = _attempt(model, x, t, a, make_consumer, create_graph)
+        except Exception as error:
+            raise IncompleteError(
+                f"the shapes inside the model do not tell its {n} examples apart, and it does not accept example {i} "
+                f"alone ({type(error).__name__}: {error}); hand what belongs to each example, such as masks or "
+                "lengths, through additional_forward_args, and pass examples one at a time if they depend on each other"
+            ) from error
         if one is None or not _is_complete(one, model, t, a):
             raise _diagnose(model, x, t, a, one)
         alone, together = float(one.output), float(output[i])
@@ -251,7 +258,10 @@ def _select(output: Any, target: TargetType, n: int) -> Tensor:
             "`lambda x: model(x)[0]` or `lambda x: model(x).logits`"
         )
     if output.ndim == 0 or output.shape[0] != n:
-        raise ValueError(f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first")
+        raise ValueError(
+            f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first "
+            "(is the batch dimension missing?)"
+        )
     selected = select_targets(output, target)
     # Captum's own check and words.
     assert selected[0].numel() == 1, (

@@ -1,5 +1,6 @@
 """Pictures of attributions, drawn through `captum.attr.visualization`."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,6 +14,7 @@ __all__ = ["saliency_grid"]
 # Told apart with every common colour vision deficiency; orange means positive in both.
 _SIGNED_COLORS = "PuOr_r"
 _UNSIGNED_COLORS = "Oranges"
+_TITLE_WIDTH = 20  # characters, which is what fits above a cell of the default size
 
 
 def saliency_grid(
@@ -67,7 +69,7 @@ def saliency_grid(
         for column, values in enumerate(maps.values(), start=1):
             _draw_map(figure, grid[row, column], values[row], bool((values < 0).any()), outlier_percent)
     for axes, title in zip(grid[0], ("image", *maps), strict=True):
-        axes.set_title(title, fontsize="small")
+        axes.set_title(textwrap.fill(title, _TITLE_WIDTH), fontsize="small")
     return figure
 
 

@@ -252,6 +252,13 @@ def test_arithmetic():
     check(model, a, torch.randn(4, 6), target=[0, 1, 2, 3])
 
 
+@pytest.mark.parametrize("function", [torch.exp, torch.sin, torch.tanh, torch.sigmoid, torch.sqrt, torch.log])
+def test_complex_functions(function):
+    # The real Jacobian of a holomorphic function is not symmetric.
+    check(lambda x: function(torch.complex(x[:, :2], x[:, 2:])).real, torch.rand(3, 4) + 0.3, target=[0, 1, 0])
+    check(lambda x: torch.fft.irfft(function(torch.fft.rfft(x) + 3)), torch.rand(3, 4), target=[0, 1, 2])
+
+
 class Swish(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u):

@@ -446,6 +446,29 @@ class TestBadInput:
         with pytest.raises(NotImplementedError, match=r"OnceBackward.*differentiable operations"):
             FullGrad(lambda x: Once.apply(x * 1.0)).attribute(torch.ones(2, 3), 0)
 
+    def test_examples_that_cannot_be_told_apart_nor_run_alone(self):
+        x = torch.randn(3, 5, 4)
+        mask = torch.arange(5)[None] < torch.tensor([5, 2, 3])[:, None]
+
+        def model(x, mask):
+            out = torch.zeros(*mask.shape, 4)
+            out[mask] = torch.tanh(x[mask] + 1)
+            return out.sum(1)
+
+        with pytest.raises(RuntimeError, match=r"tell its 3 examples apart.*example 0 alone.*additional_forward_args"):
+            FullGrad(lambda x: model(x, mask)).attribute(x, 1)
+        full = FullGrad(model).decompose(x, 1, mask)
+        torch.testing.assert_close(full.total(), model(x, mask)[:, 1])
+
+    def test_gradients_taken_inside_a_model(self):
+        def model(x):
+            return torch.autograd.grad(x.exp().sum(), x, create_graph=True)[0]
+
+        with pytest.raises(NotImplementedError, match=r"torch\.func\.grad"):
+            FullGrad(model).attribute(torch.randn(2, 3), 1)
+        inside = torch.vmap(torch.func.grad(lambda row: row.exp().sum()))
+        assert_complete(FullGrad(lambda x: inside(x)).decompose(torch.randn(2, 3), 1))
+
     def test_bad_target_raises_what_captum_raises(self):
         model, x = small_cnn(), torch.randn(2, 3, 8, 8)
         with pytest.raises(IndexError):

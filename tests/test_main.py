@@ -76,6 +76,8 @@ def test_cuda_run(tmp_path):
         (["--device", "tpu"], "--device"),
         (["--out", "{file}"], "is not a folder"),
         (["--out", "{file}/below"], "is not a folder"),
+        (["--out", ""], "the folder has no name"),
+        (["--out", "x" * 300], "cannot write to"),
         (["--se", "1"], "--se"),
         (["extra"], "extra"),
     ],

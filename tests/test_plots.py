@@ -110,3 +110,9 @@ def test_pyplot_knows_nothing_of_it_and_inputs_stay_as_they_were():
 def test_bad_input_names_what_is_wrong(images, attributions, options, error, message):
     with pytest.raises(error, match=message):
         saliency_grid(images, attributions, **options)
+
+
+def test_long_names_are_broken_into_lines():
+    figure = saliency_grid(torch.rand(1, 3, 8, 8), {"a very long method name indeed": torch.rand(1, 3, 8, 8)})
+    title = figure.axes[1].get_title()
+    assert "\n" in title and title.replace("\n", " ") == "a very long method name indeed"

@@ -95,7 +95,11 @@ def _outcome(call: Callable[[], Any]) -> Any:
         return error
 
 
-@check("let Captum's own _select_targets refuse a target, before anything is changed", needs=["target"])
+@check(
+    "let Captum's own _select_targets refuse a target, and refuse None unless each example has one output, before "
+    "anything is changed",
+    needs=["target"],
+)
 def target_refused(suite: Suite, case: Case) -> Iterator[Finding]:
     """A malformed target raises what Captum's Saliency raises: wrong range, length, depth or type, or none at all."""
     bad: list[Any] = [99, 1, (99,), (1, 2, 3), [0] * (BATCH + 1), [], [(99,)] * BATCH, 1.5, "seven", [0.5] * BATCH]

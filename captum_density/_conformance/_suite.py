@@ -32,7 +32,7 @@ class Suite:
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.tolerance = 1e-4 if self.dtype == torch.float32 else 1e-6
         self.memory: dict[Any, Any] = {}  # for what several checks need
-        sample = make(self.case("mlp").model)
+        sample = make(self.case("mlp").model) if callable(make) else make
         if not isinstance(sample, Attribution):
             raise TypeError(
                 f"make_attribution must turn a model into a captum.attr.Attribution; it returned {type(sample)!r}. "
