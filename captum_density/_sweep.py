@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_density._affine import AffineTrace, IncompleteError, OpaqueOperationError, Operation
 from captum_density._captum import TargetType, format_additional_forward_args, run_forward, select_targets
 from captum_density._modules import unwrap
 from captum_density._places import Place
+from captum_density._validation import validate_inputs
 
-__all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "per_example", "sweep", "validate_inputs"]
+__all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "per_example", "sweep"]
 
 # Largest |sum of terms - f| over the sum of the terms' absolute values that rounding explains.
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -81,37 +82,6 @@ class Sweep:
         """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
         scale = torch.maximum(self.scale, self.output.double().abs())
         return (self.total - self.output.double()).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
-    """Refuse, before anything runs, what no full gradient exists for.
-
-    Raises:
-        TypeError: Inputs that are not floating-point tensors.
-        ValueError: Empty or unequal batches, NaN or infinity, a device that is not the model's.
-    """
-    for i, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"inputs must be a tensor or a tuple of tensors, but input {i} is {type(x).__name__}")
-        if not x.is_floating_point():
-            raise TypeError(
-                f"input {i} has dtype {x.dtype}, which has no gradient; convert images to float, pass token ids "
-                "through additional_forward_args and their embeddings as inputs"
-            )
-        if x.ndim == 0 or x.shape[0] == 0:
-            raise ValueError(
-                f"input {i} has shape {tuple(x.shape)}: the first dimension must hold at least one example"
-            )
-        if x.shape[0] != inputs[0].shape[0]:
-            raise ValueError(f"input {i} holds {x.shape[0]} examples, input 0 holds {inputs[0].shape[0]}")
-    if isinstance(model, nn.Module):
-        devices = {p.device for p in model.parameters()}
-        for i, x in enumerate(inputs):
-            if len(devices) == 1 and x.device not in devices:
-                raise ValueError(f"input {i} is on {x.device}, the model on {devices.pop()}; move one of them")
-    for i, x in enumerate(inputs):
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

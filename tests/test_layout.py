@@ -16,7 +16,7 @@ ROOT = Path(captum_density.__file__).parent
 # A module may import from the lines above its own, and a package from within itself.
 LAYERS = (
     {"_captum"},
-    {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep"},
+    {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
     {"density", "softmax_shift"},
     {"attr", "samplers", "losses"},
     {"metrics", "retraining"},
@@ -29,7 +29,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Pieces of one thing, which may import each other.
 TOGETHER = (
-    {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep"},
+    {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
     {"testing", "_conformance", "_networks", "_network_layers"},
 )
 

@@ -20,7 +20,8 @@ from captum_density._captum import (
 )
 from captum_density._maps import SaliencyMaps, SampleSums, over_channels, rescaled
 from captum_density._modules import unwrap
-from captum_density._sweep import Sweep, Term, accumulation_dtype, validate_inputs
+from captum_density._sweep import Sweep, Term, accumulation_dtype
+from captum_density._validation import validate_inputs
 from captum_density.attr._common import FullGradAttribution, as_tuple, finish, products_of
 
 __all__ = ["SmoothFullGrad"]

@@ -1,0 +1,42 @@
+"""What can be refused before a model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["validate_inputs"]
+
+
+def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+    """Refuse, before anything runs, what no full gradient exists for.
+
+    Raises:
+        TypeError: Inputs that are not floating-point tensors.
+        ValueError: Empty or unequal batches, NaN or infinity, a device that is not the model's.
+    """
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs must be a tensor or a tuple of tensors, but input {i} is {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"input {i} has dtype {x.dtype}, which has no gradient; convert images to float, pass token ids "
+                "through additional_forward_args and their embeddings as inputs"
+            )
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(
+                f"input {i} has shape {tuple(x.shape)}: the first dimension must hold at least one example"
+            )
+        if x.shape[0] != inputs[0].shape[0]:
+            raise ValueError(f"input {i} holds {x.shape[0]} examples, input 0 holds {inputs[0].shape[0]}")
+    if isinstance(model, nn.Module):
+        devices = {p.device for p in model.parameters()}
+        for i, x in enumerate(inputs):
+            if len(devices) == 1 and x.device not in devices:
+                raise ValueError(f"input {i} is on {x.device}, the model on {devices.pop()}; move one of them")
+    for i, x in enumerate(inputs):
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
