@@ -558,3 +558,8 @@ def test_without_hypothesis_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     with pytest.raises(ImportError, match=r"captum-density\[test\]"):
         networks()
+
+
+def test_an_attributor_in_place_of_its_class_is_refused():
+    with pytest.raises(TypeError, match="must be callable, not an attributor"):
+        check_attribution(Saliency(nn.Linear(2, 2)))

@@ -32,11 +32,14 @@ class Suite:
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.tolerance = 1e-4 if self.dtype == torch.float32 else 1e-6
         self.memory: dict[Any, Any] = {}  # for what several checks need
-        sample = make(self.case("mlp").model) if callable(make) else make
+        remedy = "pass the attributor's class, or a function of the model"
+        if not callable(make):
+            raise TypeError(f"make_attribution must be callable, not an attributor ({type(make).__name__}): {remedy}")
+        sample = make(self.case("mlp").model)
         if not isinstance(sample, Attribution):
             raise TypeError(
-                f"make_attribution must turn a model into a captum.attr.Attribution; it returned {type(sample)!r}. "
-                "Pass the attributor's class, or a function of the model"
+                "make_attribution must turn a model into a captum.attr.Attribution; "
+                f"it returned {type(sample)!r}: {remedy}"
             )
         self.name = type(sample).__name__
         self.parameters = inspect.signature(sample.attribute).parameters
