@@ -151,6 +151,21 @@ class TestSaliency:
         found = FullGrad(model).attribute(x, [1, 2])
         torch.testing.assert_close(found.sum(1), expected)
 
+    @pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 2, 4, 4)], ids=["per_channel", "per_element"])
+    def test_rescaling_subtracts_the_minimum(self, shape):
+        # Gradients between 1 and 2, so that no term comes near zero by itself.
+        weights, bias = 1 + torch.rand(1, 2, 4, 4), 1 + torch.rand(shape)
+        layer = nn.Conv2d(1, 2, 1)
+        layer.bias.data = bias[0, :, 0, 0].clone()
+
+        def model(x):
+            y = layer(x) if shape[-1] == 1 else x.expand(-1, 2, -1, -1) + bias
+            return (y * weights).sum((1, 2, 3)).unsqueeze(1)
+
+        term = (weights * bias).abs()
+        expected = ((term - term.min()) / (term.max() - term.min() + 1e-6)).sum(1, keepdim=True)
+        torch.testing.assert_close(FullGrad(model).attribute(torch.zeros(1, 1, 4, 4), 0), expected)
+
     def test_has_no_convergence_delta(self):
         attribution = FullGrad(small_cnn())
         assert not attribution.has_convergence_delta()
