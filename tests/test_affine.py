@@ -216,6 +216,15 @@ def test_in_place():
     assert torch.equal(x, before), "the model overwrote the user's input"
 
 
+def test_writing_into_a_view_of_a_constant():
+    def model(x):
+        buffer = torch.full_like(x, 0.7).detach()
+        buffer[:, 0].copy_(x[:, 0])
+        return buffer.sum(1, keepdim=True).exp()
+
+    check(model, torch.randn(3, 4), target=[0, 0, 0])
+
+
 def test_parameters_in_every_role():
     class Model(nn.Module):
         def __init__(self):
