@@ -1,6 +1,7 @@
 """The main job: train a small network on the digits, explain it several ways, measure and draw the explanations."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -65,13 +66,20 @@ def methods(model: nn.Module) -> dict[str, Method]:
     }
 
 
-def train(data: Digits, *, seed: int, epochs: int) -> nn.Module:
+def train(
+    data: Digits,
+    *,
+    seed: int,
+    epochs: int,
+    extra_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+) -> nn.Module:
     """Train a small convolutional network, with batch norm and biases, on the data's device.
 
     Args:
         data: the digits; training moves no random state but its own.
         seed: of the initial weights and the order of the examples.
         epochs: passes over the training digits.
+        extra_loss: added to the cross-entropy; a function of the model, a batch of images and their labels.
 
     Returns:
         The network in evaluation mode: (N, 1, 8, 8) to (N, 10).
@@ -86,7 +94,10 @@ def train(data: Digits, *, seed: int, epochs: int) -> nn.Module:
     for order in tqdm(orders, desc="training", unit="epoch"):
         for batch in order:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            if extra_loss is not None:
+                loss = loss + extra_loss(model, images[batch], labels[batch])
+            loss.backward()
             optimizer.step()
             schedule.step()
     return model.eval()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from captum_density._affine import AffineTrace, IncompleteError, OpaqueOperationError, Operation
-from captum_density._captum import TargetType, format_additional_forward_args, run_forward, select_targets
+from captum_density._captum import TargetType, format_additional_forward_args, run_forward
 from captum_density._modules import unwrap
 from captum_density._places import Place
-from captum_density._validation import validate_inputs
+from captum_density._validation import selected_output, validate_inputs
 
 __all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "per_example", "sweep"]
 
@@ -173,7 +173,7 @@ def _run(
         tracked = trace.track(leaves)
         with trace:
             output = run_forward(model, tracked, None, args)
-        selected = _select(output, target, n)
+        selected = selected_output(output, target, n)
         if not trace.depends_on_inputs(output):
             raise ValueError("the model's output is not connected to its inputs by differentiable operations")
         dtype = accumulation_dtype(*inputs)
@@ -220,29 +220,9 @@ def _leaf(x: Tensor, create_graph: bool) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
-def _select(output: Any, target: TargetType, n: int) -> Tensor:
-    """f per example, (N,)."""
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"the model returned {type(output).__name__}, not a tensor; pass a function that picks one, such as "
-            "`lambda x: model(x)[0]` or `lambda x: model(x).logits`"
-        )
-    if output.ndim == 0 or output.shape[0] != n:
-        raise ValueError(
-            f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first "
-            "(is the batch dimension missing?)"
-        )
-    selected = select_targets(output, target)
-    # Captum's own check and words.
-    assert selected[0].numel() == 1, (
-        "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
-    )
-    return selected.reshape(n)
-
-
 def _forward(model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: Any) -> Tensor:
     with torch.no_grad():
-        return _select(run_forward(model, inputs, None, args), target, inputs[0].shape[0])
+        return selected_output(run_forward(model, inputs, None, args), target, inputs[0].shape[0])
 
 
 def _examples_first(shape: torch.Size, n: int, place: Place | None) -> Callable[[Tensor], Tensor] | None:

@@ -1,4 +1,4 @@
-"""What can be refused before a model runs."""
+"""What can be refused before a model runs, and of what it returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["validate_inputs"]
+from captum_density._captum import TargetType, select_targets
+
+__all__ = ["selected_output", "validate_inputs"]
 
 
 def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
@@ -40,3 +42,29 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> No
     for i, x in enumerate(inputs):
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
+
+
+def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
+    """f per example, (N,): the target's output.
+
+    Raises:
+        TypeError: If the model returned no tensor.
+        ValueError: If the examples do not come first.
+        AssertionError: Captum's own, for a target that does not fit.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model returned {type(output).__name__}, not a tensor; pass a function that picks one, such as "
+            "`lambda x: model(x)[0]` or `lambda x: model(x).logits`"
+        )
+    if output.ndim == 0 or output.shape[0] != n:
+        raise ValueError(
+            f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first "
+            "(is the batch dimension missing?)"
+        )
+    selected = select_targets(output, target)
+    # Captum's own check and words.
+    assert selected[0].numel() == 1, (
+        "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    )
+    return selected.reshape(n)

@@ -3,6 +3,7 @@
 from captum_density.attr._full_grad import FullGrad as FullGrad
 from captum_density.attr._full_grad import SimpleFullGrad as SimpleFullGrad
 from captum_density.attr._full_gradients import FullGradients as FullGradients
+from captum_density.attr._shift_fooled import ShiftFooledGradient as ShiftFooledGradient
 from captum_density.attr._smooth_full_grad import SmoothFullGrad as SmoothFullGrad
 
-__all__ = ["FullGrad", "FullGradients", "SimpleFullGrad", "SmoothFullGrad"]
+__all__ = ["FullGrad", "FullGradients", "ShiftFooledGradient", "SimpleFullGrad", "SmoothFullGrad"]

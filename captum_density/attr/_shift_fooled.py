@@ -1,0 +1,94 @@
+"""ShiftFooledGradient: the gradient that a shift of all logits would show, beside the honest one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_density._captum import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    format_additional_forward_args,
+    run_forward,
+)
+from captum_density._validation import selected_output, validate_inputs
+from captum_density.attr._common import as_tuple, finish
+from captum_density.softmax_shift import NetworkShift, Shift
+
+__all__ = ["ShiftFooledGradient"]
+
+
+class ShiftFooledGradient(GradientAttribution):
+    r"""The input-gradient of a logit after a shift that no prediction sees: \nabla f_i(x) + \nabla g(x).
+
+    What `captum.attr.Saliency` shows on `SoftmaxShift(forward_func, shift)`, without the wrapper.
+
+    Args:
+        forward_func: The model, a module or a function, as for `Saliency`.
+        shift: g: a `captum_density.softmax_shift.Shift`, or any function of the model's first argument.
+        class_dim: Dimension of the classes, for a shift with one number for each of several softmaxes, as in
+            `SoftmaxShift`.
+
+    References:
+        S. Srinivas and F. Fleuret, "Rethinking the Role of Gradient-Based Attribution Methods for Model
+        Interpretability", ICLR 2021, arXiv:2006.09128, section 2.
+
+    Example:
+        >>> import torch
+        >>> from captum_density.softmax_shift import LinearShift
+        >>> model, pattern = torch.nn.Linear(3, 2), torch.tensor([0.0, 0.0, 50.0])
+        >>> ShiftFooledGradient(model, LinearShift(pattern)).attribute(torch.randn(4, 3), target=1).argmax(1)
+        tensor([2, 2, 2, 2])
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], shift: Shift | Callable[..., Tensor], class_dim: int = 1
+    ) -> None:
+        if not callable(forward_func):
+            raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
+        super().__init__(forward_func)
+        self.shift = shift if isinstance(shift, Shift) else NetworkShift(shift)
+        self.class_dim = class_dim
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        abs: bool = True,
+        additional_forward_args: object = None,
+    ) -> Any:
+        """Gradients of the shifted logit, of the inputs' shape.
+
+        Args:
+            inputs: Floating-point tensor (N, ...) or tuple of such.
+            target: As Captum's `Saliency`: picks the output to explain.
+            abs: Whether to return absolute values, as `Saliency` does.
+            additional_forward_args: As Captum's: passed on after the inputs, to the model and to the shift.
+
+        Returns:
+            A tensor for a tensor, a tuple for a tuple, of the inputs' shapes and dtypes, contiguous; in output units
+            per input unit. At least 0 for `abs=True`, else signed.
+
+        Raises:
+            ValueError: Empty batch, NaN or infinity, another device than the model's; a shift that is of the wrong
+                shape or device, not finite, or does not depend on the inputs.
+            TypeError: Inputs that are not floating-point tensors; a model or shift that returns no tensor.
+        """
+        xs = as_tuple(inputs)
+        validate_inputs(self.forward_func, xs)
+        args = format_additional_forward_args(additional_forward_args) or ()
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies, so that the caller's own tensors are neither marked nor given gradients.
+            leaves = tuple(x.detach().clone().requires_grad_() for x in xs)
+            output = run_forward(self.forward_func, leaves, None, args)
+            if isinstance(output, Tensor):
+                output = self.shift.add_to(output, *leaves, *args, class_dim=self.class_dim)
+            selected = selected_output(output, target, len(xs[0]))
+            gradients = torch.autograd.grad(selected.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return finish(isinstance(inputs, tuple), [g.abs() if abs else g for g in gradients], xs)

@@ -1,0 +1,182 @@
+"""Shift sensitivity: how far attributions move although no prediction does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_density._captum import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    format_additional_forward_args,
+    format_tensor_into_tuples,
+    run_forward,
+)
+from captum_density._random import replayable
+from captum_density._validation import selected_output, validate_inputs
+from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
+
+__all__ = ["ShiftSensitivity", "shift_sensitivity"]
+
+
+class ShiftSensitivity(NamedTuple):
+    """How far attributions move under a softmax shift, per example; 0 is invariant, higher is worse.
+
+    Args:
+        cosine_distance: (N,) 1 - cosine between the honest and the shifted attributions, in [0, 2]: 0 for the same
+            direction, 1 for an orthogonal one, 2 for the opposite. Where both are zero throughout it is 0, where one
+            is, 1.
+        norm_change: (N,) relative change of the norm, | |shifted| / |honest| - 1 |, at least 0. Where both are zero it
+            is 0, where only the honest ones are, infinite.
+    """
+
+    cosine_distance: Tensor
+    norm_change: Tensor
+
+
+def shift_sensitivity(
+    make_attribution: Callable[[Any], Callable[..., Any]],
+    model: Callable[..., Any],
+    inputs: TensorOrTupleOfTensorsGeneric,
+    shift: Shift | Callable[..., Tensor] | None = None,
+    target: TargetType = None,
+    additional_forward_args: object = None,
+    *,
+    class_dim: int = 1,
+    **kwargs: Any,
+) -> ShiftSensitivity:
+    r"""How far an attribution method's maps move when a shift is added to all logits, which changes no prediction.
+
+    Attributes f and f + g, which have the same softmax, with the same random numbers, and compares the maps example by
+    example. Whatever moves says something about the logits' common term, and nothing about the predictions.
+
+    The shift by default is linear in all inputs, g(x) = <w, x>, with w white noise (the same for all inputs of a shape)
+    whose norm is that of the model's own gradient, on average over the batch: as large as what it hides in. It
+    moves a plain gradient by 1 - cosine of about 0.29, or 1 - 1 / sqrt(2), and needs no tuning, because it scales with
+    inputs and outputs.
+
+    0 is a statement about this shift: attributions that stop at a hidden layer (Grad-CAM) do not see a shift that
+    goes around the layer.
+
+    Args:
+        make_attribution: Takes a model, returns the attribute function of it, such as
+            `lambda model: IntegratedGradients(model).attribute`. Called for the model and for its shifted twin.
+        model: Module or function that returns logits, (N, C) or with classes elsewhere.
+        inputs: Floating-point tensor (N, ...) or tuple of such.
+        shift: g, as in `SoftmaxShift`; None for the one described above.
+        target: As Captum's; passed to the attribute function unless None.
+        additional_forward_args: As Captum's; passed to the attribute function unless None.
+        class_dim: Dimension of the classes, as in `SoftmaxShift`.
+        kwargs: Further arguments of the attribute function, such as `n_steps`.
+
+    Returns:
+        Two tensors (N,), float64, `cosine_distance` and `norm_change`. 0 for an invariant method, up to rounding: in
+        float32 about 1e-7 times the square of how much larger g is than the logits. Lower is better.
+
+    Raises:
+        ValueError: As `SoftmaxShift`: a shift that has the wrong shape, is not finite or does not depend on the inputs;
+            logits without a class dimension; inputs that are empty, NaN or infinite; attributions whose first dimension
+            is not N; `return_convergence_delta`.
+        TypeError: If `make_attribution` returns no function, or the function no tensor or tuple of tensors.
+
+    References:
+        The measure is ours; the shift is that of S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2. A
+        constant shift of the input, another thing, is in P.-J. Kindermans et al., "The (Un)reliability of saliency
+        methods", 2017, arXiv:1711.00867.
+
+    Example:
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> from captum_density.softmax_shift import CenteredLogits
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = torch.nn.Linear(50, 3), torch.randn(2, 50)
+        >>> logits = shift_sensitivity(lambda model: Saliency(model).attribute, model, x, target=0, abs=False)
+        >>> bool((logits.cosine_distance > 0.1).all())
+        True
+        >>> centered = shift_sensitivity(lambda model: Saliency(CenteredLogits(model)).attribute, model, x, target=0)
+        >>> bool((centered.cosine_distance < 1e-6).all())
+        True
+    """
+    if kwargs.get("return_convergence_delta"):
+        raise ValueError("shift_sensitivity compares attributions only; leave return_convergence_delta out")
+    xs = format_tensor_into_tuples(inputs)
+    validate_inputs(model, xs)
+    args = format_additional_forward_args(additional_forward_args) or ()
+    n = len(xs[0])
+    with replayable(xs[0].device) as rewind:
+        if shift is None:
+            shift = _default_shift(model, xs, target, args)
+        shifted = SoftmaxShift(model, shift, class_dim)
+        _try(shifted, xs, args)
+
+        options = {"target": target, "additional_forward_args": additional_forward_args}
+        options = {name: value for name, value in options.items() if value is not None}
+        maps = []
+        for attributed in (model, shifted):
+            rewind()
+            attribute = make_attribution(attributed)
+            if not callable(attribute):
+                raise TypeError(
+                    "make_attribution must return an attribute function, such as `Saliency(model).attribute`, but "
+                    f"returned {type(attribute).__name__}"
+                )
+            copies = tuple(x.detach().clone() for x in xs)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
+                maps.append(
+                    _flat(attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs), n)
+                )
+    return _compare(*maps)
+
+
+def _default_shift(
+    model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: tuple[Any, ...]
+) -> LinearShift:
+    """White noise as long as the model's gradient."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+        output = selected_output(run_forward(model, leaves, None, args), target, len(inputs[0]))
+        gradients = torch.autograd.grad(output.sum(), leaves, allow_unused=True, materialize_grads=True)
+    length = torch.cat([g.double().flatten(1) for g in gradients], dim=1).norm(dim=1).mean().item()
+    noise = torch.Generator().manual_seed(0)
+    patterns = [torch.randn(x.shape[1:], generator=noise, dtype=torch.float64) for x in inputs]
+    norm = torch.cat([p.flatten() for p in patterns]).norm().item()
+    scale = (length or 1.0) / norm
+    return LinearShift(tuple(p.to(x.device) for p, x in zip(patterns, inputs, strict=True)), scale)
+
+
+def _try(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
+    """Run once where gradients are taken, so that a shift in name only is refused for methods without gradients too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        shifted(*(x.detach().clone().requires_grad_() for x in inputs), *args)
+
+
+def _flat(attributions: Any, n: int) -> Tensor:
+    """(N, elements) in float64, over all inputs."""
+    parts = attributions if isinstance(attributions, tuple) else (attributions,)
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        received = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(f"the attribute function must return a tensor or a tuple of tensors, but returned {received}")
+    for part in parts:
+        if part.ndim == 0 or len(part) != n:
+            raise ValueError(f"attributions of {n} examples must have as many rows, but have shape {tuple(part.shape)}")
+    return torch.cat([part.detach().double().reshape(n, -1) for part in parts], dim=1)
+
+
+def _compare(honest: Tensor, shifted: Tensor) -> ShiftSensitivity:
+    if honest.shape != shifted.shape:
+        raise ValueError(f"the two attributions have {honest.shape[1]} and {shifted.shape[1]} elements an example")
+    # By their largest element first, so that squares of very small or large ones are not lost.
+    sizes = [a.abs().amax(1, keepdim=True) for a in (honest, shifted)]
+    units = [a / torch.where(size > 0, size, 1) for a, size in zip((honest, shifted), sizes, strict=True)]
+    lengths = [u.norm(dim=1) for u in units]
+    norms = [length * size.squeeze(1) for length, size in zip(lengths, sizes, strict=True)]
+    product = (units[0] * units[1]).sum(1) / (lengths[0] * lengths[1])
+    either_zero, both_zero = (norms[0] == 0) | (norms[1] == 0), (norms[0] == 0) & (norms[1] == 0)
+    distance = torch.where(either_zero, 1.0, 1 - product).clamp(0, 2)
+    change = (norms[1] / norms[0] - 1).abs()
+    return ShiftSensitivity(distance.masked_fill(both_zero, 0.0), change.masked_fill(both_zero, 0.0))

@@ -1,0 +1,129 @@
+"""BoundedShift: the post-softmax case, where predictions move a little and gradients as much as one likes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density.softmax_shift._logits import LogitsWrapper
+from captum_density.softmax_shift._shifts import Patterns, leading
+
+__all__ = ["BoundedShift"]
+
+
+class BoundedShift(LogitsWrapper):
+    r"""A small, fast wave on each logit: probabilities hardly move, gradients of anything move much.
+
+    .. math:: \tilde f_i(x) = f_i(x) + h_i(x), \quad
+        h_i(x) = a \, \mathrm{tri}(\omega \langle d, x \rangle + 4 i / C + 1 / \pi)
+
+    with amplitude a, frequency omega, a unit vector d, and tri the triangle wave of period 4 between -1 and 1, whose
+    slope is 1 or -1. The waves of the classes are evenly out of step, so no centering of the logits removes them.
+
+    What moves:
+
+    - a logit by at most a, its gradient by exactly a * omega in Euclidean norm, along d, for every class and almost
+      every x;
+    - log p_i by at most 2 a, its gradient, and so the loss's, by
+      a omega (s_i - sum_j p~_j s_j) d + sum_j (p_j - p~_j) grad f_j, with the slopes s_j = ±1: in proportion to omega
+      wherever the class is not certain (for a certain one, p~_i = 1, the first part vanishes);
+    - a probability by at most `probability_bound` = tanh(a / 2), for every class, set of classes and x.
+
+    The bound: with z = log(p_i / (1 - p_i)), the perturbed probability p_i e^{h_i} / sum_j p_j e^{h_j} is largest where
+    h_i = a and all others are -a, and is then sigmoid(z + 2 a). The difference sigmoid(z + 2 a) - sigmoid(z) is
+    largest at z = -a, where it is sigmoid(a) - sigmoid(-a) = tanh(a / 2). The same holds for a set of classes, and for
+    decreases by symmetry. It is attained for an even number of classes (i and i + C / 2 are in opposite phase); for an
+    odd number two waves differ by at most 2 a (1 - 1 / C), so that tanh(a (1 - 1 / C) / 2) is attained: the bound is
+    tight within a factor C / (C - 1), at most 1.5. No prediction whose top logit leads by more than 2 a changes.
+
+    Precision: each sum f_i + h_i is rounded to the logits' dtype, and where |f| times that rounding comes near a, the
+    waves are lost, and with them the exact bound; the phase omega <d, x> is computed in float32 at least.
+
+    Args:
+        model: Module or function that returns logits. A module is shared, not copied.
+        amplitude: a, in logits; above 0.
+        frequency: omega, per unit of <d, x>; above 0. The waves repeat when x moves by 4 / omega along d.
+        pattern: The direction d, of one example's shape (of the model's first argument), of any length but zero; it is
+            brought to norm 1. None: white noise, the same for all inputs of a shape.
+        class_dim: Dimension of the classes, as in `SoftmaxShift`. All positions of an example have the same waves.
+
+    Raises:
+        TypeError: If the model cannot be called, returns no floating-point tensor, or is given one that is not.
+        ValueError: If amplitude or frequency is not finite and positive, or the pattern is not finite or is zero; from
+            a call: if it does not have the inputs' shape and device, or the logits no such class dimension.
+
+    References:
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2, for the question of gradients after the
+        softmax; the construction and its bounds are derived above.
+
+    Example:
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> model, x = torch.nn.Linear(4, 2), torch.randn(3, 4, requires_grad=True)
+        >>> waved = BoundedShift(model, amplitude=0.01, frequency=1e4)
+        >>> round(waved.probability_bound, 4), bool((waved(x).softmax(1) - model(x).softmax(1)).abs().max() < 0.0051)
+        (0.005, True)
+        >>> change = Saliency(waved).attribute(x, 0, abs=False) - Saliency(model).attribute(x, 0, abs=False)
+        >>> change.norm(dim=1).round()
+        tensor([100., 100., 100.])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        amplitude: float,
+        frequency: float,
+        pattern: Tensor | None = None,
+        class_dim: int = 1,
+    ) -> None:
+        super().__init__(model, class_dim)
+        for name, value in (("amplitude", amplitude), ("frequency", frequency)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be finite and above 0, but is {value}")
+        self.amplitude = amplitude
+        self.frequency = frequency
+        self.patterns = None if pattern is None else _unit(pattern)
+
+    @property
+    def probability_bound(self) -> float:
+        """The most by which any probability, of a class or a set of classes, moves: tanh(amplitude / 2)."""
+        return math.tanh(self.amplitude / 2)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The model's logits plus the waves, of the same shape and dtype.
+
+        Args:
+            args: The model's own arguments; the waves run along the first.
+            kwargs: The model's own keyword arguments.
+        """
+        logits, dim = self.logits(*args, **kwargs)
+        (x,) = leading(args, 1)
+        patterns = self.patterns
+        if patterns is None:
+            noise = torch.Generator().manual_seed(0)
+            patterns = _unit(torch.randn(x.shape[1:], generator=noise, dtype=torch.float64)).to(x.device)
+        # Half precision would lose the phase.
+        phase = patterns(x if x.dtype == torch.float64 else x.float()) * self.frequency
+        classes = torch.arange(logits.shape[dim], device=x.device, dtype=phase.dtype)
+        waves = self.amplitude * _triangle(phase[:, None] + 4 * classes / len(classes) + 1 / math.pi)
+        shape = [1] * logits.ndim
+        shape[0], shape[dim] = waves.shape
+        return logits + waves.reshape(shape).to(logits.dtype)
+
+    def extra_repr(self) -> str:
+        """What `print` shows beside the model."""
+        return f"amplitude={self.amplitude:g}, frequency={self.frequency:g}"
+
+
+def _unit(pattern: Tensor) -> Patterns:
+    Patterns(pattern)  # refuses what has no direction
+    return Patterns(pattern / torch.linalg.vector_norm(pattern))
+
+
+def _triangle(t: Tensor) -> Tensor:
+    """The triangle wave of period 4, between -1 and 1, with slope -1 on (0, 2) and 1 on (2, 4)."""
+    return (t.remainder(4) - 2).abs() - 1

@@ -1,0 +1,74 @@
+"""CenteredLogits: logits in which no shift is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from captum_density.softmax_shift._logits import LogitsWrapper
+
+__all__ = ["CenteredLogits"]
+
+How = Literal["mean", "logsumexp"]
+
+
+class CenteredLogits(LogitsWrapper):
+    r"""A model's logits minus what softmax ignores, so that nothing attributed through it can be fooled by a shift.
+
+    .. math:: c_i(x) = f_i(x) - \frac{1}{C} \sum_j f_j(x)
+        \qquad\text{or}\qquad \log p_i(x) = f_i(x) - \log \sum_j \exp f_j(x)
+
+    Both have f's softmax, and both are the same for f and for f + g, whatever g. A gradient of c_i asks what speaks for
+    class i against the average class; one of log p_i asks what makes class i likely, and is near zero where the model
+    is sure (its factor is 1 - p_i), which is why "mean" is the default. "mean" is affine in the logits, so that methods
+    which treat nonlinear layers specially (DeepLift, LRP, FullGrad) go through it unchanged; so is the sum that
+    IntegratedGradients and FullGrad promise, of c_i instead of f_i.
+
+    It does not help against perturbations that differ from class to class, such as `BoundedShift`: those change the
+    predictions too, if ever so little.
+
+    Precision: the shift cancels in the dtype of the logits. Gradients of g cancel to their own rounding; methods of
+    differences (Occlusion, FeatureAblation) to rounding of g.
+
+    Args:
+        model: Module or function that returns logits. A module is shared, not copied.
+        how: "mean" or "logsumexp".
+        class_dim: Dimension of the classes: 1 for (N, C) and segmentation (N, C, H, W), 2 or -1 for tokens (N, L, C).
+
+    Raises:
+        TypeError: If the model cannot be called, or returns no floating-point tensor.
+        ValueError: If `how` is neither; from a call: if the logits have no such class dimension or a single class.
+
+    Example:
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> model, x = torch.nn.Linear(4, 3), torch.randn(2, 4, requires_grad=True)
+        >>> fooled = lambda x: model(x) + 100 * x.sum(1, keepdim=True)
+        >>> honest = Saliency(CenteredLogits(model)).attribute(x, target=0)
+        >>> torch.allclose(Saliency(CenteredLogits(fooled)).attribute(x, target=0), honest, atol=1e-4)
+        True
+    """
+
+    def __init__(self, model: Callable[..., Any], how: How = "mean", class_dim: int = 1) -> None:
+        if how not in get_args(How):
+            raise ValueError(f'how must be "mean" or "logsumexp", but is {how!r}')
+        super().__init__(model, class_dim)
+        self.how = how
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The centered logits, of the same shape and dtype.
+
+        Args:
+            args: The model's own arguments.
+            kwargs: The model's own keyword arguments.
+        """
+        logits, class_dim = self.logits(*args, **kwargs)
+        if self.how == "mean":
+            return logits - logits.mean(class_dim, keepdim=True)
+        return logits.log_softmax(class_dim)
+
+    def extra_repr(self) -> str:
+        """What `print` shows beside the model."""
+        return f"how={self.how!r}, class_dim={self.class_dim}"

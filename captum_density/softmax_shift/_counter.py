@@ -1,0 +1,150 @@
+"""CounterShift: a shift that takes the target's own gradient away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density.softmax_shift._logits import class_dimension
+from captum_density.softmax_shift._shifts import Shift, leading
+
+__all__ = ["CounterShift"]
+
+
+class CounterShift(Shift):
+    r"""Makes the target's gradient vanish, or point to a chosen map.
+
+    .. math:: g(x) = -f_t(x) + \langle m, x \rangle, \quad \nabla g = m - \nabla f_t, \quad \nabla (f_t + g) = m
+
+    The target's shifted logit is <m, x> for every x: 0, with gradient 0, if there is no map. Other logits get
+    f_i - f_t + <m, x>, so their gradients show what tells them from the target.
+
+    With `inputs`, each given input has a map, and a target, of its own; any other input those of the nearest given one,
+    so that what is attributed around a given input (a noisy copy, a point on a path near it) is fooled alike.
+
+    The model runs once more for the shift. Methods that put hooks on a model's layers and want each to run once
+    (DeepLift) need `CounterShift(copy.deepcopy(model))`. In training mode, dropout would differ between the two runs.
+
+    Args:
+        model: The model to counter: module or function that returns logits.
+        target: The class t; None for the predicted class at each x (and at each position, where the logits have more
+            dimensions). With `inputs`, also (M,) classes, one for each.
+        maps: m, of one example's shape (of the model's first argument); with `inputs`, (M, ...), one for each. None: 0.
+        inputs: The given inputs, (M, ...).
+        class_dim: Dimension of the classes, as in `SoftmaxShift`.
+
+    Raises:
+        TypeError: If the model cannot be called, or maps or inputs are no floating-point tensors.
+        ValueError: If maps, inputs and target do not fit together, or are not finite; from a call: if they do not fit
+            the model's first argument, or the target its classes.
+
+    Example:
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> from captum_density.softmax_shift import SoftmaxShift
+        >>> model, x = torch.nn.Linear(4, 3), torch.randn(2, 4, requires_grad=True)
+        >>> hidden = SoftmaxShift(model, CounterShift(model, target=1))
+        >>> Saliency(hidden).attribute(x, target=1).max()
+        tensor(0.)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        target: int | Tensor | None = None,
+        maps: Tensor | None = None,
+        inputs: Tensor | None = None,
+        class_dim: int = 1,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
+        super().__init__()
+        targets = None
+        if isinstance(target, Tensor) and target.ndim > 0:
+            target, targets = None, target
+        _check(targets, maps, inputs)
+        self.model = model
+        self.class_dim = class_dim
+        self.target = None if target is None else int(target)
+        for name, value in (("targets", targets), ("maps", maps), ("inputs", inputs)):
+            self.register_buffer(name, None if value is None else value.detach().clone())
+
+    targets: Tensor | None
+    maps: Tensor | None
+    inputs: Tensor | None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """g(x), one number for each softmax.
+
+        Args:
+            args: The model's arguments.
+            kwargs: Its keyword arguments.
+        """
+        logits = self.model(*args, **kwargs)
+        dim = class_dimension(logits, self.class_dim)
+        nearest = None if self.inputs is None else self._nearest(leading(args, 1)[0])
+        values = -self._target(logits, dim, nearest)
+        if self.maps is not None:
+            product = self._product(leading(args, 1)[0], nearest)
+            values = values + product.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+        return values
+
+    def _target(self, logits: Tensor, dim: int, nearest: Tensor | None) -> Tensor:
+        """f_t, the logits' shape without the classes."""
+        if self.targets is None and self.target is None:
+            index = logits.detach().argmax(dim, keepdim=True)
+        elif self.targets is None:
+            index = torch.tensor(self.target, device=logits.device).reshape((1,) * logits.ndim)
+        else:
+            index = self.targets[nearest].reshape(-1, *[1] * (logits.ndim - 1))
+        classes = logits.shape[dim]
+        if bool((index < 0).any()) or bool((index >= classes).any()):
+            raise ValueError(f"target must be in [0, {classes}), one of the model's classes")
+        shape = (*logits.shape[:dim], 1, *logits.shape[dim + 1 :])
+        return logits.gather(dim, index.expand(shape)).squeeze(dim)
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        """(N,) the index of the given input nearest to each x."""
+        assert self.inputs is not None
+        if x.shape[1:] != self.inputs.shape[1:] or x.device != self.inputs.device:
+            raise ValueError(
+                f"the given inputs are {tuple(self.inputs.shape)} on {self.inputs.device}, the model's first argument "
+                f"{tuple(x.shape)} on {x.device}"
+            )
+        given = self.inputs.to(x.dtype).flatten(1)
+        return torch.cdist(x.detach().flatten(1), given, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+    def _product(self, x: Tensor, nearest: Tensor | None) -> Tensor:
+        """<m, x>, (N,)."""
+        assert self.maps is not None
+        maps = self.maps.to(x.dtype)
+        if nearest is not None:
+            return (x.flatten(1) * maps[nearest].flatten(1)).sum(1)
+        if tuple(maps.shape) not in {tuple(x.shape[1:]), (1, *x.shape[1:])} or maps.device != x.device:
+            raise ValueError(
+                f"maps are {tuple(maps.shape)} on {maps.device}, but must have one example's shape, "
+                f"{tuple(x.shape[1:])}, on {x.device}"
+            )
+        return x.flatten(1) @ maps.flatten()
+
+
+def _check(targets: Tensor | None, maps: Tensor | None, inputs: Tensor | None) -> None:
+    for name, value in (("maps", maps), ("inputs", inputs)):
+        if value is not None and not (isinstance(value, Tensor) and value.is_floating_point()):
+            received = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, but is {received}")
+        if value is not None and not bool(value.isfinite().all()):
+            raise ValueError(f"{name} contains NaN or infinity")
+    if inputs is None:
+        if targets is not None:
+            raise ValueError("a target for each example needs `inputs`, the examples they belong to")
+        return
+    if inputs.ndim < 2 or len(inputs) == 0:
+        raise ValueError(f"inputs must have shape (M, ...) with M > 0, but have {tuple(inputs.shape)}")
+    if maps is not None and maps.shape != inputs.shape:
+        raise ValueError(f"maps must have the inputs' shape {tuple(inputs.shape)}, but have {tuple(maps.shape)}")
+    if targets is not None and tuple(targets.shape) != (len(inputs),):
+        raise ValueError(f"target must have shape {(len(inputs),)}, but has {tuple(targets.shape)}")

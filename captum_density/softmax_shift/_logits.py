@@ -1,0 +1,62 @@
+"""What the wrappers of a model have in common: one model, whose output has a dimension of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["LogitsWrapper", "class_dimension"]
+
+
+class LogitsWrapper(nn.Module):
+    """A model whose logits are changed before they are returned.
+
+    Args:
+        model: Module or function that returns logits.
+        class_dim: Where in the logits the classes stand.
+    """
+
+    def __init__(self, model: Callable[..., Any], class_dim: int) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
+        super().__init__()
+        self.model = model
+        self.class_dim = class_dim
+        if isinstance(model, nn.Module):
+            self.training = model.training  # not train(): the model's own parts keep their modes
+
+    def logits(self, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+        """The model's logits, checked, and the dimension of their classes counted from 0."""
+        logits = self.model(*args, **kwargs)
+        return logits, class_dimension(logits, self.class_dim)
+
+
+def class_dimension(logits: Any, class_dim: int) -> int:
+    """The dimension of the classes, counted from 0.
+
+    Raises:
+        TypeError: If the model returned no floating-point tensor.
+        ValueError: If there is no such dimension, it is the batch, or it holds a single class.
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        received = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(
+            f"the model returned {received}, not a tensor of logits; pass a function that picks them, such as "
+            "`lambda x: model(x).logits`"
+        )
+    shape = tuple(logits.shape)
+    dim = class_dim + logits.ndim if class_dim < 0 else class_dim
+    if not 0 < dim < logits.ndim:
+        raise ValueError(
+            f"the model returned shape {shape}, which has no class dimension {class_dim}; logits are (N, C), or "
+            "(N, C, H, W) with class_dim=1, or (N, L, C) with class_dim=2, the batch first"
+        )
+    if shape[dim] == 1:
+        raise ValueError(
+            f"the model returned shape {shape}: one class in dimension {dim}, of which softmax makes 1. A sigmoid is "
+            "not blind to a shift; to see the model as a softmax over two classes, pass "
+            f"`lambda x: torch.cat([torch.zeros_like(z := model(x)), z], dim={dim})`"
+        )
+    return dim

@@ -1,0 +1,244 @@
+"""The shifts: g(x), one number for each example, with a gradient of one's choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LinearShift", "NetworkShift", "Patterns", "Shift", "as_shift"]
+
+
+class Shift(nn.Module):
+    """A shift g, added to every logit. Subclass it for one that reads more than the model's first argument.
+
+    `forward` is called with the model's own arguments, additional forward arguments included. It returns (N,), or one
+    number for each softmax where the logits have more dimensions: their shape without the class dimension, or with 1
+    in its place.
+
+    Example:
+        >>> import torch
+        >>> class Masked(Shift):
+        ...     def forward(self, x, mask):
+        ...         return (x * mask).sum(1)
+        >>> x, mask = torch.ones(2, 3), torch.eye(3)[:2]
+        >>> Masked().add_to(torch.zeros(2, 4), x, mask)
+        tensor([[1., 1., 1., 1.],
+                [1., 1., 1., 1.]])
+    """
+
+    def add_to(self, logits: Tensor, *args: Any, class_dim: int = 1, **kwargs: Any) -> Tensor:
+        """The logits plus g(x), of the logits' shape and dtype.
+
+        Args:
+            logits: What the model returned, (N, ...).
+            args: The model's arguments, passed to `forward`.
+            class_dim: Dimension of the classes, for a shift with one number for each softmax.
+            kwargs: The model's keyword arguments, passed to `forward`.
+
+        Returns:
+            logits + g, broadcast over the classes and, where g is (N,), over all else.
+
+        Raises:
+            TypeError: If g is no floating-point tensor.
+            ValueError: If g has another shape or device, is not finite, takes the sum out of the dtype's range or,
+                where an argument requires grad, does not depend on any.
+        """
+        values = self(*args, **kwargs)
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            received = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"the shift returned {received}, not a floating-point tensor (N,)")
+        if values.device != logits.device:
+            raise ValueError(f"the shift is on {values.device}, the logits on {logits.device}; move one of them")
+        one_each = _one_each(values, logits, class_dim)
+        if not bool(values.isfinite().all()):
+            bad = int((~values.isfinite()).sum())
+            raise ValueError(
+                f"the shift gave {bad} NaN or infinite values of {values.numel()} in {values.dtype}; lower its scale, "
+                "or look for NaN in the inputs"
+            )
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not _depends(values, tensors):
+            raise ValueError(
+                "the shift does not depend on the inputs, so it moves no gradient; is it a constant, or computed "
+                "under torch.no_grad or from detached inputs?"
+            )
+        shifted = logits + one_each.to(logits.dtype)
+        if bool((shifted.isinf() & logits.isfinite()).any()):
+            raise ValueError(f"logits plus shift exceed the range of {logits.dtype}; lower the shift's scale")
+        return shifted
+
+
+def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:
+    """The shift in a shape that broadcasts to the logits'."""
+    shape = tuple(logits.shape)
+    if tuple(values.shape) == shape[:1]:
+        return values.reshape(-1, *[1] * (logits.ndim - 1))
+    dim = class_dim + logits.ndim if class_dim < 0 else class_dim
+    if tuple(values.shape) == (*shape[:dim], *shape[dim + 1 :]):
+        return values.unsqueeze(dim)
+    kept = (*shape[:dim], 1, *shape[dim + 1 :])
+    if tuple(values.shape) == kept:
+        return values
+    expected = " or ".join(map(str, dict.fromkeys([shape[:1], (*shape[:dim], *shape[dim + 1 :]), kept])))
+    raise ValueError(
+        f"the shift must have shape {expected}, the same number for every class of logits {shape}, but has "
+        f"{tuple(values.shape)}"
+    )
+
+
+def _depends(values: Tensor, tensors: list[Tensor]) -> bool:
+    """Whether the graph of `values` reaches one of the tensors."""
+    wanted = {t.grad_fn for t in tensors} - {None}
+    leaves = {id(t) for t in tensors if t.requires_grad and t.grad_fn is None}
+    seen: set[Any] = set()
+    stack = [values.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node in wanted or id(getattr(node, "variable", None)) in leaves:
+            return True
+        seen.add(node)
+        stack.extend(following for following, _ in node.next_functions)
+    return any(values is t for t in tensors)
+
+
+def as_shift(shift: Shift | Callable[..., Tensor]) -> Shift:
+    """A shift as it is, and any other callable as a function of the model's first argument."""
+    return shift if isinstance(shift, Shift) else NetworkShift(shift)
+
+
+class NetworkShift(Shift):
+    r"""Any scalar network as the shift: g(x) = net(x), with gradient \nabla net.
+
+    Args:
+        net: Module or function, of the model's first `n_inputs` arguments; returns (N,), (N, 1), or one number for each
+            softmax.
+        n_inputs: How many of the model's arguments it reads, from the first.
+
+    Raises:
+        TypeError: If `net` cannot be called.
+        ValueError: If `n_inputs` is below 1; from a call: if there are fewer arguments.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> NetworkShift(net)(torch.randn(2, 4)).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, net: Callable[..., Tensor], n_inputs: int = 1) -> None:
+        if not callable(net):
+            raise TypeError(f"a shift must be a torch.nn.Module or a function, but is {type(net).__name__}")
+        if n_inputs < 1:
+            raise ValueError(f"n_inputs must be at least 1, but is {n_inputs}")
+        super().__init__()
+        self.net = net
+        self.n_inputs = n_inputs
+
+    def forward(self, *args: Any, **_: Any) -> Tensor:
+        """g(x), (N,) or one number for each softmax.
+
+        Args:
+            args: The model's arguments.
+            _: Its keyword arguments, which the network does not read.
+        """
+        values = self.net(*leading(args, self.n_inputs))
+        is_column = isinstance(values, Tensor) and values.ndim == 2 and values.shape[1] == 1
+        return values.squeeze(1) if is_column else values
+
+
+class LinearShift(Shift):
+    r"""Prints a picture into every gradient: g(x) = scale <pattern, x>, whose gradient is scale * pattern everywhere.
+
+    Args:
+        pattern: The picture, of one example's shape, with or without a leading 1: (C, H, W), (F,), ...; a tuple for a
+            model of several inputs. Kept as a buffer: `.to(device)` on the shift or its `SoftmaxShift` moves it.
+        scale: Its strength, in logits per unit of <pattern, x>.
+
+    Raises:
+        TypeError: If a pattern is no floating-point tensor.
+        ValueError: If pattern or scale is not finite or zero throughout; from a call: if the pattern does not have the
+            inputs' shape and device.
+
+    Example:
+        >>> import torch
+        >>> shift, x = LinearShift(torch.tensor([0.0, 1.0]), scale=3.0), torch.ones(1, 2, requires_grad=True)
+        >>> shift(x), torch.autograd.grad(shift(x).sum(), x)
+        (tensor([3.], grad_fn=...), (tensor([[0., 3.]]),))
+    """
+
+    def __init__(self, pattern: Tensor | tuple[Tensor, ...], scale: float = 1.0) -> None:
+        super().__init__()
+        if not math.isfinite(scale) or scale == 0:
+            raise ValueError(f"scale must be finite and not 0, but is {scale}")
+        self.patterns = Patterns(pattern)
+        self.scale = scale
+
+    def forward(self, *args: Any, **_: Any) -> Tensor:
+        """g(x), (N,).
+
+        Args:
+            args: The model's arguments, as many of which are read as there are patterns.
+            _: The model's keyword arguments, which are not read.
+        """
+        return self.scale * self.patterns(*args)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"scale={self.scale:g}"
+
+
+class Patterns(nn.Module):
+    """<pattern, x>, summed over the inputs that have a pattern."""
+
+    def __init__(self, pattern: Tensor | tuple[Tensor, ...]) -> None:
+        super().__init__()
+        patterns = pattern if isinstance(pattern, tuple) else (pattern,)
+        if not patterns or not all(isinstance(p, Tensor) and p.is_floating_point() for p in patterns):
+            received = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in patterns)
+            raise TypeError(f"pattern must be a floating-point tensor or a tuple of them, but is {received or 'empty'}")
+        if not all(bool(p.isfinite().all()) for p in patterns):
+            raise ValueError("pattern contains NaN or infinity")
+        if not any(bool(p.any()) for p in patterns):
+            raise ValueError("pattern is zero throughout: a shift by it would move no gradient")
+        self.count = len(patterns)
+        for i, p in enumerate(patterns):
+            self.register_buffer(f"pattern_{i}", p.detach().clone())
+
+    def forward(self, *args: Any) -> Tensor:
+        """The products summed, (N,), in the first input's dtype."""
+        products = [self._product(i, x) for i, x in enumerate(leading(args, self.count))]
+        total = products[0]
+        for product in products[1:]:
+            total = total + product.to(total.dtype)
+        return total
+
+    def _product(self, i: int, x: Any) -> Tensor:
+        pattern: Tensor = self.get_buffer(f"pattern_{i}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            received = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"argument {i} of the model must be a floating-point tensor to shift by, but is {received}")
+        if tuple(pattern.shape) not in {tuple(x.shape[1:]), (1, *x.shape[1:])}:
+            raise ValueError(
+                f"pattern {i} has shape {tuple(pattern.shape)}, but must have that of one example of input {i}, "
+                f"{tuple(x.shape[1:])}"
+            )
+        if pattern.device != x.device:
+            raise ValueError(
+                f"pattern {i} is on {pattern.device}, input {i} on {x.device}; move the shift, or the SoftmaxShift "
+                f"that holds it, with .to({str(x.device)!r})"
+            )
+        # A matrix product accumulates half precision in float32, and its gradient is the pattern itself.
+        return x.flatten(1) @ pattern.to(x.dtype).flatten()
+
+
+def leading(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """The model's first `count` arguments."""
+    if len(args) < count:
+        raise ValueError(f"the shift reads the model's first {count} positional arguments, but got {len(args)}")
+    return args[:count]
