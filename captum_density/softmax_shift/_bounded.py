@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captum_density.softmax_shift._logits import LogitsWrapper
-from captum_density.softmax_shift._shifts import Patterns, leading
+from captum_density.softmax_shift._shifts import Patterns, floating, leading, product
 
 __all__ = ["BoundedShift"]
 
@@ -86,7 +88,12 @@ class BoundedShift(LogitsWrapper):
                 raise ValueError(f"{name} must be finite and above 0, but is {value}")
         self.amplitude = amplitude
         self.frequency = frequency
-        self.patterns = None if pattern is None else _unit(pattern)
+        if pattern is not None:
+            Patterns(pattern)  # refuses what has no direction
+            pattern = (pattern.double() / torch.linalg.vector_norm(pattern.double())).detach()
+        self.register_buffer("pattern", pattern)
+
+    pattern: Tensor | None
 
     @property
     def probability_bound(self) -> float:
@@ -101,27 +108,30 @@ class BoundedShift(LogitsWrapper):
             kwargs: The model's own keyword arguments.
         """
         logits, dim = self.logits(*args, **kwargs)
-        (x,) = leading(args, 1)
-        patterns = self.patterns
-        if patterns is None:
-            noise = torch.Generator().manual_seed(0)
-            patterns = _unit(torch.randn(x.shape[1:], generator=noise, dtype=torch.float64)).to(x.device)
-        # Half precision would lose the phase.
-        phase = patterns(x if x.dtype == torch.float64 else x.float()) * self.frequency
-        classes = torch.arange(logits.shape[dim], device=x.device, dtype=phase.dtype)
+        phase = self.frequency * self._along(*leading(args, 1))
+        classes = torch.arange(logits.shape[dim], device=phase.device, dtype=phase.dtype)
         waves = self.amplitude * _triangle(phase[:, None] + 4 * classes / len(classes) + 1 / math.pi)
         shape = [1] * logits.ndim
         shape[0], shape[dim] = waves.shape
         return logits + waves.reshape(shape).to(logits.dtype)
+
+    def _along(self, x: Any) -> Tensor:
+        """<d, x>, (N,), in float32 at least: half precision would lose the phase."""
+        x = floating(x)
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        pattern = _white_noise(tuple(x.shape[1:])).to(x.device, x.dtype) if self.pattern is None else self.pattern
+        return product(pattern, x)
 
     def extra_repr(self) -> str:
         """What `print` shows beside the model."""
         return f"amplitude={self.amplitude:g}, frequency={self.frequency:g}"
 
 
-def _unit(pattern: Tensor) -> Patterns:
-    Patterns(pattern)  # refuses what has no direction
-    return Patterns(pattern / torch.linalg.vector_norm(pattern))
+@lru_cache(maxsize=8)
+def _white_noise(shape: tuple[int, ...]) -> Tensor:
+    """The same unit vector for the same shape; NumPy's, as torch draws nothing under `torch.func.vmap`."""
+    noise = np.random.default_rng(0).standard_normal(shape)
+    return torch.from_numpy(np.asarray(noise / np.linalg.norm(noise)))
 
 
 def _triangle(t: Tensor) -> Tensor:

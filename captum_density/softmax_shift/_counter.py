@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density.softmax_shift._logits import class_dimension
-from captum_density.softmax_shift._shifts import Shift, leading
+from captum_density.softmax_shift._shifts import Shift, holds, leading, product
 
 __all__ = ["CounterShift"]
 
@@ -88,8 +88,8 @@ class CounterShift(Shift):
         nearest = None if self.inputs is None else self._nearest(leading(args, 1)[0])
         values = -self._target(logits, dim, nearest)
         if self.maps is not None:
-            product = self._product(leading(args, 1)[0], nearest)
-            values = values + product.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+            pictured = self._pictured(leading(args, 1)[0], nearest)
+            values = values + pictured.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
         return values
 
     def _target(self, logits: Tensor, dim: int, nearest: Tensor | None) -> Tensor:
@@ -101,7 +101,7 @@ class CounterShift(Shift):
         else:
             index = self.targets[nearest].reshape(-1, *[1] * (logits.ndim - 1))
         classes = logits.shape[dim]
-        if bool((index < 0).any()) or bool((index >= classes).any()):
+        if not holds(((index >= 0) & (index < classes)).all()):
             raise ValueError(f"target must be in [0, {classes}), one of the model's classes")
         shape = (*logits.shape[:dim], 1, *logits.shape[dim + 1 :])
         return logits.gather(dim, index.expand(shape)).squeeze(dim)
@@ -117,18 +117,12 @@ class CounterShift(Shift):
         given = self.inputs.to(x.dtype).flatten(1)
         return torch.cdist(x.detach().flatten(1), given, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
 
-    def _product(self, x: Tensor, nearest: Tensor | None) -> Tensor:
+    def _pictured(self, x: Tensor, nearest: Tensor | None) -> Tensor:
         """<m, x>, (N,)."""
         assert self.maps is not None
-        maps = self.maps.to(x.dtype)
-        if nearest is not None:
-            return (x.flatten(1) * maps[nearest].flatten(1)).sum(1)
-        if tuple(maps.shape) not in {tuple(x.shape[1:]), (1, *x.shape[1:])} or maps.device != x.device:
-            raise ValueError(
-                f"maps are {tuple(maps.shape)} on {maps.device}, but must have one example's shape, "
-                f"{tuple(x.shape[1:])}, on {x.device}"
-            )
-        return x.flatten(1) @ maps.flatten()
+        if nearest is None:
+            return product(self.maps, x)
+        return (x * self.maps.to(x.dtype)[nearest]).flatten(1).sum(1)
 
 
 def _check(targets: Tensor | None, maps: Tensor | None, inputs: Tensor | None) -> None:

@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearShift", "NetworkShift", "Patterns", "Shift", "as_shift"]
+__all__ = [
+    "LinearShift",
+    "NetworkShift",
+    "Patterns",
+    "Shift",
+    "as_shift",
+    "floating",
+    "holds",
+    "leading",
+    "product",
+]
 
 
 class Shift(nn.Module):
@@ -54,7 +64,7 @@ class Shift(nn.Module):
         if values.device != logits.device:
             raise ValueError(f"the shift is on {values.device}, the logits on {logits.device}; move one of them")
         one_each = _one_each(values, logits, class_dim)
-        if not bool(values.isfinite().all()):
+        if not holds(values.isfinite().all()):
             bad = int((~values.isfinite()).sum())
             raise ValueError(
                 f"the shift gave {bad} NaN or infinite values of {values.numel()} in {values.dtype}; lower its scale, "
@@ -67,9 +77,17 @@ class Shift(nn.Module):
                 "under torch.no_grad or from detached inputs?"
             )
         shifted = logits + one_each.to(logits.dtype)
-        if bool((shifted.isinf() & logits.isfinite()).any()):
+        if not holds((shifted.isfinite() | ~logits.isfinite()).all()):
             raise ValueError(f"logits plus shift exceed the range of {logits.dtype}; lower the shift's scale")
         return shifted
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether it holds; taken to where it cannot be read, which is under `torch.func.vmap`."""
+    try:
+        return bool(condition)
+    except RuntimeError:
+        return True
 
 
 def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:
@@ -212,29 +230,37 @@ class Patterns(nn.Module):
 
     def forward(self, *args: Any) -> Tensor:
         """The products summed, (N,), in the first input's dtype."""
-        products = [self._product(i, x) for i, x in enumerate(leading(args, self.count))]
+        inputs = leading(args, self.count)
+        products = [product(self.get_buffer(f"pattern_{i}"), x, i) for i, x in enumerate(inputs)]
         total = products[0]
-        for product in products[1:]:
-            total = total + product.to(total.dtype)
+        for other in products[1:]:
+            total = total + other.to(total.dtype)
         return total
 
-    def _product(self, i: int, x: Any) -> Tensor:
-        pattern: Tensor = self.get_buffer(f"pattern_{i}")
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            received = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"argument {i} of the model must be a floating-point tensor to shift by, but is {received}")
-        if tuple(pattern.shape) not in {tuple(x.shape[1:]), (1, *x.shape[1:])}:
-            raise ValueError(
-                f"pattern {i} has shape {tuple(pattern.shape)}, but must have that of one example of input {i}, "
-                f"{tuple(x.shape[1:])}"
-            )
-        if pattern.device != x.device:
-            raise ValueError(
-                f"pattern {i} is on {pattern.device}, input {i} on {x.device}; move the shift, or the SoftmaxShift "
-                f"that holds it, with .to({str(x.device)!r})"
-            )
-        # A matrix product accumulates half precision in float32, and its gradient is the pattern itself.
-        return x.flatten(1) @ pattern.to(x.dtype).flatten()
+
+def product(pattern: Tensor, x: Any, i: int = 0) -> Tensor:
+    """<pattern, x> for each example of the model's argument i, (N,), in its dtype."""
+    x = floating(x, i)
+    if tuple(pattern.shape) not in {tuple(x.shape[1:]), (1, *x.shape[1:])}:
+        raise ValueError(
+            f"the pattern for argument {i} of the model has shape {tuple(pattern.shape)}, but must have that of one "
+            f"example, {tuple(x.shape[1:])}"
+        )
+    if pattern.device != x.device:
+        raise ValueError(
+            f"the pattern is on {pattern.device}, argument {i} of the model on {x.device}; move what holds the "
+            f"pattern with .to({str(x.device)!r})"
+        )
+    # Not a matrix product, which autocast would round to half precision.
+    return (x * pattern.to(x.dtype)).reshape(len(x), -1).sum(1)
+
+
+def floating(x: Any, i: int = 0) -> Tensor:
+    """The model's argument i, which a shift can only be a product with if it is a floating-point tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        received = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"argument {i} of the model must be a floating-point tensor to shift by, but is {received}")
+    return x
 
 
 def leading(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
