@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from captum_density._affine import AffineTrace
 from captum_density._calls import Call
@@ -58,6 +59,31 @@ class Recurrent(nn.Module):
 def test_recurrent(kind, batch_first, length):
     for options in ({}, {"bidirectional": True}):
         check(Recurrent(kind, batch_first, **options).double(), torch.randn(4, length, 6), target=[0, 1, 2, 0])
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning"
+)  # as forward mode loads
+def test_recurrent_kernels_are_run_again_in_their_plain_form():
+    # float32, where PyTorch takes a fused kernel on the CPU, which has no forward-mode derivative.
+    recurrent, x, state = nn.LSTM(4, 5), torch.randn(3, 2, 4), torch.zeros(1, 2, 5)
+    args = (x, (state, state), recurrent._flat_weights, True, 1, 0.0, False, False, False)
+    with forward_ad.dual_level():
+        output = Call(torch.lstm, args, {}, [x]).evaluate(lambda t: forward_ad.make_dual(t, torch.ones_like(t)))[0]
+        assert forward_ad.unpack_dual(output).tangent is not None
+
+
+def test_output_that_is_a_view_of_hidden_memory_is_overwritten():
+    # What einsum returns is a view of a product inside it, which the trace has not seen.
+    w = torch.randn(5, 4, dtype=DOUBLE)
+
+    def model(x):
+        y = torch.einsum("ij,kj->ik", x, w)
+        y += 1.5
+        return y
+
+    assert torch.einsum("ij,kj->ik", torch.randn(3, 4, dtype=DOUBLE), w)._base is not None
+    assert list(check(model, torch.randn(3, 4), target=0).biases) == ["add"]
 
 
 def test_hidden_states_of_an_lstm():
