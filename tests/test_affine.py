@@ -61,9 +61,8 @@ def test_recurrent(kind, batch_first, length):
         check(Recurrent(kind, batch_first, **options).double(), torch.randn(4, length, 6), target=[0, 1, 2, 0])
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning"
-)  # as forward mode loads
+# Forward mode, on loading, scripts something.
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_recurrent_kernels_are_run_again_in_their_plain_form():
     # float32, where PyTorch takes a fused kernel on the CPU, which has no forward-mode derivative.
     recurrent, x, state = nn.LSTM(4, 5), torch.randn(3, 2, 4), torch.zeros(1, 2, 5)
