@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_density.softmax_shift._logits import LogitsWrapper
-from captum_density.softmax_shift._shifts import Patterns, floating, leading, product
+from captum_density.softmax_shift._patterns import check_patterns, floating, leading, product
 
 __all__ = ["BoundedShift"]
 
@@ -89,7 +89,7 @@ class BoundedShift(LogitsWrapper):
         self.amplitude = amplitude
         self.frequency = frequency
         if pattern is not None:
-            Patterns(pattern)  # refuses what has no direction
+            check_patterns((pattern,))
             pattern = (pattern.double() / torch.linalg.vector_norm(pattern.double())).detach()
         self.register_buffer("pattern", pattern)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_density.softmax_shift._logits import class_dimension
-from captum_density.softmax_shift._shifts import Shift, holds, leading, product
+from captum_density.softmax_shift._patterns import leading, product
+from captum_density.softmax_shift._shifts import Shift, holds
 
 __all__ = ["CounterShift"]
 

@@ -9,17 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "LinearShift",
-    "NetworkShift",
-    "Patterns",
-    "Shift",
-    "as_shift",
-    "floating",
-    "holds",
-    "leading",
-    "product",
-]
+from captum_density.softmax_shift._patterns import check_fit, check_patterns, leading
+
+__all__ = ["LinearShift", "NetworkShift", "Shift", "as_shift", "holds"]
 
 
 class Shift(nn.Module):
@@ -173,9 +165,11 @@ class NetworkShift(Shift):
 class LinearShift(Shift):
     r"""Prints a picture into every gradient: g(x) = scale <pattern, x>, whose gradient is scale * pattern everywhere.
 
+    Kept as frozen `nn.Linear` layers, which methods that treat layers by type (DeepLift, LRP) know.
+
     Args:
         pattern: The picture, of one example's shape, with or without a leading 1: (C, H, W), (F,), ...; a tuple for a
-            model of several inputs. Kept as a buffer: `.to(device)` on the shift or its `SoftmaxShift` moves it.
+            model of several inputs. `.to(device)` on the shift or its `SoftmaxShift` moves it.
         scale: Its strength, in logits per unit of <pattern, x>.
 
     Raises:
@@ -194,77 +188,41 @@ class LinearShift(Shift):
         super().__init__()
         if not math.isfinite(scale) or scale == 0:
             raise ValueError(f"scale must be finite and not 0, but is {scale}")
-        self.patterns = Patterns(pattern)
+        patterns = pattern if isinstance(pattern, tuple) else (pattern,)
+        check_patterns(patterns)
         self.scale = scale
+        self.shapes = [tuple(p.shape) for p in patterns]
+        self.layers = nn.ModuleList(_frozen_layer(scale * p.detach()) for p in patterns)
 
     def forward(self, *args: Any, **_: Any) -> Tensor:
-        """g(x), (N,).
+        """g(x), (N,), in the first input's dtype.
 
         Args:
             args: The model's arguments, as many of which are read as there are patterns.
             _: The model's keyword arguments, which are not read.
         """
-        return self.scale * self.patterns(*args)
+        inputs = leading(args, len(self.layers))
+        values = [self._product(i, x) for i, x in enumerate(inputs)]
+        total = values[0]
+        for value in values[1:]:
+            total = total + value.to(total.dtype)
+        return total
+
+    def _product(self, i: int, x: Any) -> Tensor:
+        layer = self.layers[i]
+        assert isinstance(layer, nn.Linear)
+        check_fit(x, self.shapes[i], layer.weight.device, i)
+        flat = x.reshape(len(x), -1)
+        same = layer.weight.dtype == x.dtype
+        values = layer(flat) if same else nn.functional.linear(flat, layer.weight.to(x.dtype))
+        return values.squeeze(1)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"scale={self.scale:g}"
 
 
-class Patterns(nn.Module):
-    """<pattern, x>, summed over the inputs that have a pattern."""
-
-    def __init__(self, pattern: Tensor | tuple[Tensor, ...]) -> None:
-        super().__init__()
-        patterns = pattern if isinstance(pattern, tuple) else (pattern,)
-        if not patterns or not all(isinstance(p, Tensor) and p.is_floating_point() for p in patterns):
-            received = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in patterns)
-            raise TypeError(f"pattern must be a floating-point tensor or a tuple of them, but is {received or 'empty'}")
-        if not all(bool(p.isfinite().all()) for p in patterns):
-            raise ValueError("pattern contains NaN or infinity")
-        if not any(bool(p.any()) for p in patterns):
-            raise ValueError("pattern is zero throughout: a shift by it would move no gradient")
-        self.count = len(patterns)
-        for i, p in enumerate(patterns):
-            self.register_buffer(f"pattern_{i}", p.detach().clone())
-
-    def forward(self, *args: Any) -> Tensor:
-        """The products summed, (N,), in the first input's dtype."""
-        inputs = leading(args, self.count)
-        products = [product(self.get_buffer(f"pattern_{i}"), x, i) for i, x in enumerate(inputs)]
-        total = products[0]
-        for other in products[1:]:
-            total = total + other.to(total.dtype)
-        return total
-
-
-def product(pattern: Tensor, x: Any, i: int = 0) -> Tensor:
-    """<pattern, x> for each example of the model's argument i, (N,), in its dtype."""
-    x = floating(x, i)
-    if tuple(pattern.shape) not in {tuple(x.shape[1:]), (1, *x.shape[1:])}:
-        raise ValueError(
-            f"the pattern for argument {i} of the model has shape {tuple(pattern.shape)}, but must have that of one "
-            f"example, {tuple(x.shape[1:])}"
-        )
-    if pattern.device != x.device:
-        raise ValueError(
-            f"the pattern is on {pattern.device}, argument {i} of the model on {x.device}; move what holds the "
-            f"pattern with .to({str(x.device)!r})"
-        )
-    # Not a matrix product, which autocast would round to half precision.
-    return (x * pattern.to(x.dtype)).reshape(len(x), -1).sum(1)
-
-
-def floating(x: Any, i: int = 0) -> Tensor:
-    """The model's argument i, which a shift can only be a product with if it is a floating-point tensor."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        received = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"argument {i} of the model must be a floating-point tensor to shift by, but is {received}")
-    return x
-
-
-def leading(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """The model's first `count` arguments."""
-    if len(args) < count:
-        raise ValueError(f"the shift reads the model's first {count} positional arguments, but got {len(args)}")
-    return args[:count]
+def _frozen_layer(weight: Tensor) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, weight.numel(), 1, bias=False, device=weight.device, dtype=weight.dtype)
+    layer.weight = nn.Parameter(weight.reshape(1, -1), requires_grad=False)
+    return layer
