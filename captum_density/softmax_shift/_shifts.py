@@ -47,7 +47,7 @@ class Shift(nn.Module):
         Raises:
             TypeError: If g is no floating-point tensor.
             ValueError: If g has another shape or device, is not finite, takes the sum out of the dtype's range or,
-                where an argument requires grad, does not depend on any.
+                where the first argument requires grad, does not depend on any.
         """
         values = self(*args, **kwargs)
         if not isinstance(values, Tensor) or not values.is_floating_point():
@@ -63,7 +63,9 @@ class Shift(nn.Module):
                 "or look for NaN in the inputs"
             )
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not _depends(values, tensors):
+        # Captum's inputs come first; another argument's gradient is not what a shift is for.
+        is_explained = torch.is_grad_enabled() and any(t.requires_grad for t in tensors[:1])
+        if is_explained and not _depends(values, tensors):
             raise ValueError(
                 "the shift does not depend on the inputs, so it moves no gradient; is it a constant, or computed "
                 "under torch.no_grad or from detached inputs?"

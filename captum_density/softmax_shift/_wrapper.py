@@ -41,7 +41,7 @@ class SoftmaxShift(LogitsWrapper):
     Raises:
         TypeError: If the model or the shift cannot be called, or returns no floating-point tensor.
         ValueError: From a call: if the logits have no such class dimension or a single class in it; if the shift is of
-            the wrong shape, on another device, not finite, or, where an input requires grad, does not depend on it.
+            the wrong shape, on another device, not finite, or, where the first input requires grad, depends on none.
 
     References:
         S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2.
