@@ -73,13 +73,17 @@ class AffineTrace(TorchFunctionMode):
         create_graph: Whether the terms shall carry a graph of their own.
         keep: Hold on to every activation, so that an operation the trace did not see can be taken as one step.
         check: Compare each r with what autograd says of the graph; the first that differs is the `culprit`.
+        sizes: Of every operation, hand out the size of the numbers that its rounding comes from in place of r.
     """
 
-    def __init__(self, create_graph: bool = False, keep: bool = False, check: bool = False) -> None:
+    def __init__(
+        self, create_graph: bool = False, keep: bool = False, check: bool = False, sizes: bool = False
+    ) -> None:
         super().__init__()
         self.create_graph = create_graph
         self.keep = keep
         self.check = check
+        self.sizes = sizes
         self.culprit: str | None = None
         self.sources: list[Source] = []
         self.operations: list[Operation] = []
@@ -222,6 +226,8 @@ class AffineTrace(TorchFunctionMode):
         return result
 
     def _remainders(self, rule: Rule, call: Call, outputs: list[Tensor]) -> list[Tensor | None]:
+        if self.sizes:
+            return [_size(call, y) for y in outputs]
         try:
             return remainders(rule, call, outputs, self.create_graph)
         except NotImplementedError as error:
@@ -322,6 +328,14 @@ class AffineTrace(TorchFunctionMode):
         if not found:
             self._constant_nodes |= seen
         return list(found.values())
+
+
+def _size(call: Call, y: Tensor) -> Tensor:
+    """|y|, and |u| where the operation takes differences of its inputs that may be much smaller."""
+    size = y.detach().abs()
+    if call.name in ("log_softmax", "cross_entropy"):
+        size = size + max(u.detach().abs().max() for u in call.activations)
+    return torch.complex(size, size) if y.is_complex() else size
 
 
 def _reads_only(func: Callable[..., Any]) -> bool:

@@ -150,12 +150,13 @@ def _attempt(
     args: Any,
     make_consumer: Callable[[], C],
     create_graph: bool,
+    sizes: bool = False,
 ) -> tuple[Sweep | None, C]:
     """One sweep as it is; no result where an operation's shape does not tell its examples apart."""
     try:
-        return _run(AffineTrace(create_graph), model, inputs, target, args, make_consumer())
+        return _run(AffineTrace(create_graph, sizes=sizes), model, inputs, target, args, make_consumer())
     except OpaqueOperationError:
-        return _run(AffineTrace(create_graph, keep=True), model, inputs, target, args, make_consumer())
+        return _run(AffineTrace(create_graph, keep=True, sizes=sizes), model, inputs, target, args, make_consumer())
 
 
 def _run(
@@ -252,23 +253,34 @@ def _is_complete(result: Sweep, model: Callable[..., Any], target: TargetType, a
     if bool((result.gap() <= tolerance).all()):
         return True
     # Large elements may cancel within a term: then their absolute values are the scale, and have to be summed for it.
-    remeasured, magnitude = _attempt(model, tuple(x.detach() for x in result.inputs), target, args, _Magnitude, False)
+    error = (result.total - result.output.double()).abs()
+    at = tuple(x.detach() for x in result.inputs)
+    remeasured, magnitude = _attempt(model, at, target, args, _Magnitude, False)
     if remeasured is None:
         return False
     inputs = zip(remeasured.gradients, remeasured.inputs, strict=True)
     scale = magnitude.total + sum(per_example((g.double() * x.double()).abs()) for g, x in inputs)
-    return bool(((result.total - result.output.double()).abs() <= tolerance * scale).all())
+    if bool((error <= tolerance * scale).all()):
+        return True
+    # They may also cancel between operations, as in log p of a sure prediction: a difference of large logits, all of
+    # whose terms are as small as itself. Then the numbers that the largest operation works with are the scale, of
+    # which rounding explains less; or numbers so small that there is no precision left.
+    remeasured, magnitude = _attempt(model, at, target, args, _Magnitude, False, sizes=True)
+    floor = torch.finfo(result.precision).tiny
+    return remeasured is not None and bool((error <= 0.1 * tolerance * magnitude.largest + floor).all())
 
 
 class _Magnitude:
-    """Sums of absolute values of all terms, per example."""
+    """Sums of absolute values per example: of all terms, and of the largest."""
 
     def __init__(self) -> None:
         self.total: Tensor | float = 0.0
+        self.largest = torch.zeros(())
 
     def add(self, term: Term) -> Tensor:
         values = term.values
-        self.total = self.total + per_example(values.abs()).double()
+        size = per_example(values.abs()).double()
+        self.total, self.largest = self.total + size, torch.maximum(self.largest.to(size), size)
         return per_example(values)
 
 

@@ -133,6 +133,30 @@ def test_any_batch_split_gives_the_same_maps(problem, data):
         torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-10)
 
 
+LOG_PROBABILITIES = {
+    "log_softmax": lambda z: z.log_softmax(1),
+    "logsumexp": lambda z: z - z.logsumexp(1, keepdim=True),
+    "cross_entropy": lambda z: F.cross_entropy(z, z.argmax(1), reduction="none")[:, None].expand_as(z),
+    "far from zero": lambda z: (z + 1e4 * z.detach().mean() + 1e4).log_softmax(1),
+    "denormal": lambda z: F.logsigmoid(30 * z.abs()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LOG_PROBABILITIES)
+def test_log_probability_of_a_sure_prediction(name, dtype):
+    # 0 up to rounding, and a difference of large numbers: nothing relative to itself can be promised, nor is it needed.
+    body = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4)).to(dtype)
+    with torch.no_grad():
+        body[2].weight *= 30
+    x = torch.randn(50, 6, dtype=dtype)
+    logits = body(x).detach()
+    assert bool((logits.softmax(1).amax(1) > 0.999).any())
+    full = FullGrad(lambda x: LOG_PROBABILITIES[name](body(x))).decompose(x, logits.argmax(1))
+    size = 1e4 * float(logits.abs().max()) if name == "far from zero" else float(logits.abs().max())
+    assert float((full.total() - full.output).abs().max()) < 20 * torch.finfo(dtype).eps * size
+
+
 class TestSaliency:
     def test_is_psi_of_the_terms(self):
         # The paper's map written a second time, slowly: psi of every 4-D term, one by one.
