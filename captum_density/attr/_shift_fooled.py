@@ -26,7 +26,8 @@ __all__ = ["ShiftFooledGradient"]
 class ShiftFooledGradient(GradientAttribution):
     r"""The input-gradient of a logit after a shift that no prediction sees: \nabla f_i(x) + \nabla g(x).
 
-    What `captum.attr.Saliency` shows on `SoftmaxShift(forward_func, shift)`, without the wrapper.
+    What `captum.attr.Saliency` shows on `SoftmaxShift(forward_func, shift)`, without the wrapper, and for any output
+    that `Saliency` takes: a single class is shifted as well, though there is no softmax to hide it.
 
     Args:
         forward_func: The model, a module or a function, as for `Saliency`.

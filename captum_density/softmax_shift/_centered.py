@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from captum_density.softmax_shift._logits import LogitsWrapper
@@ -28,6 +29,8 @@ class CenteredLogits(LogitsWrapper):
 
     It does not help against perturbations that differ from class to class, such as `BoundedShift`: those change the
     predictions too, if ever so little.
+
+    A class masked with -inf leaves no mean; "logsumexp" keeps the mask.
 
     Precision: the shift cancels in the dtype of the logits. Gradients of g cancel to their own rounding; methods of
     differences (Occlusion, FeatureAblation) to rounding of g.
@@ -67,8 +70,23 @@ class CenteredLogits(LogitsWrapper):
         logits, class_dim = self.logits(*args, **kwargs)
         if self.how == "mean":
             return logits - logits.mean(class_dim, keepdim=True)
-        return logits.log_softmax(class_dim)
+        return _log_softmax(logits, class_dim)
 
     def extra_repr(self) -> str:
         """What `print` shows beside the model."""
         return f"how={self.how!r}, class_dim={self.class_dim}"
+
+
+def _log_softmax(logits: Tensor, dim: int) -> Tensor:
+    """log p, whose gradient keeps its digits where p is nearly 1.
+
+    PyTorch's takes the factor 1 - p_i from the rounded p_i, which in float32 leaves noise from p_i = 0.9999 on, and
+    that noise changes with the shift. Here, with the top class m, log p_i = f_i - f_m - log(1 + sum_{j != m}
+    exp(f_j - f_m)): no difference of nearly equal numbers, in the value or in the gradient.
+    """
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    top = wide.detach().argmax(dim, keepdim=True)
+    # The top's own 0 is put there: as a difference its gradients, 1 and -1, would swallow those of the others.
+    below = (wide - wide.gather(dim, top)).scatter(dim, top, 0.0)
+    others = below.exp().scatter(dim, top, 0.0).sum(dim, keepdim=True)
+    return (below - others.log1p()).to(logits.dtype)

@@ -14,6 +14,8 @@ from captum_density.softmax_shift._shifts import Shift, holds
 
 __all__ = ["CounterShift"]
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 class CounterShift(Shift):
     r"""Makes the target's gradient vanish, or point to a chosen map.
@@ -38,7 +40,7 @@ class CounterShift(Shift):
         class_dim: Dimension of the classes, as in `SoftmaxShift`.
 
     Raises:
-        TypeError: If the model cannot be called, or maps or inputs are no floating-point tensors.
+        TypeError: If the model cannot be called, target is no integer, or maps or inputs are no floating-point tensors.
         ValueError: If maps, inputs and target do not fit together, or are not finite; from a call: if they do not fit
             the model's first argument, or the target its classes.
 
@@ -66,6 +68,7 @@ class CounterShift(Shift):
         targets = None
         if isinstance(target, Tensor) and target.ndim > 0:
             target, targets = None, target
+        _check_target(target if targets is None else targets)
         _check(targets, maps, inputs)
         self.model = model
         self.class_dim = class_dim
@@ -100,7 +103,7 @@ class CounterShift(Shift):
         elif self.targets is None:
             index = torch.tensor(self.target, device=logits.device).reshape((1,) * logits.ndim)
         else:
-            index = self.targets[nearest].reshape(-1, *[1] * (logits.ndim - 1))
+            index = self.targets[nearest].long().reshape(-1, *[1] * (logits.ndim - 1))
         classes = logits.shape[dim]
         if not holds(((index >= 0) & (index < classes)).all()):
             raise ValueError(f"target must be in [0, {classes}), one of the model's classes")
@@ -115,8 +118,9 @@ class CounterShift(Shift):
                 f"the given inputs are {tuple(self.inputs.shape)} on {self.inputs.device}, the model's first argument "
                 f"{tuple(x.shape)} on {x.device}"
             )
-        given = self.inputs.to(x.dtype).flatten(1)
-        return torch.cdist(x.detach().flatten(1), given, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        own, given = x.detach().to(dtype).flatten(1), self.inputs.to(dtype).flatten(1)
+        return torch.cdist(own, given, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
 
     def _pictured(self, x: Tensor, nearest: Tensor | None) -> Tensor:
         """<m, x>, (N,)."""
@@ -124,6 +128,13 @@ class CounterShift(Shift):
         if nearest is None:
             return product(self.maps, x)
         return (x * self.maps.to(x.dtype)[nearest]).flatten(1).sum(1)
+
+
+def _check_target(target: Any) -> None:
+    if isinstance(target, Tensor) and target.dtype not in _INTEGERS:
+        raise TypeError(f"target must hold classes, integers, but is a tensor of {target.dtype}")
+    if not isinstance(target, Tensor | int | None) or isinstance(target, bool):
+        raise TypeError(f"target must be an integer, a tensor of integers or None, but is {type(target).__name__}")
 
 
 def _check(targets: Tensor | None, maps: Tensor | None, inputs: Tensor | None) -> None:

@@ -17,15 +17,15 @@ def leading(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     return args[:count]
 
 
-def check_patterns(patterns: tuple[Any, ...]) -> None:
+def check_patterns(patterns: tuple[Any, ...], what: str = "pattern") -> None:
     """Refuse what is no picture, or one that moves nothing."""
     if not patterns or not all(isinstance(p, Tensor) and p.is_floating_point() for p in patterns):
         received = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in patterns)
         raise TypeError(f"pattern must be a floating-point tensor or a tuple of them, but is {received or 'empty'}")
     if not all(bool(p.isfinite().all()) for p in patterns):
-        raise ValueError("pattern contains NaN or infinity")
+        raise ValueError(f"{what} contains NaN or infinity")
     if not any(bool(p.any()) for p in patterns):
-        raise ValueError("pattern is zero throughout: a shift by it would move no gradient")
+        raise ValueError(f"{what} is zero throughout: a shift by it would move no gradient")
 
 
 def floating(x: Any, i: int = 0) -> Tensor:
@@ -55,4 +55,4 @@ def product(pattern: Tensor, x: Any) -> Tensor:
     """<pattern, x> for each example of the model's first argument, (N,), in its dtype."""
     check_fit(x, tuple(pattern.shape), pattern.device)
     # Not a matrix product, which autocast would round to half precision.
-    return (x * pattern.to(x.dtype)).reshape(len(x), -1).sum(1)
+    return (x * pattern.to(x.dtype)).reshape(len(x), pattern.numel()).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -77,10 +78,14 @@ class Shift(nn.Module):
 
 
 def holds(condition: Tensor) -> bool:
-    """Whether it holds; taken to where it cannot be read, which is under `torch.func.vmap`."""
+    """Whether it holds; taken to where it cannot be read, in compiled code and under `torch.func.vmap`."""
+    if torch.compiler.is_compiling():
+        return True
     try:
         return bool(condition)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
         return True
 
 
@@ -90,6 +95,8 @@ def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:
     if tuple(values.shape) == shape[:1]:
         return values.reshape(-1, *[1] * (logits.ndim - 1))
     dim = class_dim + logits.ndim if class_dim < 0 else class_dim
+    if not 0 < dim < logits.ndim:
+        raise ValueError(f"logits {shape} have no class dimension {class_dim}, so the shift must be {shape[:1]}")
     if tuple(values.shape) == (*shape[:dim], *shape[dim + 1 :]):
         return values.unsqueeze(dim)
     kept = (*shape[:dim], 1, *shape[dim + 1 :])
@@ -192,9 +199,11 @@ class LinearShift(Shift):
             raise ValueError(f"scale must be finite and not 0, but is {scale}")
         patterns = pattern if isinstance(pattern, tuple) else (pattern,)
         check_patterns(patterns)
+        scaled = tuple(scale * p.detach() for p in patterns)
+        check_patterns(scaled, f"pattern times scale {scale:g}")
         self.scale = scale
         self.shapes = [tuple(p.shape) for p in patterns]
-        self.layers = nn.ModuleList(_frozen_layer(scale * p.detach()) for p in patterns)
+        self.layers = nn.ModuleList(map(_frozen_layer, scaled))
 
     def forward(self, *args: Any, **_: Any) -> Tensor:
         """g(x), (N,), in the first input's dtype.
@@ -214,14 +223,20 @@ class LinearShift(Shift):
         layer = self.layers[i]
         assert isinstance(layer, nn.Linear)
         check_fit(x, self.shapes[i], layer.weight.device, i)
-        flat = x.reshape(len(x), -1)
-        same = layer.weight.dtype == x.dtype
-        values = layer(flat) if same else nn.functional.linear(flat, layer.weight.to(x.dtype))
+        flat = x.reshape(len(x), layer.in_features)
+        with _without_autocast(x.device.type):
+            same = layer.weight.dtype == x.dtype
+            values: Tensor = layer(flat) if same else nn.functional.linear(flat, layer.weight.to(x.dtype))
         return values.squeeze(1)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"scale={self.scale:g}"
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[None]:
+    """Where it is on, it would round the pattern to half precision."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def _frozen_layer(weight: Tensor) -> nn.Linear:
