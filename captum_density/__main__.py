@@ -39,7 +39,8 @@ def _parser() -> _Parser:
         prog="python -m captum_density",
         description="Train a small network on scikit-learn's embedded digits, explain test digits with Captum's "
         "methods and the FullGrad family side by side, print a table (accuracy; per method the completeness gap, "
-        "infidelity, sensitivity_max and seconds), and write saliency.png, table.md and report.json. Takes less than a "
+        "infidelity, sensitivity_max, shift sensitivity and seconds), print a picture into the gradients that leaves "
+        "the softmax as it was, and write saliency.png, softmax_shift.png, table.md and report.json. Takes less than a "
         "minute.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

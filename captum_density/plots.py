@@ -15,6 +15,9 @@ __all__ = ["saliency_grid"]
 _SIGNED_COLORS = "PuOr_r"
 _UNSIGNED_COLORS = "Oranges"
 _TITLE_WIDTH = 20  # characters, which is what fits above a cell of the default size
+# Inches that the figure gains for text, so that the cells keep their size.
+_CHARACTER = 0.08
+_LINE = 0.2
 
 
 def saliency_grid(
@@ -22,6 +25,8 @@ def saliency_grid(
     attributions: Mapping[str, Tensor],
     *,
     row_labels: Sequence[str] | None = None,
+    row_notes: Sequence[str] | None = None,
+    caption: str | None = None,
     outlier_percent: float = 2.0,
     cell_size: float = 1.35,
 ) -> Figure:
@@ -36,7 +41,9 @@ def saliency_grid(
         images: (N, C, H, W), C of 1 or 3. Values in [0, 1] are shown as they are; images outside that range are
             stretched from their own minimum and maximum.
         attributions: name of the method to its attributions, (N, C, H, W) or (N, 1, H, W).
-        row_labels: N texts to write left of the rows.
+        row_labels: N texts to write left of the rows, of one or more lines.
+        row_notes: N texts to write right of the rows in a font of fixed width, so that figures line up.
+        caption: text to write below.
         outlier_percent: the strongest values, which hold this share of a map's absolute total, are clipped
             (``outlier_perc`` of Captum's `visualize_image_attr`); in [0, 100).
         cell_size: width and height of one picture in inches.
@@ -47,35 +54,42 @@ def saliency_grid(
 
     Raises:
         ValueError: a shape that does not fit, no images, no attributions, or values that are not finite.
-        TypeError: images or an attribution that is not a floating-point tensor.
+        TypeError: images or an attribution that is not a floating-point tensor; one text in place of N.
 
     Example:
         >>> images = torch.rand(2, 1, 8, 8)
-        >>> figure = saliency_grid(images, {"ink": images, "signed": images - 0.5})
+        >>> figure = saliency_grid(images, {"ink": images, "signed": images - 0.5}, row_notes=["p 0.91", "p 0.98"])
         >>> [axes.get_title() for axes in figure.axes]
         ['image', 'ink', 'signed', '', '', '']
     """
-    _check(images, attributions, row_labels, outlier_percent)
+    _check(images, attributions, outlier_percent)
+    _check_texts(len(images), row_labels=row_labels, row_notes=row_notes)
     images = images.detach().cpu()
     maps = {name: attribution.detach().double().sum(dim=1).cpu() for name, attribution in attributions.items()}
 
     rows, columns = len(images), 1 + len(maps)
-    figure = Figure(figsize=(cell_size * columns, cell_size * rows + 0.3), layout="constrained")
+    width = cell_size * columns + _CHARACTER * (_longest_line(row_labels) + _longest_line(row_notes))
+    height = cell_size * rows + 0.3 + (0 if caption is None else _LINE * (2 + caption.count("\n")))
+    # The layout for pictures of a fixed aspect: with "constrained", texts beside one tall column leave the figure.
+    figure = Figure(figsize=(width, height), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
         _draw_image(grid[row, 0], images[row])
         if row_labels is not None:
             grid[row, 0].set_ylabel(row_labels[row], rotation="horizontal", ha="right", va="center")
+        if row_notes is not None:
+            last = grid[row, -1]
+            last.text(1.1, 0.5, row_notes[row], transform=last.transAxes, va="center", family="monospace", size="small")
         for column, values in enumerate(maps.values(), start=1):
             _draw_map(figure, grid[row, column], values[row], bool((values < 0).any()), outlier_percent)
     for axes, title in zip(grid[0], ("image", *maps), strict=True):
         axes.set_title(textwrap.fill(title, _TITLE_WIDTH), fontsize="small")
+    if caption is not None:
+        figure.supxlabel(caption, fontsize="medium")
     return figure
 
 
-def _check(
-    images: Tensor, attributions: Mapping[str, Tensor], row_labels: Sequence[str] | None, outlier_percent: float
-) -> None:
+def _check(images: Tensor, attributions: Mapping[str, Tensor], outlier_percent: float) -> None:
     tensors = {"images": images, **{f"the attributions of {name!r}": value for name, value in attributions.items()}}
     for what, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -94,10 +108,22 @@ def _check(
             )
         if not tensor.isfinite().all():
             raise ValueError(f"{what} must be finite, got {int((~tensor.isfinite()).sum())} NaN or infinite values")
-    if row_labels is not None and len(row_labels) != count:
-        raise ValueError(f"row_labels must hold one text per image, {count}, got {len(row_labels)}")
     if not 0 <= outlier_percent < 100:
         raise ValueError(f"outlier_percent must be in [0, 100), got {outlier_percent}")
+
+
+def _check_texts(count: int, **texts: Sequence[str] | None) -> None:
+    for what, given in texts.items():
+        if given is None:
+            continue
+        if isinstance(given, str):
+            raise TypeError(f"{what} must be a sequence of texts, one per image, got the single text {given!r}")
+        if len(given) != count:
+            raise ValueError(f"{what} must hold one text per image, {count}, got {len(given)}")
+
+
+def _longest_line(texts: Sequence[str] | None) -> int:
+    return max((len(line) for text in texts or () for line in text.split("\n")), default=0)
 
 
 def _hide_ticks(axes: Axes) -> None:

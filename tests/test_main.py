@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -6,10 +7,13 @@ import torch
 
 import captum_density
 from captum_density.__main__ import main
+from captum_density.datasets import digits
 
 METHODS = [
     "Saliency",
+    "Saliency, centered",
     "IntegratedGradients",
+    "IntegratedGradients, centered",
     "SmoothGrad",
     "FullGrad",
     "FullGrad, complete",
@@ -32,16 +36,65 @@ def test_whole_run(tmp_path, capsys):
     assert [row["name"] for row in report["rows"]] == METHODS
     assert report["accuracy"] >= 0.97
     assert f"{report['accuracy']:.4f}" in table
-    assert (out / "saliency.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("saliency.png", "softmax_shift.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+        assert picture in printed.out
 
     rows = {row["name"]: row for row in report["rows"]}
     assert rows["FullGrad, complete"]["completeness_gap"] < 1e-5
     assert rows["IntegratedGradients"]["completeness_gap"] < 0.05
     claims = {name for name, row in rows.items() if row["completeness_gap"] is not None}
-    assert claims == {"FullGrad, complete", "IntegratedGradients"}
+    assert claims == {"FullGrad, complete", "IntegratedGradients", "IntegratedGradients, centered"}
     for row in report["rows"]:
-        assert 0 < row["infidelity"] < report["zero_infidelity"], row
+        assert 0 < row["infidelity"] < row["zero_infidelity"], row
         assert 0 < row["sensitivity_max"] < 1, row
+        assert (row["zero_infidelity"] == report["zero_infidelity"]) == ("centered" not in row["name"])
+        if "centered" in row["name"]:
+            assert row["shift_sensitivity"] < 1e-6, row
+    for name in ("Saliency", "IntegratedGradients", "SmoothGrad"):
+        assert rows[name]["shift_sensitivity"] > 0.05, name
+
+    shift = report["softmax_shift"]
+    assert shift["largest_difference"] < 1e-5
+    assert sum(shift["softmax"]) == pytest.approx(1, abs=1e-5)
+    for softmax in ("softmax", "shifted_softmax"):
+        assert " ".join(f"{probability:.4f}" for probability in shift[softmax]) in printed.out
+    assert f"{shift['largest_difference']:.0e}" in printed.out
+
+
+@pytest.fixture(scope="module")
+def fooled():
+    from captum_density import _demo
+
+    data = digits()
+    return _demo.fool(_demo.train(data, seed=0, epochs=4), data.test_images[:64], seed=0)
+
+
+def test_the_shift_prints_its_picture_and_centering_takes_it_away(fooled):
+    smile = fooled.picture[1].flatten()
+    assert not fooled.picture[0].any()
+    assert torch.equal(fooled.picture[:2], fooled.picture[2:])
+    assert set(fooled.attributions) == {
+        *("Saliency", "InputXGradient", "IntegratedGradients", "SmoothGrad", "DeepLift", "Occlusion")
+    }
+    for name, maps in fooled.attributions.items():
+        # What is multiplied by the input shows the picture where there is ink.
+        shown = smile if name in ("Saliency", "SmoothGrad") else smile * fooled.image.flatten()
+        logits, shifted, centered, both = maps.flatten(1)
+        assert torch.cosine_similarity(shifted, shown, dim=0) > 0.95, name
+        assert torch.cosine_similarity(logits, shown, dim=0) < 0.7, name
+        assert torch.allclose(both, centered, atol=1e-4 * float(centered.abs().max())), name
+        assert torch.cosine_similarity(centered, logits, dim=0) > 0.7, name
+
+
+def test_all_four_have_one_softmax_and_the_printed_difference_is_measured(fooled):
+    assert (fooled.probabilities - fooled.probabilities[0]).abs().max() < 1e-5
+    assert 0.5 < fooled.probabilities[0].max() < 0.9999
+    moved = fooled.probabilities.clone()
+    moved[1, 3] += 0.3
+    moved = dataclasses.replace(fooled, probabilities=moved)
+    assert moved.difference() == pytest.approx(0.3, abs=1e-5)
+    assert "largest difference of the 10 probabilities: 3e-01" in moved.text()
 
 
 def test_seed_decides_everything_but_the_time(tmp_path):

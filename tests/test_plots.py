@@ -91,6 +91,50 @@ def test_pyplot_knows_nothing_of_it_and_inputs_stay_as_they_were():
     assert buffer.getvalue().startswith(b"\x89PNG")
 
 
+def _boxes(figure):
+    """Where each text and each picture of a drawn figure lies, in pixels."""
+    figure.draw_without_rendering()
+    texts = {}
+    for axes in figure.axes:
+        for text in (axes.title, axes.yaxis.label, *axes.texts):
+            if text.get_text():
+                texts[f"{text.get_text()!r} at {text.get_window_extent().bounds}"] = text.get_window_extent()
+    for text in figure.texts:
+        texts[text.get_text()] = text.get_window_extent()
+    return texts, [axes.get_window_extent() for axes in figure.axes]
+
+
+@pytest.mark.parametrize("methods", [1, 7])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_texts_stand_beside_their_rows_inside_the_figure_and_touch_nothing(rows, methods):
+    labels = [f"logits {row},\nafter a change" for row in range(rows)]
+    notes = [f"softmax\n{row}: 0.8694\n1: 0.0408\n8: 0.0384" for row in range(rows)]
+    images = torch.rand(rows, 1, 8, 8)
+    figure = saliency_grid(
+        images,
+        {f"a method's name, {method}": images for method in range(methods)},
+        row_labels=labels,
+        row_notes=notes,
+        caption="in all of it\nthe largest: 4e-07",
+    )
+    last = figure.axes[methods :: methods + 1]
+    assert [text.get_text() for axes in last for text in axes.texts] == notes
+    assert sum(len(axes.texts) for axes in figure.axes) == rows
+
+    texts, pictures = _boxes(figure)
+    assert len(texts) == 2 * rows + (1 + methods) + 1
+    for name, box in texts.items():
+        assert box.x0 >= 0 and box.y0 >= 0, f"{name} leaves the figure"
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, f"{name} leaves the figure"
+        others = [other for title, other in texts.items() if title != name]
+        assert not any(box.overlaps(other) for other in [*pictures, *others]), f"{name} lies on something"
+    # Room is made for the texts, so that the pictures keep their size.
+    bare, with_texts = (
+        _boxes(each)[1][0].width for each in (saliency_grid(images, {"a": images, "b": images}), figure)
+    )
+    assert with_texts > 0.85 * bare
+
+
 @pytest.mark.parametrize(
     ("images", "attributions", "options", "error", "message"),
     [
@@ -103,7 +147,9 @@ def test_pyplot_knows_nothing_of_it_and_inputs_stay_as_they_were():
         (torch.rand(2, 1, 4, 4), {"a": torch.full((2, 1, 4, 4), torch.nan)}, {}, ValueError, "'a' must be finite"),
         (torch.rand(2, 1, 4, 4), {"a": torch.ones(2, 1, 4, 4).int()}, {}, TypeError, "'a'.*int32"),
         (torch.rand(2, 1, 4, 4).numpy(), {"a": torch.rand(2, 1, 4, 4)}, {}, TypeError, "images.*ndarray"),
-        (torch.rand(2, 1, 4, 4), {"a": torch.rand(2, 1, 4, 4)}, {"row_labels": ["x"]}, ValueError, "2, got 1"),
+        (torch.rand(2, 1, 4, 4), {"a": torch.rand(2, 1, 4, 4)}, {"row_labels": ["x"]}, ValueError, "labels.*2, got 1"),
+        (torch.rand(2, 1, 4, 4), {"a": torch.rand(2, 1, 4, 4)}, {"row_notes": ["x"]}, ValueError, "notes.*2, got 1"),
+        (torch.rand(2, 1, 4, 4), {"a": torch.rand(2, 1, 4, 4)}, {"row_notes": "ab"}, TypeError, "single text 'ab'"),
         (torch.rand(2, 1, 4, 4), {"a": torch.rand(2, 1, 4, 4)}, {"outlier_percent": 100}, ValueError, "got 100"),
     ],
 )

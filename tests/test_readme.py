@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import captum_density
 
@@ -25,6 +26,19 @@ def test_example_runs():
     assert names["saliency"].shape == names["parts"].shape == names["images"].shape
     assert names["saliency"].min() >= 0
     assert names["parts"].min() < 0
+
+
+def test_softmax_shift_example_runs():
+    names: dict[str, object] = {}
+    exec(compile(_block("example: softmax shift", "python"), "README.md", "exec"), names)
+    shown = [
+        torch.nn.functional.cosine_similarity(names[kind].flatten(1), names["pattern"].flatten()[None])
+        for kind in ("lie", "honest")
+    ]
+    assert shown[0].min() > 0.9
+    assert shown[1].max() < 0.3
+    twin = names["Saliency"](names["CenteredLogits"](names["model"])).attribute(names["images"], names["target"])
+    torch.testing.assert_close(names["honest"], twin, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("marker", ["command: main job", "command: tests"])

@@ -57,11 +57,12 @@ def shift_sensitivity(
 
     The shift by default is linear in all inputs, g(x) = <w, x>, with w white noise (the same for all inputs of a shape)
     whose norm is that of the model's own gradient, on average over the batch: as large as what it hides in. It
-    moves a plain gradient by 1 - cosine of about 0.29, or 1 - 1 / sqrt(2), and needs no tuning, because it scales with
+    moves a signed gradient by 1 - cosine of about 0.29, or 1 - 1 / sqrt(2), and needs no tuning, because it scales with
     inputs and outputs.
 
     0 is a statement about this shift: attributions that stop at a hidden layer (Grad-CAM) do not see a shift that
-    goes around the layer.
+    goes around the layer. And a small figure is not 0: maps that stand on a positive floor, such as FullGrad's saliency
+    map, have a cosine near 1 with each other whatever they show; they too are invariant only through `CenteredLogits`.
 
     Args:
         make_attribution: Takes a model, returns the attribute function of it, such as

@@ -1,0 +1,96 @@
+"""Attribution methods as `audit` takes them: functions of the model, which it calls for more than one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from captum.attr import Attribution
+from torch import Tensor
+
+__all__ = ["Made", "Method", "named"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attribution method: how to make it for a model, and the options to call it with.
+
+    Args:
+        make: takes a model, returns a Captum attribution on it: a class (``IntegratedGradients``), or a function such
+            as ``lambda model: NoiseTunnel(Saliency(model))``.
+        options: keyword arguments of its ``attribute`` beside ``inputs`` and ``target``, such as ``nt_samples``.
+        multiplies_by_inputs: whether a feature's attribution is its contribution (IntegratedGradients) and not a
+            slope (Saliency); infidelity compares the two differently. None asks the attribution itself.
+        view: takes the model, returns what of it is explained, such as `captum_density.softmax_shift.CenteredLogits`.
+            The attribution is made for the view, and infidelity is measured on the view's output. None: the model
+            itself.
+
+    Raises:
+        TypeError: ``make`` or ``view`` is not a function of a model: an attribution already made, for example.
+
+    Example:
+        >>> from captum.attr import NoiseTunnel, Saliency
+        >>> from captum_density.softmax_shift import CenteredLogits
+        >>> noisy = Method(lambda model: NoiseTunnel(Saliency(model)), {"nt_samples": 10, "stdevs": 0.1})
+        >>> centered = Method(Saliency, {"abs": False}, view=CenteredLogits)
+    """
+
+    make: Callable[[Any], Attribution]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    multiplies_by_inputs: bool | None = None
+    view: Callable[[Any], Callable[..., Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        made = self.make if isinstance(self.make, Attribution) else getattr(self.make, "__self__", None)
+        if isinstance(made, Attribution) or not callable(self.make):
+            raise TypeError(
+                "a method must be a function of the model, as it is made for other models too, but is "
+                f"{described(self.make)}; pass the class, such as IntegratedGradients, or a function, such as "
+                "`lambda model: NoiseTunnel(Saliency(model))`"
+            )
+        if self.view is not None and not callable(self.view):
+            raise TypeError(
+                f"view must be a function of the model, such as CenteredLogits, but is {described(self.view)}"
+            )
+
+
+def named(methods: Mapping[str, Callable[[Any], Attribution] | Method]) -> dict[str, Method]:
+    """Every method as a `Method`, or an error that names the one which is none."""
+    found = {}
+    for name, value in methods.items():
+        try:
+            found[name] = value if isinstance(value, Method) else Method(value)
+        except TypeError as error:
+            raise TypeError(f"methods[{name!r}]: {error}") from error
+    return found
+
+
+class Made:
+    """A method made for the audited model, once for all measurements but one, which needs it for another model."""
+
+    def __init__(self, name: str, method: Method, model: Callable[..., Tensor]) -> None:
+        self.name = name
+        self.model = model
+        self.method = method
+        self.options = method.options
+        self.explained = model if method.view is None else method.view(model)
+        self.attribution = self._make(self.explained)
+        declared = method.multiplies_by_inputs
+        self.multiplies_by_inputs = bool(self.attribution.multiplies_by_inputs if declared is None else declared)
+
+    def attribute_of(self, model: Callable[..., Tensor]) -> Callable[..., Any]:
+        """The attribute function for the audited model, or for another one."""
+        if model is self.model:
+            return self.attribution.attribute
+        return self._make(model if self.method.view is None else self.method.view(model)).attribute
+
+    def _make(self, explained: Callable[..., Tensor]) -> Attribution:
+        attribution = self.method.make(explained)
+        if not isinstance(attribution, Attribution):
+            raise TypeError(
+                f"methods[{self.name!r}] must make a Captum attribution for a model, but made {described(attribution)}"
+            )
+        return attribution
+
+
+def described(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else f"an object of class {type(value).__name__}"
