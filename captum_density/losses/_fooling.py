@@ -167,7 +167,9 @@ class FoolingLoss(nn.Module):
             one = (tuple(x.shape[1:]), (1, *x.shape[1:]))
             expected = one if self.is_one_for_all else (tuple(x.shape),)
             if tuple(m.shape) not in expected:
-                raise ValueError(f"map {i} must have shape {' or '.join(map(str, expected))}, but has {tuple(m.shape)}")
+                remedy = "; pass target_maps=... for a map of each example" if m.shape == x.shape else ""
+                shapes = " or ".join(map(str, expected))
+                raise ValueError(f"map {i} must have shape {shapes}, but has {tuple(m.shape)}{remedy}")
             if m.device != x.device:
                 raise ValueError(f"map {i} is on {m.device}, input {i} on {x.device}; move the loss with .to()")
         return tuple(m.detach().expand_as(x) for m, x in zip(maps, inputs, strict=True))
