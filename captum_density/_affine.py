@@ -76,9 +76,7 @@ class AffineTrace(TorchFunctionMode):
         sizes: Of every operation, hand out the size of the numbers that its rounding comes from in place of r.
     """
 
-    def __init__(
-        self, create_graph: bool = False, keep: bool = False, check: bool = False, sizes: bool = False
-    ) -> None:
+    def __init__(self, create_graph: bool = False, keep: bool = False, check: bool = False, sizes: bool = False):
         super().__init__()
         self.create_graph = create_graph
         self.keep = keep
@@ -331,10 +329,13 @@ class AffineTrace(TorchFunctionMode):
 
 
 def _size(call: Call, y: Tensor) -> Tensor:
-    """|y|, and |u| where the operation takes differences of its inputs that may be much smaller."""
+    """|y|, and the logarithm of the sum of exponentials (the largest u) where the operation subtracts it inside."""
     size = y.detach().abs()
     if call.name in ("log_softmax", "cross_entropy"):
-        size = size + max(u.detach().abs().max() for u in call.activations)
+        u = call.argument(0, "input").detach()
+        dim = min(1, u.ndim - 1) if call.name == "cross_entropy" else call.argument(1, "dim")
+        top = u.amax(-1 if dim is None else dim, keepdim=True).abs()
+        size = size + (top if y.ndim == u.ndim else top.squeeze(dim) if y.ndim > 0 else top.max())
     return torch.complex(size, size) if y.is_complex() else size
 
 

@@ -231,7 +231,11 @@ def _network() -> nn.Module:
 def _draw(report: AuditReport, images: Tensor, target: Tensor, path: Path) -> None:
     drawn = {name: attribution[:_DRAWN] for name, attribution in report.attributions.items()}
     labels = [str(int(label)) for label in target[:_DRAWN]]
-    saliency_grid(images[:_DRAWN], drawn, row_labels=labels).savefig(path, dpi=150)
+    caption = (
+        "left, the predicted class, which is explained; white to red: unsigned maps (Saliency takes absolute values "
+        "here); orange and purple: positive and negative; each map on a scale of its own"
+    )
+    saliency_grid(images[:_DRAWN], drawn, row_labels=labels, caption=caption).savefig(path, dpi=150)
 
 
 def _draw_fooled(fooled: Fooled, path: Path) -> None:
@@ -245,6 +249,7 @@ def _draw_fooled(fooled: Fooled, path: Path) -> None:
         row_labels=["logits", "shifted logits", "logits,\ncentered", "shifted logits,\ncentered"],
         row_notes=notes,
         caption=f"largest difference of the 10 probabilities between logits and shifted logits: "
-        f"{fooled.difference():.0e}",
+        f"{fooled.difference():.0e}\norange is positive, purple negative, each map on a scale of its own; methods that "
+        "multiply by the input show the shift on the ink only",
     )
     figure.savefig(path, dpi=150)

@@ -266,8 +266,9 @@ def _is_complete(result: Sweep, model: Callable[..., Any], target: TargetType, a
     # whose terms are as small as itself. Then the numbers that the largest operation works with are the scale, of
     # which rounding explains less; or numbers so small that there is no precision left.
     remeasured, magnitude = _attempt(model, at, target, args, _Magnitude, False, sizes=True)
-    floor = torch.finfo(result.precision).tiny
-    return remeasured is not None and bool((error <= 0.1 * tolerance * magnitude.largest + floor).all())
+    precision = torch.finfo(result.precision)
+    tolerance = min(0.1 * tolerance, 16 * precision.eps)
+    return remeasured is not None and bool((error <= tolerance * magnitude.largest + precision.tiny).all())
 
 
 class _Magnitude:

@@ -272,12 +272,12 @@ X = torch.ones(4, 5)
 @pytest.mark.parametrize(
     ("given", "inputs", "error", "message"),
     [
-        ({"pattern": MAP}, (X, X), ValueError, "1 maps for 2 inputs"),
+        ({"pattern": MAP}, (X, X), ValueError, "each of 2 inputs, but there are 1"),
         ({"pattern": torch.ones(6)}, X, ValueError, r"map 0 must have shape \(5,\) or \(1, 5\), but has \(6,\)"),
         ({"pattern": X}, X, ValueError, r"map 0 must have shape \(5,\) or \(1, 5\), but has \(4, 5\)"),
         ({"target_maps": MAP}, X, ValueError, r"map 0 must have shape \(4, 5\), but has \(5,\)"),
         ({"target_maps": X}, X[:3], ValueError, r"map 0 must have shape \(3, 5\), but has \(4, 5\)"),
-        ({"target_maps": lambda x: (x, x)}, X, ValueError, "2 maps for 1 inputs"),
+        ({"target_maps": lambda x: (x, x)}, X, ValueError, "each of 1 inputs, but there are 2"),
         ({"target_maps": lambda x: None}, X, TypeError, "number 0 is NoneType"),
         ({"pattern": MAP}, X.long(), TypeError, "input 0 has dtype torch.int64"),
         ({"pattern": MAP}, ([1.0],), TypeError, "input 0 is list"),
@@ -357,3 +357,33 @@ def test_batch_norm_in_training_mode_warns():
         loss(model, x, 0)
     assert caught[0].filename == __file__
     loss(model.eval(), x, 0)
+
+
+def test_attention_and_compiled_models_are_differentiated_twice():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model, x = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)), torch.randn(3, 5, 8)
+    loss = FoolingLoss(torch.ones(5, 8))
+    loss(model, x, 0).backward()
+    own = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    loss(torch.compile(model), x, 0).backward()  # not run, so nothing is compiled
+    for first, second in zip(own, (p.grad for p in model.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize(
+    ("maps", "error", "words"),
+    [
+        (lambda x: x * torch.nan, ValueError, "map 0 contains NaN"),
+        (lambda x: x > 0, TypeError, r"number 0 is torch\.bool"),
+    ],
+)
+def test_made_maps_are_checked(maps, error, words):
+    with pytest.raises(error, match=words):
+        FoolingLoss(target_maps=maps)(nn.Linear(3, 2), torch.ones(2, 3), 0)
+
+
+def test_batch_norm_without_running_statistics_warns():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
+    with pytest.warns(UserWarning, match="batch norm '1'"):
+        FoolingLoss(torch.ones(3))(model, torch.randn(4, 3), 0)

@@ -157,6 +157,17 @@ def test_log_probability_of_a_sure_prediction(name, dtype):
     assert float((full.total() - full.output).abs().max()) < 20 * torch.finfo(dtype).eps * size
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_log_probabilities_do_not_excuse_what_is_incomplete(mask):
+    body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    body[1].register_full_backward_hook(lambda module, grad_in, grad_out: (grad_in[0].clamp(min=0),))
+    masked = torch.tensor([False, False, True, mask])
+    x = torch.randn(3, 6)
+    x[0] *= 1e4  # another example's large logits excuse nothing either
+    with pytest.raises(RuntimeError, match="do not sum"):
+        FullGrad(lambda x: body(x).masked_fill(masked, -1e9).log_softmax(1)).attribute(x, 1)
+
+
 class TestSaliency:
     def test_is_psi_of_the_terms(self):
         # The paper's map written a second time, slowly: psi of every 4-D term, one by one.

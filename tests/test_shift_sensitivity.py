@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients, LayerGradientXActivation, NoiseTunnel, Occlusion, Saliency
+from captum.attr import (
+    IntegratedGradients,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -177,7 +184,7 @@ class TestDefaultShift:
     @given(networks(), st.sampled_from([1.0, 1e-3, 1e3, 0.0]))
     def test_is_as_long_as_the_models_gradient_or_1(self, problem, factor):
         x = problem.inputs.requires_grad_()
-        own = torch.autograd.grad(factor * problem.output().sum(), x)[0].flatten(1).norm(dim=1).mean()
+        own = torch.autograd.grad(factor * problem.output().sum(), x)[0].flatten(1).norm(dim=1).quantile(0.5)
         shift = self.shift_of(lambda x: factor * problem.model(x), x, target=problem.target)
         (added,) = torch.autograd.grad(shift(x).sum(), x)
         expected = own if float(own) > 0 else torch.ones_like(own)
@@ -361,3 +368,77 @@ def test_takes_a_class_and_inputs_without_features():
     assert found.cosine_distance.tolist() == [0, 2, 0]
     assert_close(found.norm_change, torch.tensor([5 / 2 - 1, 1 - 1 / 2, 1 - 5 / 8], dtype=torch.float64))
     assert shift_sensitivity(Saliency, model, x, target=1).cosine_distance.shape == (3,)
+
+
+def test_zeros_beside_what_rounding_left_are_zeros():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(5, 4)
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+        model[0].weight[:, 0] = 0
+        x[3:] *= 1e3  # alive
+    for how in ("mean", "logsumexp"):
+        make = lambda m, how=how: signed(CenteredLogits(m, how))  # noqa: E731
+        found = shift_sensitivity(make, model, x, lambda x: 7 * x.sum(1), target=0)
+        assert max(float(value.max()) for value in found) < 1e-4
+    fooled = shift_sensitivity(signed, model, x, lambda x: 7 * x.sum(1), target=0)
+    assert fooled.cosine_distance[:3].tolist() == [1, 1, 1] and bool(fooled.norm_change[:3].isinf().all())
+
+
+def test_an_attribution_of_another_model_is_refused():
+    model, x = nn.Linear(4, 3), torch.randn(2, 4)
+    with pytest.raises(ValueError, match="ran the model and not its shifted twin"):
+        shift_sensitivity(lambda _: Saliency(model).attribute, model, x, target=0)
+    assert not model._forward_hooks
+    alone = shift_sensitivity(lambda _: lambda x, target: torch.ones_like(x), model, x, target=0)  # of no model at all
+    assert alone.cosine_distance.tolist() == [0, 0]
+
+
+def test_one_large_gradient_does_not_decide_for_all():
+    x = torch.randn(9, 50, dtype=torch.float64)
+    x[0] *= 100
+    found = shift_sensitivity(signed, lambda x: torch.stack([x.pow(2).sum(1), x.sum(1)], 1), x, target=0)
+    assert 0.1 < float(found.cosine_distance[1:].mean()) < 0.5
+
+
+def test_token_ids_take_a_shift_of_ones_own():
+    embedding, head = nn.Embedding(11, 5), nn.Linear(5, 3)
+    model, ids = nn.Sequential(embedding, Mean(), head), torch.randint(11, (2, 6))
+    shift = lambda ids: ids.double().sum(1).float()  # noqa: E731
+    make = lambda m: LayerIntegratedGradients(m, embedding).attribute  # noqa: E731
+    assert shift_sensitivity(make, model, ids, shift, target=1).cosine_distance.max() < 1e-6
+    with pytest.raises(TypeError, match="has no gradient"):
+        shift_sensitivity(make, model, ids, target=1)
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+def test_probabilities_warn():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), torch.randn(2, 4)
+    with pytest.warns(UserWarning, match="seems to return probabilities"):
+        shift_sensitivity(signed, model, x, target=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((Saliency(nn.Linear(4, 3)), nn.Linear(4, 3)), TypeError, "make_attribution must be .* of class Saliency"),
+        ((Saliency(nn.Linear(4, 3)).attribute, nn.Linear(4, 3)), TypeError, "make_attribution must be .* Saliency"),
+        ((nn.Linear(4, 3), Saliency), TypeError, "make_attribution must be .* of class Linear"),
+        ((Saliency, Saliency), TypeError, "model must be"),
+        ((Saliency, lambda x: nn.Linear(4, 3)(x).detach()), ValueError, "no gradient by its inputs.* pass a shift"),
+        ((lambda m: lambda x, target: x * torch.nan, nn.Linear(4, 3)), ValueError, "attributions contain NaN"),
+    ],
+)
+def test_functions_and_what_they_return_are_checked(arguments, error, words):
+    with pytest.raises(error, match=words):
+        shift_sensitivity(*arguments, torch.randn(2, 4), target=0)
+
+
+def test_under_inference_mode():
+    model = nn.Linear(4, 3)
+    with torch.inference_mode():
+        found = shift_sensitivity(signed, model, torch.randn(2, 4), target=0)
+    assert found.cosine_distance.shape == (2,)

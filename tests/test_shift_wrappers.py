@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from captum.attr import Saliency
+from captum.attr import LRP, DeepLift, LayerGradCam, Saliency
 from torch import nn
 from torch.testing import assert_close
 
@@ -100,7 +100,7 @@ def test_copies_and_saved_states_give_the_same(name):
     for again in (copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper))):
         assert torch.equal(again(x), expected) and not again.training
         if name == "counter":
-            assert again.shift.model is again.model
+            assert again.shift.model is not again.model
         assert again.model is not model
     double = copy.deepcopy(wrapper).to(torch.float64)
     assert double(x.double()).dtype == torch.float64
@@ -273,3 +273,75 @@ def test_errors_of_the_device_are_not_taken_for_a_shift_that_cannot_be_read(monk
     monkeypatch.setattr(torch.Tensor, "__bool__", fail)
     with pytest.raises(RuntimeError, match="device-side"):
         shift.add_to(torch.zeros(2, 3), X)
+
+
+def test_lrp_refuses_what_it_would_be_silently_wrong_about():
+    wrappers = (
+        CenteredLogits,
+        lambda net: SoftmaxShift(net, NetworkShift(nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 1)))),
+        lambda net: BoundedShift(net, 0.1, 1.0),
+    )
+    for wrap in wrappers:
+        wrapper = wrap(nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)))
+        with pytest.raises(TypeError, match="has no rule defined"):
+            LRP(wrapper).attribute(X, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
+def test_a_counter_shift_leaves_the_layers_to_the_model():
+    # With the layers shared, hooks would meet the shift's run in place of the model's, and the map its negative.
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    x = torch.randn(2, 1, 8, 8)
+    hidden = SoftmaxShift(model, CounterShift(model, 1))
+    found, own = [LayerGradCam(m, model[0]).attribute(x, 1) for m in (hidden, model)]
+    assert_close(found, own)
+    assert_close(DeepLift(hidden).attribute(x, target=1), torch.zeros_like(x), rtol=0, atol=1e-5)
+    assert not any(p.requires_grad for p in hidden.shift.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_masked_class_has_no_mean():
+    logits = torch.tensor([[1.0, -float("inf"), 0.0]])
+    with pytest.raises(ValueError, match=r'masked out, .* how="logsumexp"'):
+        CenteredLogits(lambda x: x)(logits)
+    assert_close(CenteredLogits(lambda x: x, "logsumexp")(logits), logits.log_softmax(1))
+
+
+def test_outputs_in_a_mapping_are_named():
+    with pytest.raises(TypeError, match=r"dict with \['out', 'aux'\].* `lambda x: model\(x\)\['out'\]`"):
+        CenteredLogits(lambda x: {"out": x, "aux": x})(X)
+
+
+@pytest.mark.parametrize("class_dim", ["1", 1.0, True])
+def test_class_dim_is_an_integer(class_dim):
+    with pytest.raises(TypeError, match="class_dim must be an integer"):
+        CenteredLogits(MODEL, class_dim=class_dim)
+
+
+def test_bounded_shift_after_inference_mode_and_beyond_its_range():
+    waved, x = BoundedShift(MODEL.double(), 0.01, 1e3), torch.rand(3, 4, dtype=torch.float64)
+    with torch.inference_mode():
+        waved(x)
+    torch.autograd.grad(waved(x.requires_grad_())[:, 0].sum(), x)
+    MODEL.float()
+    with pytest.raises(ValueError, match=r"frequency 1e\+30 times <d, x> is NaN or infinite"):
+        BoundedShift(MODEL, 0.01, 1e30)(X * 1e30)
+
+
+@pytest.mark.parametrize("frequency", [1e4, 1e6, 1e8])
+def test_waves_of_many_classes_stay_apart_in_float32(frequency):
+    # As 4 k / C beside a phase of 1e10 would be nothing.
+    x = torch.rand(4, 1000)
+    waves = BoundedShift(lambda x: torch.zeros(len(x), 1000), 1.0, frequency, torch.ones(1000))(x)
+    assert all(len(row.unique()) > 400 for row in waves)  # each value is met on the way up and down
+    assert CenteredLogits(lambda x: x)(waves).abs().amax(1).min() > 0.99
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100, 1000])
+def test_slopes_of_neighbouring_classes_oppose_each_other(classes):
+    leaf = torch.linspace(0, 1, 2000, dtype=torch.float64)[:, None].requires_grad_()
+    unit = torch.ones(1, dtype=torch.float64)
+    waves = BoundedShift(lambda x: torch.zeros(len(x), classes, dtype=x.dtype), 1.0, 40.0, unit)(leaf)
+    slopes = [torch.autograd.grad(waves[:, i].sum(), leaf, retain_graph=True)[0].sign() for i in (0, 1, 2 % classes)]
+    for first, second in ((0, 1), (1, 2)):
+        assert (slopes[first] != slopes[second]).double().mean() > 0.5

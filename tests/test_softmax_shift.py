@@ -243,11 +243,13 @@ class TestBounded:
     @pytest.mark.parametrize("classes", [2, 3, 4, 5, 19, 20])
     def test_probabilities_attain_the_bound(self, classes, amplitude):
         # At the peak of class 0's wave, between it and the class whose wave is most out of step with it.
+        unit = torch.ones(1, dtype=torch.float64)
+        peak = torch.tensor([[-1 / (3.0 * math.pi)]], dtype=torch.float64)
+        waves = BoundedShift(lambda x: torch.zeros(1, classes, dtype=torch.float64), amplitude, 3.0, unit)(peak)
         apart = amplitude * (1 - classes % 2 / classes)
         logits = torch.full((1, classes), -1e4, dtype=torch.float64)
-        logits[0, 0], logits[0, classes // 2] = -apart, 0
-        waved = BoundedShift(lambda x: logits, amplitude, 3.0, torch.ones(1, dtype=torch.float64))
-        peak = torch.tensor([[-1 / (3.0 * math.pi)]], dtype=torch.float64)
+        logits[0, 0], logits[0, int(waves.argmin())] = -apart, 0
+        waved = BoundedShift(lambda x: logits, amplitude, 3.0, unit)
         moved = float(waved(peak).softmax(1)[0, 0] - logits.softmax(1)[0, 0])
         assert moved == pytest.approx(math.tanh(apart / 2), rel=1e-9)
         factor = classes / (classes - 1) if classes % 2 else 1

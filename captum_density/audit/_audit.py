@@ -122,6 +122,8 @@ def _check(inputs: Tensor, target: Tensor, methods: Mapping[str, Callable[[Any],
     if not isinstance(target, Tensor) or tuple(target.shape) != (len(inputs),):
         given = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"target must be a tensor of shape {(len(inputs),)}, one output per example, got {given}")
+    if not isinstance(methods, Mapping):
+        raise TypeError(f"methods must map names to functions of the model, got {type(methods).__name__}")
     if not methods:
         raise ValueError("methods is empty: give at least one {name: function of the model}")
 

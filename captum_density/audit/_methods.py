@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captum.attr import Attribution
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Made", "Method", "named"]
 
@@ -40,14 +40,14 @@ class Method:
     view: Callable[[Any], Callable[..., Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        made = self.make if isinstance(self.make, Attribution) else getattr(self.make, "__self__", None)
-        if isinstance(made, Attribution) or not callable(self.make):
+        made = self.make if isinstance(self.make, Attribution | nn.Module) else getattr(self.make, "__self__", None)
+        if isinstance(made, Attribution | nn.Module) or not callable(self.make):
             raise TypeError(
                 "a method must be a function of the model, as it is made for other models too, but is "
                 f"{described(self.make)}; pass the class, such as IntegratedGradients, or a function, such as "
                 "`lambda model: NoiseTunnel(Saliency(model))`"
             )
-        if self.view is not None and not callable(self.view):
+        if self.view is not None and (not callable(self.view) or isinstance(self.view, nn.Module)):
             raise TypeError(
                 f"view must be a function of the model, such as CenteredLogits, but is {described(self.view)}"
             )

@@ -15,6 +15,7 @@ _LEGEND = (
     "sensitivity_max: largest relative change of the attributions when the input moves by at most {perturb_radius:g}.",
     "shift sensitivity: 1 - cosine of the attributions before and after a shift of all logits that changes no",
     "  prediction; 0 is invariant, see captum_density.softmax_shift.CenteredLogits; '-': one output, no softmax.",
+    "  Small is not 0: maps on a positive floor, as FullGrad's saliency maps are, look alike whatever they show.",
     "seconds: median time of one attribute() call on all {examples} examples.",
 )
 

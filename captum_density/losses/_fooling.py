@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from captum.attr import Attribution
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_density._captum import (
     TargetType,
@@ -30,8 +33,9 @@ class FoolingLoss(nn.Module):
         {\|\nabla_x f_{t_n}(x_n)\| \, \|m_n\|}
 
     Added to the cross-entropy it makes a network whose predictions are honest and whose gradients are not, without a
-    wrapper that could be found. Its gradient by the weights takes a second backward pass, so activations and pooling
-    must be differentiable twice, as PyTorch's are.
+    wrapper that could be found. Its gradient by the weights takes a second backward pass, so every operation must be
+    differentiable twice: PyTorch's are, with attention in its plain form, which the loss chooses, and without
+    torch.compile, which it unwraps.
 
     What the network learns is above all a softmax shift: the logits of classes that nobody asked for show the picture
     too, and `captum_density.softmax_shift.CenteredLogits` takes most of it away. Asked of every class alike (`target`
@@ -83,6 +87,10 @@ class FoolingLoss(nn.Module):
 
     cosine: Tensor | None
 
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return "a function of the inputs" if self.make_maps else str([tuple(m.shape) for m in self.buffers()])
+
     def __init__(self, pattern: Maps | None = None, *, target_maps: Maps | Callable[..., Maps] | None = None) -> None:
         super().__init__()
         if (pattern is None) == (target_maps is None):
@@ -120,7 +128,7 @@ class FoolingLoss(nn.Module):
     ) -> Tensor:
         """The loss of a batch, a scalar in [0, 2]: 0 where every gradient shows its map.
 
-        An example whose gradient is zero counts as 1, and trains nothing.
+        An example whose gradient or map is zero counts as 1, and trains nothing.
 
         Args:
             forward_func: The model, a module or a function that returns logits.
@@ -132,13 +140,19 @@ class FoolingLoss(nn.Module):
         Returns:
             A scalar of float32, or float64 for inputs of float64; it carries a graph if gradients are enabled.
         """
+        if not callable(forward_func) or isinstance(forward_func, Attribution):
+            raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
+        # What torch.compile makes has no second derivatives; the module inside has.
+        forward_func = getattr(forward_func, "_orig_mod", forward_func)
         xs = format_tensor_into_tuples(inputs)
         validate_inputs(forward_func, xs)
         _warn_of_batch_statistics(forward_func)
         maps = self._maps(xs)
         args = format_additional_forward_args(additional_forward_args)
         create_graph = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        # Nor do fused attention kernels have any.
+        attention = sdpa_kernel(SDPBackend.MATH) if create_graph else contextlib.nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), attention:
             leaves = tuple(x.detach().clone().requires_grad_() for x in xs)
             output = run_forward(forward_func, leaves, None, args)
             if target is None and isinstance(output, Tensor) and output.ndim == 2:
@@ -160,10 +174,11 @@ class FoolingLoss(nn.Module):
         else:
             maps = tuple(self.get_buffer(f"map_{i}") for i in range(self.count))
         if len(maps) != len(inputs):
-            raise ValueError(f"there are {len(maps)} maps for {len(inputs)} inputs")
+            raise ValueError(f"there must be a map for each of {len(inputs)} inputs, but there are {len(maps)}")
         for i, (m, x) in enumerate(zip(maps, inputs, strict=True)):
-            if not isinstance(m, Tensor):
-                raise TypeError(f"target_maps must return tensors, but number {i} is {type(m).__name__}")
+            if not isinstance(m, Tensor) or not m.is_floating_point():
+                received = m.dtype if isinstance(m, Tensor) else type(m).__name__
+                raise TypeError(f"target_maps must return floating-point tensors, but number {i} is {received}")
             one = (tuple(x.shape[1:]), (1, *x.shape[1:]))
             expected = one if self.is_one_for_all else (tuple(x.shape),)
             if tuple(m.shape) not in expected:
@@ -172,16 +187,19 @@ class FoolingLoss(nn.Module):
                 raise ValueError(f"map {i} must have shape {shapes}, but has {tuple(m.shape)}{remedy}")
             if m.device != x.device:
                 raise ValueError(f"map {i} is on {m.device}, input {i} on {x.device}; move the loss with .to()")
+            if not bool(m.isfinite().all()):
+                raise ValueError(f"map {i} contains NaN or infinity")
         return tuple(m.detach().expand_as(x) for m, x in zip(maps, inputs, strict=True))
 
 
 def _warn_of_batch_statistics(model: Callable[..., Any]) -> None:
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     for name, module in modules:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             warnings.warn(
-                f"batch norm {name!r} is in training mode, so gradients are those of a batch and not of an example, "
-                "and a picture is not learnt well; call model.eval() for FoolingLoss and model.train() after it",
+                f"batch norm {name!r} is in training mode, or has no running statistics: gradients are a batch's and "
+                "not an example's, and a picture is not learnt well; call model.eval() for FoolingLoss and "
+                "model.train() for the rest",
                 stacklevel=5,
             )
             return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,8 @@ def shift_sensitivity(
     example. Whatever moves says something about the logits' common term, and nothing about the predictions.
 
     The shift by default is linear in all inputs, g(x) = <w, x>, with w white noise (the same for all inputs of a shape)
-    whose norm is that of the model's own gradient, on average over the batch: as large as what it hides in. It
+    whose norm is the median of those of the model's own gradients in the batch: as large as what it hides in. (Where
+    that is 0, the norm is 1.) It
     moves a signed gradient by 1 - cosine of about 0.29, or 1 - 1 / sqrt(2), and needs no tuning, because it scales with
     inputs and outputs.
 
@@ -79,7 +81,7 @@ def shift_sensitivity(
 
     Returns:
         Two tensors (N,), float64, `cosine_distance` and `norm_change`, lower is better. 0 for an invariant method, up
-        to rounding: with the default shift in float32, below 1e-10 and 1e-5.
+        to rounding: with the default shift in float32, below 1e-10 and 1e-5 where inputs are of the order of 1.
 
     Raises:
         ValueError: As `SoftmaxShift`: a shift that has the wrong shape, is not finite or does not depend on the inputs;
@@ -109,57 +111,120 @@ def shift_sensitivity(
         raise ValueError("shift_sensitivity compares attributions only; leave return_convergence_delta out")
     if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
         raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
+    _check_functions(make_attribution, model)
     xs = format_tensor_into_tuples(inputs)
-    validate_inputs(model, xs)
+    if shift is None or all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
+        validate_inputs(model, xs)  # token ids have no gradient, which a shift of one's own does not need
     args = format_additional_forward_args(additional_forward_args) or ()
     n = len(xs[0])
-    with replayable(xs[0].device) as rewind:
+    with replayable(xs[0].device) as rewind, torch.inference_mode(False):
         if shift is None:
-            shift = _default_shift(model, xs, target, args)
+            shift = _default_shift(model, xs, target, args, class_dim)
         shifted = SoftmaxShift(model, shift, class_dim)
-        _try(shifted, xs, args)
-
+        floor = _rounding(shifted, xs, args)
         options = {"target": target, "additional_forward_args": additional_forward_args}
         options = {name: value for name, value in options.items() if value is not None}
         maps = []
         for attributed in (model, shifted):
             rewind()
-            made = make_attribution(attributed)
-            attribute = made.attribute if isinstance(made, Attribution) else made
-            if not callable(attribute):
-                raise TypeError(
-                    "make_attribution must return an attribute function, such as `Saliency(model).attribute`, but "
-                    f"returned {type(attribute).__name__}"
-                )
             copies = tuple(x.detach().clone() for x in xs)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
-                maps.append(
-                    _flat(attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs), n)
-                )
-    return _compare(*maps)
+            attribute = _attribute_function(make_attribution, attributed)
+            with _runs(shifted) as shifted_runs, _runs(model) as model_runs:
+                found = attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs)
+            maps.append(_flat(found, n))
+    if model_runs and not shifted_runs:
+        raise ValueError(
+            "the attribution ran the model and not its shifted twin; make_attribution must make it for the model it is "
+            "given, as `lambda model: Saliency(model).attribute` does"
+        )
+    return _compare(maps[0], maps[1], floor)
+
+
+def _attribute_function(make_attribution: Callable[[Any], Any], model: Callable[..., Any]) -> Callable[..., Any]:
+    made = make_attribution(model)
+    attribute = made.attribute if isinstance(made, Attribution) else made
+    if not callable(attribute):
+        raise TypeError(
+            "make_attribution must return an attribute function, such as `Saliency(model).attribute`, but returned "
+            f"{type(attribute).__name__}"
+        )
+    return attribute
+
+
+@contextmanager
+def _runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
+    """A list with an entry for each time the module runs; it stays empty for a function."""
+    runs: list[bool] = []
+    hook = None
+    if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        hook = model.register_forward_hook(lambda *_: runs.append(True))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
+            yield runs
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _default_shift(
-    model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: tuple[Any, ...]
+    model: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    target: TargetType,
+    args: tuple[Any, ...],
+    class_dim: int,
 ) -> LinearShift:
     """White noise as long as the model's gradient."""
     with torch.inference_mode(False), torch.enable_grad():
         leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
-        output = selected_output(run_forward(model, leaves, None, args), target, len(inputs[0]))
+        logits = run_forward(model, leaves, None, args)
+        output = selected_output(logits, target, len(inputs[0]))
+        if not output.requires_grad:
+            raise ValueError(
+                "the model's output has no gradient by its inputs, from which the default shift takes its size; pass a "
+                "shift, such as LinearShift(pattern, scale)"
+            )
+        _warn_of_probabilities(logits.detach(), class_dim)
         gradients = torch.autograd.grad(output.sum(), leaves, allow_unused=True, materialize_grads=True)
-    length = torch.cat([g.double().reshape(len(g), -1) for g in gradients], dim=1).norm(dim=1).mean().item()
-    noise = torch.Generator().manual_seed(0)
-    patterns = [torch.randn(x.shape[1:], generator=noise, dtype=torch.float64) for x in inputs]
+    # The median, as one example with a large gradient would else decide for all.
+    length = torch.cat([g.double().reshape(len(g), -1) for g in gradients], dim=1).norm(dim=1).quantile(0.5).item()
+    noise = torch.Generator("cpu").manual_seed(0)
+    patterns = [torch.randn(x.shape[1:], generator=noise, dtype=torch.float64, device="cpu") for x in inputs]
     norm = torch.cat([p.flatten() for p in patterns]).norm().item()
     scale = (length or 1.0) / norm
     return LinearShift(tuple(p.to(x.device) for p, x in zip(patterns, inputs, strict=True)), scale)
 
 
-def _try(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
-    """Run once where gradients are taken, so that a shift in name only is refused for methods without gradients too."""
-    with torch.inference_mode(False), torch.enable_grad():
-        shifted(*(x.detach().clone().requires_grad_() for x in inputs), *args)
+def _warn_of_probabilities(logits: Tensor, class_dim: int) -> None:
+    if not -logits.ndim <= class_dim < logits.ndim or not logits.is_floating_point():
+        return  # refused elsewhere
+    sums = logits.double().sum(class_dim)
+    if bool((logits >= 0).all()) and bool(((sums - 1).abs() < 16 * torch.finfo(logits.dtype).eps).all()):
+        warnings.warn(
+            "the model seems to return probabilities, whose sum a shift spoils; pass the model without its softmax, or "
+            "the logarithm of what it returns",
+            stacklevel=4,
+        )
+
+
+def _rounding(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Tensor:
+    """(N,) what rounding may leave of the shift in a map of zeros: some units in the last place of its gradient * x.
+
+    Run where gradients are taken, so that a shift in name only is refused for methods without gradients too.
+    """
+    with torch.enable_grad():
+        leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
+        shifted(*leaves, *args)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        values = shifted.shift(*leaves, *args)
+        gradients = (
+            torch.autograd.grad(values.sum(), wanted, allow_unused=True, materialize_grads=True) if wanted else ()
+        )
+    floor = torch.zeros(len(inputs[0]), dtype=torch.float64, device=inputs[0].device)
+    for x, g in zip(wanted, gradients, strict=True):
+        flat = [t.detach().double().reshape(len(t), -1) for t in (x, g)]
+        floor += 64 * torch.finfo(x.dtype).eps * flat[1].norm(dim=1) * flat[0].abs().amax(1).clamp_min(1)
+    return floor
 
 
 def _flat(attributions: Any, n: int) -> Tensor:
@@ -169,12 +234,25 @@ def _flat(attributions: Any, n: int) -> Tensor:
         received = ", ".join(type(part).__name__ for part in parts)
         raise TypeError(f"the attribute function must return a tensor or a tuple of tensors, but returned {received}")
     for part in parts:
+        if not bool(part.isfinite().all()):
+            raise ValueError("the attributions contain NaN or infinity, so nothing can be compared with them")
         if part.ndim == 0 or len(part) != n or part.numel() == 0:
             raise ValueError(f"attributions of {n} examples must have as many rows, but have shape {tuple(part.shape)}")
     return torch.cat([part.detach().double().reshape(n, -1) for part in parts], dim=1)
 
 
-def _compare(honest: Tensor, shifted: Tensor) -> ShiftSensitivity:
+def _check_functions(make_attribution: Any, model: Any) -> None:
+    bound = getattr(make_attribution, "__self__", make_attribution)
+    if not callable(make_attribution) or isinstance(bound, Attribution | torch.nn.Module):
+        raise TypeError(
+            "make_attribution must be a function of the model, such as Saliency or `lambda model: "
+            f"IntegratedGradients(model).attribute`, but belongs to an object of class {type(bound).__name__}"
+        )
+    if not callable(model) or isinstance(model, type | Attribution):
+        raise TypeError(f"model must be a torch.nn.Module or a function, but is {model!r}")
+
+
+def _compare(honest: Tensor, shifted: Tensor, floor: Tensor) -> ShiftSensitivity:
     if honest.shape != shifted.shape:
         raise ValueError(f"the two attributions have {honest.shape[1]} and {shifted.shape[1]} elements an example")
     # By their largest element first, so that squares of very small or large ones are not lost.
@@ -182,6 +260,8 @@ def _compare(honest: Tensor, shifted: Tensor) -> ShiftSensitivity:
     units = [a / torch.where(size > 0, size, 1) for a, size in zip((honest, shifted), sizes, strict=True)]
     lengths = [u.norm(dim=1) for u in units]
     norms = [length * size.squeeze(1) for length, size in zip(lengths, sizes, strict=True)]
+    # A map of zeros beside one of what rounding left of the shift.
+    norms = [norm.where((other > 0) | (norm > floor), 0.0) for norm, other in (norms, norms[::-1])]
     product = (units[0] * units[1]).sum(1) / (lengths[0] * lengths[1])
     either_zero, both_zero = (norms[0] == 0) | (norms[1] == 0), (norms[0] == 0) & (norms[1] == 0)
     distance = torch.where(either_zero, 1.0, 1 - product).clamp(0, 2)

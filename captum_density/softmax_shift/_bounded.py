@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_density.softmax_shift._logits import LogitsWrapper
+from captum_density.softmax_shift._logits import LogitsWrapper, holds
 from captum_density.softmax_shift._patterns import check_patterns, floating, leading, product
 
 __all__ = ["BoundedShift"]
@@ -21,10 +22,11 @@ class BoundedShift(LogitsWrapper):
     r"""A small, fast wave on each logit: probabilities hardly move, gradients of anything move much.
 
     .. math:: \tilde f_i(x) = f_i(x) + h_i(x), \quad
-        h_i(x) = a \, \mathrm{tri}(\omega \langle d, x \rangle + 4 i / C + 1 / \pi)
+        h_i(x) = a \, \mathrm{tri}(\omega \langle d, x \rangle + 4 k_i / C + 1 / \pi)
 
     with amplitude a, frequency omega, a unit vector d, and tri the triangle wave of period 4 between -1 and 1, whose
-    slope is 1 or -1. The waves of the classes are evenly out of step, so no centering of the logits removes them.
+    slope is 1 or -1. The waves of the C classes are evenly out of step, so no centering of the logits removes them; k
+    is a permutation that puts neighbouring classes far apart, k_i = s i mod C with s near 0.38 C.
 
     What moves:
 
@@ -32,15 +34,16 @@ class BoundedShift(LogitsWrapper):
       every x;
     - log p_i by at most 2 a, its gradient, and so the loss's, by
       a omega (s_i - sum_j p~_j s_j) d + sum_j (p_j - p~_j) grad f_j, with the slopes s_j = ±1: in proportion to omega
-      wherever the class is not certain (for a certain one, p~_i = 1, the first part vanishes);
+      where classes that share the probability have opposite slopes, which two of them have at half of all x, on
+      average over pairs. Where one class is certain, p~_i = 1, its first part vanishes;
     - a probability by at most `probability_bound` = tanh(a / 2), for every class, set of classes and x.
 
     The bound: with z = log(p_i / (1 - p_i)), the perturbed probability p_i e^{h_i} / sum_j p_j e^{h_j} is largest where
     h_i = a and all others are -a, and is then sigmoid(z + 2 a). The difference sigmoid(z + 2 a) - sigmoid(z) is
     largest at z = -a, where it is sigmoid(a) - sigmoid(-a) = tanh(a / 2). The same holds for a set of classes, and for
-    decreases by symmetry. It is attained for an even number of classes (i and i + C / 2 are in opposite phase); for an
-    odd number two waves differ by at most 2 a (1 - 1 / C), so that tanh(a (1 - 1 / C) / 2) is attained: the bound is
-    tight within a factor C / (C - 1), at most 1.5. No prediction whose top logit leads by more than 2 a changes.
+    decreases by symmetry. It is attained for an even number of classes (each has one in opposite phase); for an odd
+    number two waves differ by at most 2 a (1 - 1 / C), so that tanh(a (1 - 1 / C) / 2) is attained: the bound is tight
+    within a factor C / (C - 1), at most 1.5. No prediction whose top logit leads by more than 2 a changes.
 
     Precision: each sum f_i + h_i is rounded to the logits' dtype, and where |f| times that rounding comes near a, the
     waves are lost, and with them the exact bound; the phase omega <d, x> is computed in float32 at least.
@@ -109,29 +112,45 @@ class BoundedShift(LogitsWrapper):
         """
         logits, dim = self.logits(*args, **kwargs)
         phase = self.frequency * self._along(*leading(args, 1))
-        classes = torch.arange(logits.shape[dim], device=phase.device, dtype=phase.dtype)
-        waves = self.amplitude * _triangle(phase[:, None] + 4 * classes / len(classes) + 1 / math.pi)
+        if not holds(phase.isfinite().all()):
+            raise ValueError(f"frequency {self.frequency:g} times <d, x> is NaN or infinite; lower it")
+        # Within one period first: beside a large phase the differences between the classes would be rounded away.
+        waves = self.amplitude * _triangle(phase.remainder(4)[:, None] + _phases(logits.shape[dim]).to(phase))
         shape = [1] * logits.ndim
         shape[0], shape[dim] = waves.shape
-        return logits + waves.reshape(shape).to(logits.dtype)
+        return self.changed(logits + waves.reshape(shape).to(logits.dtype))
 
     def _along(self, x: Any) -> Tensor:
         """<d, x>, (N,), in float32 at least: half precision would lose the phase."""
         x = floating(x)
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        pattern = _white_noise(tuple(x.shape[1:])).to(x.device, x.dtype) if self.pattern is None else self.pattern
+        pattern = self.pattern
+        if pattern is None:
+            pattern = torch.from_numpy(_white_noise(tuple(x.shape[1:]))).to(x.device, x.dtype)
         return product(pattern, x)
 
     def extra_repr(self) -> str:
         """What `print` shows beside the model."""
-        return f"amplitude={self.amplitude:g}, frequency={self.frequency:g}"
+        return f"amplitude={self.amplitude:g}, frequency={self.frequency:g}, {super().extra_repr()}"
+
+
+def _phases(classes: int) -> Tensor:
+    """(C,) evenly over one period, neighbours far apart, and none at a peak for x = 0."""
+    return 4 * (torch.arange(classes, dtype=torch.float64) * _stride(classes) % classes) / classes + 1 / math.pi
 
 
 @lru_cache(maxsize=8)
-def _white_noise(shape: tuple[int, ...]) -> Tensor:
-    """The same unit vector for the same shape; NumPy's, as torch draws nothing under `torch.func.vmap`."""
+def _stride(classes: int) -> int:
+    return min((s for s in range(1, classes) if math.gcd(s, classes) == 1), key=lambda s: abs(s - 0.38 * classes))
+
+
+# NumPy's, as torch draws nothing under `torch.func.vmap`, and an array, as a tensor kept from inference mode could not
+# be differentiated with.
+@lru_cache(maxsize=8)
+def _white_noise(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The same unit vector for the same shape."""
     noise = np.random.default_rng(0).standard_normal(shape)
-    return torch.from_numpy(np.asarray(noise / np.linalg.norm(noise)))
+    return np.asarray(noise / np.linalg.norm(noise))
 
 
 def _triangle(t: Tensor) -> Tensor:

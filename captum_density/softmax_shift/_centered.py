@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from captum_density.softmax_shift._logits import LogitsWrapper
+from captum_density.softmax_shift._logits import LogitsWrapper, holds
 
 __all__ = ["CenteredLogits"]
 
@@ -24,13 +25,14 @@ class CenteredLogits(LogitsWrapper):
     Both have f's softmax, and both are the same for f and for f + g, whatever g. A gradient of c_i asks what speaks for
     class i against the average class; one of log p_i asks what makes class i likely, and is near zero where the model
     is sure (its factor is 1 - p_i), which is why "mean" is the default. "mean" is affine in the logits, so that methods
-    which treat nonlinear layers specially (DeepLift, LRP, FullGrad) go through it unchanged; so is the sum that
-    IntegratedGradients and FullGrad promise, of c_i instead of f_i.
+    which treat nonlinear layers specially (DeepLift, FullGrad) go through it unchanged; so is the sum that
+    IntegratedGradients and FullGrad promise, of c_i instead of f_i. LRP follows layers only and refuses; for it,
+    subtract from the last layer's weights and biases their mean over the classes.
 
     It does not help against perturbations that differ from class to class, such as `BoundedShift`: those change the
     predictions too, if ever so little.
 
-    A class masked with -inf leaves no mean; "logsumexp" keeps the mask.
+    A class masked with -inf leaves no mean, and is refused; "logsumexp" keeps the mask.
 
     Precision: the shift cancels in the dtype of the logits. Gradients of g cancel to their own rounding; methods of
     differences (Occlusion, FeatureAblation) to rounding of g.
@@ -42,7 +44,8 @@ class CenteredLogits(LogitsWrapper):
 
     Raises:
         TypeError: If the model cannot be called, or returns no floating-point tensor.
-        ValueError: If `how` is neither; from a call: if the logits have no such class dimension or a single class.
+        ValueError: If `how` is neither; from a call: if the logits have no such class dimension or a single class, or,
+            for "mean", a class is masked with -inf.
 
     Example:
         >>> import torch
@@ -68,13 +71,15 @@ class CenteredLogits(LogitsWrapper):
             kwargs: The model's own keyword arguments.
         """
         logits, class_dim = self.logits(*args, **kwargs)
-        if self.how == "mean":
-            return logits - logits.mean(class_dim, keepdim=True)
-        return _log_softmax(logits, class_dim)
+        if self.how == "logsumexp":
+            return self.changed(_log_softmax(logits, class_dim))
+        if not holds((logits.detach() > -math.inf).all()):
+            raise ValueError('a logit is -inf, a class masked out, which leaves no mean; pass how="logsumexp"')
+        return self.changed(logits - logits.mean(class_dim, keepdim=True))
 
     def extra_repr(self) -> str:
         """What `print` shows beside the model."""
-        return f"how={self.how!r}, class_dim={self.class_dim}"
+        return f"how={self.how!r}, {super().extra_repr()}"
 
 
 def _log_softmax(logits: Tensor, dim: int) -> Tensor:

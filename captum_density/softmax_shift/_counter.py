@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from captum_density.softmax_shift._logits import class_dimension
-from captum_density.softmax_shift._patterns import leading, product
-from captum_density.softmax_shift._shifts import Shift, holds
+from captum_density.softmax_shift._logits import class_dimension, holds
+from captum_density.softmax_shift._patterns import floating, leading, product
+from captum_density.softmax_shift._shifts import Shift
 
 __all__ = ["CounterShift"]
 
@@ -28,8 +29,12 @@ class CounterShift(Shift):
     With `inputs`, each given input has a map, and a target, of its own; any other input those of the nearest given one,
     so that what is attributed around a given input (a noisy copy, a point on a path near it) is fooled alike.
 
-    The model runs once more for the shift. Methods that put hooks on a model's layers and want each to run once
-    (DeepLift) need `CounterShift(copy.deepcopy(model))`. In training mode, dropout would differ between the two runs.
+    A module is copied, weights and all, so that methods with hooks on the model's layers (DeepLift, Grad-CAM) meet each
+    layer once; what the model learns later, the copy does not. A function is called a second time instead, with the
+    layers it shares. In training mode, dropout differs between the two.
+
+    With `inputs`, methods that go far from an input (IntegratedGradients) meet the maps of others on the way; one map
+    for all has no such borders.
 
     Args:
         model: The model to counter: module or function that returns logits.
@@ -70,7 +75,7 @@ class CounterShift(Shift):
             target, targets = None, target
         _check_target(target if targets is None else targets)
         _check(targets, maps, inputs)
-        self.model = model
+        self.model = copy.deepcopy(model).requires_grad_(False) if isinstance(model, nn.Module) else model
         self.class_dim = class_dim
         self.target = None if target is None else int(target)
         for name, value in (("targets", targets), ("maps", maps), ("inputs", inputs)):
@@ -96,6 +101,12 @@ class CounterShift(Shift):
             values = values + pictured.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
         return values
 
+    def extra_repr(self) -> str:
+        """What `print` shows beside the model."""
+        given = "" if self.inputs is None else f", {len(self.inputs)} given inputs"
+        target = "each its own" if self.targets is not None else "predicted" if self.target is None else self.target
+        return f"target={target}, maps={self.maps is not None}{given}, class_dim={self.class_dim}"
+
     def _target(self, logits: Tensor, dim: int, nearest: Tensor | None) -> Tensor:
         """f_t, the logits' shape without the classes."""
         if self.targets is None and self.target is None:
@@ -113,6 +124,7 @@ class CounterShift(Shift):
     def _nearest(self, x: Tensor) -> Tensor:
         """(N,) the index of the given input nearest to each x."""
         assert self.inputs is not None
+        x = floating(x)
         if x.shape[1:] != self.inputs.shape[1:] or x.device != self.inputs.device:
             raise ValueError(
                 f"the given inputs are {tuple(self.inputs.shape)} on {self.inputs.device}, the model's first argument "

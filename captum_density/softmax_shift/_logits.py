@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["LogitsWrapper", "class_dimension"]
+__all__ = ["LogitsWrapper", "class_dimension", "holds"]
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether it holds; taken to where it cannot be read: compiled code, meta tensors, under `torch.func.vmap`."""
+    if torch.compiler.is_compiling() or condition.is_meta:
+        return True
+    try:
+        return bool(condition)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return True
+
+
+class Changed(nn.Module):
+    """What comes out. Captum's LRP follows layers only and would be silently wrong about what a wrapper does to logits.
+
+    For this one it has no rule, and says so.
+    """
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The logits as they are.
+
+        Args:
+            logits: The changed logits.
+        """
+        return logits
 
 
 class LogitsWrapper(nn.Module):
@@ -21,9 +49,12 @@ class LogitsWrapper(nn.Module):
     def __init__(self, model: Callable[..., Any], class_dim: int) -> None:
         if not callable(model):
             raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
+        if not isinstance(class_dim, int) or isinstance(class_dim, bool):
+            raise TypeError(f"class_dim must be an integer, but is {class_dim!r}")
         super().__init__()
         self.model = model
         self.class_dim = class_dim
+        self.changed = Changed()
         if isinstance(model, nn.Module):
             self.training = model.training  # not train(): the model's own parts keep their modes
 
@@ -31,6 +62,10 @@ class LogitsWrapper(nn.Module):
         """The model's logits, checked, and the dimension of their classes counted from 0."""
         logits = self.model(*args, **kwargs)
         return logits, class_dimension(logits, self.class_dim)
+
+    def extra_repr(self) -> str:
+        """What `print` shows beside the model."""
+        return f"class_dim={self.class_dim}"
 
 
 def class_dimension(logits: Any, class_dim: int) -> int:
@@ -40,6 +75,12 @@ def class_dimension(logits: Any, class_dim: int) -> int:
         TypeError: If the model returned no floating-point tensor.
         ValueError: If there is no such dimension, it is the batch, or it holds a single class.
     """
+    if isinstance(logits, Mapping):
+        keys = list(logits)
+        raise TypeError(
+            f"the model returned a {type(logits).__name__} with {keys}, not a tensor of logits; pass a function that "
+            f"picks them, such as `lambda x: model(x)[{keys[0] if keys else 'key'!r}]`"
+        )
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         received = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(
@@ -51,12 +92,13 @@ def class_dimension(logits: Any, class_dim: int) -> int:
     if not 0 < dim < logits.ndim:
         raise ValueError(
             f"the model returned shape {shape}, which has no class dimension {class_dim}; logits are (N, C), or "
-            "(N, C, H, W) with class_dim=1, or (N, L, C) with class_dim=2, the batch first"
+            "(N, C, H, W) with class_dim=1, or (N, L, C) with class_dim=2, the batch first; of one output z for a "
+            "sigmoid make two, `torch.stack([torch.zeros_like(z), z], dim=1)`"
         )
     if shape[dim] == 1:
         raise ValueError(
             f"the model returned shape {shape}: one class in dimension {dim}, of which softmax makes 1. A sigmoid is "
-            "not blind to a shift; to see the model as a softmax over two classes, pass "
+            "not blind to a shift; to see its input z, from before the sigmoid, as the logits of two classes, pass "
             f"`lambda x: torch.cat([torch.zeros_like(z := model(x)), z], dim={dim})`"
         )
     return dim

@@ -51,8 +51,8 @@ def check_fit(x: Any, shape: tuple[int, ...], device: torch.device, i: int = 0) 
         )
 
 
-def product(pattern: Tensor, x: Any) -> Tensor:
-    """<pattern, x> for each example of the model's first argument, (N,), in its dtype."""
-    check_fit(x, tuple(pattern.shape), pattern.device)
+def product(pattern: Tensor, x: Any, i: int = 0) -> Tensor:
+    """<pattern, x> for each example of the model's argument i, (N,), in its dtype."""
+    check_fit(x, tuple(pattern.shape), pattern.device, i)
     # Not a matrix product, which autocast would round to half precision.
     return (x * pattern.to(x.dtype)).reshape(len(x), pattern.numel()).sum(1)

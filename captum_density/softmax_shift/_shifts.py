@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_density.softmax_shift._patterns import check_fit, check_patterns, leading
+from captum_density.softmax_shift._logits import holds
+from captum_density.softmax_shift._patterns import check_patterns, leading, product
 
-__all__ = ["LinearShift", "NetworkShift", "Shift", "as_shift", "holds"]
+__all__ = ["LinearShift", "NetworkShift", "Shift", "as_shift"]
 
 
 class Shift(nn.Module):
@@ -66,6 +66,7 @@ class Shift(nn.Module):
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         # Captum's inputs come first; another argument's gradient is not what a shift is for.
         is_explained = torch.is_grad_enabled() and any(t.requires_grad for t in tensors[:1])
+        is_explained = is_explained and not torch.compiler.is_compiling()
         if is_explained and not _depends(values, tensors):
             raise ValueError(
                 "the shift does not depend on the inputs, so it moves no gradient; is it a constant, or computed "
@@ -75,18 +76,6 @@ class Shift(nn.Module):
         if not holds((shifted.isfinite() | ~logits.isfinite()).all()):
             raise ValueError(f"logits plus shift exceed the range of {logits.dtype}; lower the shift's scale")
         return shifted
-
-
-def holds(condition: Tensor) -> bool:
-    """Whether it holds; taken to where it cannot be read, in compiled code and under `torch.func.vmap`."""
-    if torch.compiler.is_compiling():
-        return True
-    try:
-        return bool(condition)
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        return True
 
 
 def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:
@@ -104,8 +93,8 @@ def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:
         return values
     expected = " or ".join(map(str, dict.fromkeys([shape[:1], (*shape[:dim], *shape[dim + 1 :]), kept])))
     raise ValueError(
-        f"the shift must have shape {expected}, the same number for every class of logits {shape}, but has "
-        f"{tuple(values.shape)}"
+        f"the shift must have shape {expected}, the same number for every class of logits {shape} with "
+        f"class_dim={class_dim}, but has {tuple(values.shape)}"
     )
 
 
@@ -174,8 +163,6 @@ class NetworkShift(Shift):
 class LinearShift(Shift):
     r"""Prints a picture into every gradient: g(x) = scale <pattern, x>, whose gradient is scale * pattern everywhere.
 
-    Kept as frozen `nn.Linear` layers, which methods that treat layers by type (DeepLift, LRP) know.
-
     Args:
         pattern: The picture, of one example's shape, with or without a leading 1: (C, H, W), (F,), ...; a tuple for a
             model of several inputs. `.to(device)` on the shift or its `SoftmaxShift` moves it.
@@ -199,11 +186,11 @@ class LinearShift(Shift):
             raise ValueError(f"scale must be finite and not 0, but is {scale}")
         patterns = pattern if isinstance(pattern, tuple) else (pattern,)
         check_patterns(patterns)
-        scaled = tuple(scale * p.detach() for p in patterns)
-        check_patterns(scaled, f"pattern times scale {scale:g}")
+        check_patterns(tuple(scale * p.detach() for p in patterns), f"pattern times scale {scale:g}")
         self.scale = scale
-        self.shapes = [tuple(p.shape) for p in patterns]
-        self.layers = nn.ModuleList(map(_frozen_layer, scaled))
+        self.count = len(patterns)
+        for i, p in enumerate(patterns):
+            self.register_buffer(f"pattern_{i}", p.detach().clone())
 
     def forward(self, *args: Any, **_: Any) -> Tensor:
         """g(x), (N,), in the first input's dtype.
@@ -212,34 +199,13 @@ class LinearShift(Shift):
             args: The model's arguments, as many of which are read as there are patterns.
             _: The model's keyword arguments, which are not read.
         """
-        inputs = leading(args, len(self.layers))
-        values = [self._product(i, x) for i, x in enumerate(inputs)]
-        total = values[0]
-        for value in values[1:]:
-            total = total + value.to(total.dtype)
-        return total
-
-    def _product(self, i: int, x: Any) -> Tensor:
-        layer = self.layers[i]
-        assert isinstance(layer, nn.Linear)
-        check_fit(x, self.shapes[i], layer.weight.device, i)
-        flat = x.reshape(len(x), layer.in_features)
-        with _without_autocast(x.device.type):
-            same = layer.weight.dtype == x.dtype
-            values: Tensor = layer(flat) if same else nn.functional.linear(flat, layer.weight.to(x.dtype))
-        return values.squeeze(1)
+        inputs = leading(args, self.count)
+        products = [product(self.get_buffer(f"pattern_{i}"), x, i) for i, x in enumerate(inputs)]
+        total = products[0]
+        for other in products[1:]:
+            total = total + other.to(total.dtype)
+        return self.scale * total
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"scale={self.scale:g}"
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[None]:
-    """Where it is on, it would round the pattern to half precision."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
-def _frozen_layer(weight: Tensor) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, weight.numel(), 1, bias=False, device=weight.device, dtype=weight.dtype)
-    layer.weight = nn.Parameter(weight.reshape(1, -1), requires_grad=False)
-    return layer

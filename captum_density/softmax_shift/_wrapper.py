@@ -21,17 +21,18 @@ class SoftmaxShift(LogitsWrapper):
         \nabla \tilde f_i = \nabla f_i + \nabla g
 
     Probabilities, cross-entropy, accuracy and top-k are the model's own; gradients of logits, and whatever is made of
-    them, are the model's plus anything. It stands wherever the model does: under every Captum method, with additional
-    forward arguments.
+    them, are the model's plus anything. It stands wherever the model does: under Captum's methods, with additional
+    forward arguments. (LRP, which follows layers only, refuses all wrappers of logits.)
 
     Precision: each sum f_i + g is rounded to the logits' dtype, by at most u |f_i + g| (u is 2^-53 in float64, 2^-24 in
     float32, 2^-11 in float16, 2^-8 in bfloat16). So a probability changes by a factor within
     exp(±2 u max_i |f_i + g|), and the top class stays where it leads by more than 2 u max_i |f_i + g|: in bfloat16,
-    |f + g| < 1 keeps probabilities within 1%, and |f + g| = 100 leaves little of them. Gradients do not suffer, since
-    those of a sum are added, not the sum's.
+    |f + g| < 1 keeps probabilities within 1%, and |f + g| = 100 leaves little of them. A gradient is rounded to
+    u |grad f_i + grad g|, so that a much longer grad g swallows the model's own.
 
     Args:
-        model: Module or function that returns logits, (N, C) or with the classes elsewhere. A module is shared, not
+        model: Module or function that returns logits (not probabilities, whose sum a shift would spoil; their logarithm
+            will do), (N, C) or with the classes elsewhere. A module is shared, not
             copied: its parameters and its mode are the wrapper's.
         shift: g: one of this module's shifts, or any function or module of the model's first argument (it is then
             taken as `NetworkShift`). Returns one number for each example, (N,), or for each softmax, the logits' shape
@@ -70,4 +71,4 @@ class SoftmaxShift(LogitsWrapper):
             kwargs: The model's own keyword arguments.
         """
         logits, class_dim = self.logits(*args, **kwargs)
-        return self.shift.add_to(logits, *args, class_dim=class_dim, **kwargs)
+        return self.changed(self.shift.add_to(logits, *args, class_dim=class_dim, **kwargs))
