@@ -408,6 +408,9 @@ def test_token_ids_take_a_shift_of_ones_own():
     assert shift_sensitivity(make, model, ids, shift, target=1).cosine_distance.max() < 1e-6
     with pytest.raises(TypeError, match="has no gradient"):
         shift_sensitivity(make, model, ids, target=1)
+    both = lambda ids, x: model(ids) + x  # noqa: E731
+    found = shift_sensitivity(lambda m: lambda inputs, target: inputs[1], both, (ids, torch.ones(2, 3)), shift, 1)
+    assert found.cosine_distance.tolist() == [0, 0]
 
 
 class Mean(nn.Module):

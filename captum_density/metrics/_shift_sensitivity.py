@@ -86,8 +86,10 @@ def shift_sensitivity(
     Raises:
         ValueError: As `SoftmaxShift`: a shift that has the wrong shape, is not finite or does not depend on the inputs;
             logits without a class dimension; inputs that are empty, NaN or infinite; attributions whose first dimension
-            is not N; `return_convergence_delta`.
-        TypeError: If `make_attribution` returns no function, or the function no tensor or tuple of tensors.
+            is not N, or with NaN or infinity in them; an attribution of the model that ignores the one it is made for;
+            no gradient to take the default shift's size from; `return_convergence_delta`.
+        TypeError: If `make_attribution` is an attribution already made or returns no function, or the function no
+            tensor or tuple of tensors; integers for inputs where there is no shift.
 
     References:
         The measure is ours; the shift is that of S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2. A
@@ -192,7 +194,7 @@ def _default_shift(
     patterns = [torch.randn(x.shape[1:], generator=noise, dtype=torch.float64, device="cpu") for x in inputs]
     norm = torch.cat([p.flatten() for p in patterns]).norm().item()
     scale = (length or 1.0) / norm
-    return LinearShift(tuple(p.to(x.device) for p, x in zip(patterns, inputs, strict=True)), scale)
+    return LinearShift(tuple(p.to(x.device, x.dtype) for p, x in zip(patterns, inputs, strict=True)), scale)
 
 
 def _warn_of_probabilities(logits: Tensor, class_dim: int) -> None:
@@ -217,9 +219,9 @@ def _rounding(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any
         shifted(*leaves, *args)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         values = shifted.shift(*leaves, *args)
-        gradients = (
-            torch.autograd.grad(values.sum(), wanted, allow_unused=True, materialize_grads=True) if wanted else ()
-        )
+        gradients: tuple[Tensor, ...] = tuple(map(torch.zeros_like, wanted))
+        if values.requires_grad and wanted:
+            gradients = torch.autograd.grad(values.sum(), wanted, allow_unused=True, materialize_grads=True)
     floor = torch.zeros(len(inputs[0]), dtype=torch.float64, device=inputs[0].device)
     for x, g in zip(wanted, gradients, strict=True):
         flat = [t.detach().double().reshape(len(t), -1) for t in (x, g)]
