@@ -17,10 +17,7 @@ from captum_density.softmax_shift import (
     SoftmaxShift,
 )
 from captum_density.testing import attribution_checks, check_attribution, networks
-
-
-def squares(x):
-    return x.flatten(1).pow(2).sum(1)
+from tests.test_shift_wrappers import Given, squares
 
 
 def normal(*shape):
@@ -30,17 +27,6 @@ def normal(*shape):
 def saliency(model, inputs, target, **options):
     inputs = tuple(x.clone().requires_grad_() for x in inputs) if isinstance(inputs, tuple) else inputs.clone()
     return Saliency(model).attribute(inputs, target, **options)
-
-
-class Given(nn.Module):
-    """Of a second positional argument and, where it is given, a keyword too."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.dropout = nn.Linear(4, 3), nn.Dropout(0.5)
-
-    def forward(self, x, mask=1.0, *, power=1):
-        return (self.layer(self.dropout(x)) * mask) ** power
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

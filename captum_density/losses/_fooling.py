@@ -87,23 +87,18 @@ class FoolingLoss(nn.Module):
 
     cosine: Tensor | None
 
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return "a function of the inputs" if self.make_maps else str([tuple(m.shape) for m in self.buffers()])
-
     def __init__(self, pattern: Maps | None = None, *, target_maps: Maps | Callable[..., Maps] | None = None) -> None:
         super().__init__()
         if (pattern is None) == (target_maps is None):
             raise TypeError("give either a pattern, the same for all examples, or target_maps, one for each")
-        self.is_one_for_all = pattern is not None
-        self.make_maps = None
-        self.count = 0
+        self._is_one_for_all = pattern is not None
+        self._make_maps = None
         self.cosine = None
         given = pattern if pattern is not None else target_maps
-        if self.is_one_for_all or isinstance(given, (Tensor, tuple)):
+        if self._is_one_for_all or isinstance(given, (Tensor, tuple)):
             self._keep(given if isinstance(given, tuple) else (given,))
         elif callable(given):
-            self.make_maps = given
+            self._make_maps = given
         else:
             raise TypeError(
                 f"target_maps must be a tensor, a tuple of them or a function, but is {type(given).__name__}"
@@ -117,7 +112,6 @@ class FoolingLoss(nn.Module):
             if not bool(m.isfinite().all()) or not bool(m.any()):
                 raise ValueError(f"map {i} is zero throughout, or contains NaN or infinity: it has no direction")
             self.register_buffer(f"map_{i}", m.detach().clone())
-        self.count = len(maps)
 
     def forward(
         self,
@@ -166,13 +160,17 @@ class FoolingLoss(nn.Module):
         self.cosine = cosine.detach()
         return 1 - cosine
 
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return "a function of the inputs" if self._make_maps else str([tuple(m.shape) for m in self.buffers()])
+
     def _maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One for each input, of its shape."""
-        if self.make_maps is not None:
-            made = self.make_maps(*(x.detach() for x in inputs))
+        if self._make_maps is not None:
+            made = self._make_maps(*(x.detach() for x in inputs))
             maps = made if isinstance(made, tuple) else (made,)
         else:
-            maps = tuple(self.get_buffer(f"map_{i}") for i in range(self.count))
+            maps = tuple(self.buffers())
         if len(maps) != len(inputs):
             raise ValueError(f"there must be a map for each of {len(inputs)} inputs, but there are {len(maps)}")
         for i, (m, x) in enumerate(zip(maps, inputs, strict=True)):
@@ -180,7 +178,7 @@ class FoolingLoss(nn.Module):
                 received = m.dtype if isinstance(m, Tensor) else type(m).__name__
                 raise TypeError(f"target_maps must return floating-point tensors, but number {i} is {received}")
             one = (tuple(x.shape[1:]), (1, *x.shape[1:]))
-            expected = one if self.is_one_for_all else (tuple(x.shape),)
+            expected = one if self._is_one_for_all else (tuple(x.shape),)
             if tuple(m.shape) not in expected:
                 remedy = "; pass target_maps=... for a map of each example" if m.shape == x.shape else ""
                 shapes = " or ".join(map(str, expected))

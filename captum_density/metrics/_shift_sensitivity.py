@@ -177,7 +177,7 @@ def _default_shift(
     class_dim: int,
 ) -> LinearShift:
     """White noise as long as the model's gradient."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
         logits = run_forward(model, leaves, None, args)
         output = selected_output(logits, target, len(inputs[0]))

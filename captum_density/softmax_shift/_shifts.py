@@ -188,7 +188,6 @@ class LinearShift(Shift):
         check_patterns(patterns)
         check_patterns(tuple(scale * p.detach() for p in patterns), f"pattern times scale {scale:g}")
         self.scale = scale
-        self.count = len(patterns)
         for i, p in enumerate(patterns):
             self.register_buffer(f"pattern_{i}", p.detach().clone())
 
@@ -199,8 +198,9 @@ class LinearShift(Shift):
             args: The model's arguments, as many of which are read as there are patterns.
             _: The model's keyword arguments, which are not read.
         """
-        inputs = leading(args, self.count)
-        products = [product(self.get_buffer(f"pattern_{i}"), x, i) for i, x in enumerate(inputs)]
+        patterns = list(self.buffers())
+        inputs = leading(args, len(patterns))
+        products = [product(p, x, i) for i, (p, x) in enumerate(zip(patterns, inputs, strict=True))]
         total = products[0]
         for other in products[1:]:
             total = total + other.to(total.dtype)

@@ -32,8 +32,8 @@ class SoftmaxShift(LogitsWrapper):
 
     Args:
         model: Module or function that returns logits (not probabilities, whose sum a shift would spoil; their logarithm
-            will do), (N, C) or with the classes elsewhere. A module is shared, not
-            copied: its parameters and its mode are the wrapper's.
+            will do), (N, C) or with the classes elsewhere. A module is shared, not copied: its parameters and its mode
+            are the wrapper's.
         shift: g: one of this module's shifts, or any function or module of the model's first argument (it is then
             taken as `NetworkShift`). Returns one number for each example, (N,), or for each softmax, the logits' shape
             without the class dimension or with 1 in its place.
