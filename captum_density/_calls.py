@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from captum_density._evaluation import without_fused_recurrence
+
 __all__ = ["Call", "is_continuous", "map_tensors", "mutated", "operation_name", "tensors_in"]
 
 # Where `inplace` stands among the arguments of the functions that have it.
@@ -160,7 +162,7 @@ class Call:
             if self.name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             elif self.name in _FUSED_RECURRENCE:
-                stack.enter_context(_without_fused_recurrence())
+                stack.enter_context(without_fused_recurrence())
             stack.enter_context(_replayed(self.rng_state))
             result = self.func(*args, **kwargs)
         return [done[id(t)] for t in self.mutated] or list(tensors_in(result))
@@ -175,18 +177,6 @@ class Call:
             devices = {t.device for t in self.activations}
             self.rng_state = [(torch.device("cpu"), torch.get_rng_state())]
             self.rng_state += [(d, torch.cuda.get_rng_state(d)) for d in devices if d.type == "cuda"]
-
-
-@contextlib.contextmanager
-def _without_fused_recurrence() -> Iterator[None]:
-    # The public torch.backends.mkldnn.flags sets TF32 on top, which warns.
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
 
 
 @contextlib.contextmanager

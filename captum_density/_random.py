@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
-__all__ = ["replayable"]
+__all__ = ["replayable", "standard_noise"]
 
 
 @contextmanager
@@ -38,3 +39,26 @@ def replayable(device: torch.device) -> Iterator[Callable[[], None]]:
         yield rewind
     finally:
         rewind()
+
+
+def standard_noise(
+    inputs: tuple[Tensor, ...], n_samples: int, distribution: str, generator: torch.Generator | None
+) -> tuple[Tensor, ...]:
+    """Noise of mean 0 and variance 1 in each element, (n_samples, N, ...) for each input, of its dtype and device.
+
+    Args:
+        inputs: What the noise is for, (N, ...) each.
+        n_samples: Copies.
+        distribution: "gaussian" or "rademacher" (1 or -1).
+        generator: What to draw from, on its own device; None for the global one of the inputs' device.
+    """
+    drawn = []
+    for x in inputs:
+        device = x.device if generator is None else generator.device
+        shape = (n_samples, *x.shape)
+        if distribution == "rademacher":
+            signs = torch.randint(0, 2, shape, generator=generator, device=device)
+            drawn.append((signs * 2 - 1).to(x))
+        else:
+            drawn.append(torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x.device))
+    return tuple(drawn)

@@ -11,11 +11,7 @@ nothing but such shortcuts: an operation that is in none of them goes through it
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib
 import numbers
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_density._calls import Call, is_continuous, tensors_in
+from captum_density._evaluation import load_forward_mode
 
 __all__ = ["Rule", "remainders", "reverse_mode_product", "reverse_products", "select_rule"]
 
@@ -202,15 +199,6 @@ def _transposed_product(call: Call, outputs: Sequence[Tensor], create_graph: boo
     return [torch.nan_to_num_(product, nan=0.0, posinf=0.0, neginf=0.0)]
 
 
-@functools.cache
-def _load_forward_mode() -> None:
-    """Load torch's forward-mode decompositions, which warn of their own use of TorchScript when first needed."""
-    with warnings.catch_warnings(), contextlib.suppress(ImportError):
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
 def _jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
     """sum_j J_j u_j for each output: forward mode, or reverse mode twice where an operation has no forward mode."""
 
@@ -222,7 +210,7 @@ def _jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
         primal = point(u).clone() if call.mutated else point(u)
         return forward_ad.make_dual(primal, _finite(point(u)))
 
-    _load_forward_mode()
+    load_forward_mode()
     try:
         with forward_ad.dual_level():
             pairs = [forward_ad.unpack_dual(y) for y in call.evaluate(dual)]

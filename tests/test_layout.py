@@ -15,8 +15,10 @@ ROOT = Path(captum_density.__file__).parent
 
 # A module may import from the lines above its own, and a package from within itself.
 LAYERS = (
-    {"_captum"},
-    {"_affine", "_calls", "_maps", "_modules", "_places", "_random", "_remainder", "_sweep", "_validation"},
+    {"_captum", "_evaluation", "_masks", "_random"},
+    {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
+    {"_log_density"},
+    {"_langevin", "_trace"},
     {"density", "softmax_shift"},
     {"attr", "samplers", "losses"},
     {"metrics", "retraining"},

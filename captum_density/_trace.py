@@ -1,0 +1,137 @@
+"""Estimators of the Hessian's trace, from derivatives or from differences of values."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_density._log_density import LogDensity, Points
+from captum_density._random import standard_noise
+
+__all__ = ["TraceEstimator", "check_noise", "displaced_values", "warn_if_flat"]
+
+_BY_DIFFERENCES = ("antithetic", "taylor")
+_NAMES = (*_BY_DIFFERENCES, "hutchinson", "exact")
+
+
+@dataclass(frozen=True)
+class TraceEstimator:
+    """One of four estimators, and its settings.
+
+    Args:
+        name: "antithetic", "taylor", "hutchinson" or "exact".
+        n_samples: Noise samples to average over; None for 1.
+        noise_std: Standard deviation of the displacement, for "antithetic" and "taylor"; None for 0.1.
+        distribution: "gaussian" or "rademacher".
+        generator: What the noise is drawn from.
+
+    Raises:
+        ValueError: An unknown name, a setting out of range, or one the estimator has no use for.
+    """
+
+    name: str
+    n_samples: int | None = None
+    noise_std: float | None = None
+    distribution: str | None = None
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in _NAMES:
+            raise ValueError(f"estimator must be one of {', '.join(map(repr, _NAMES))}, but is {self.name!r}")
+        if self.name == "exact":
+            for what in ("n_samples", "distribution", "generator"):
+                if getattr(self, what) is not None:
+                    raise ValueError(f"estimator 'exact' draws no noise: leave {what} out")
+        if not self.by_differences and self.noise_std is not None:
+            raise ValueError(f"estimator {self.name!r} takes derivatives, which have no noise_std: leave it out")
+        check_noise(1 if self.n_samples is None else self.n_samples, self.std)
+        if self.distribution not in (None, "gaussian", "rademacher"):
+            raise ValueError(f"distribution must be 'gaussian' or 'rademacher', but is {self.distribution!r}")
+
+    @property
+    def by_differences(self) -> bool:
+        """Whether it compares values at displaced points, and takes no derivative."""
+        return self.name in _BY_DIFFERENCES
+
+    @property
+    def std(self) -> float:
+        """The noise_std, or its default."""
+        return 0.1 if self.noise_std is None else self.noise_std
+
+    def directions(self, density: LogDensity) -> Points:
+        """Noise of mean 0 and covariance 1, (K, N, ...) for each input; for "exact" the unit vectors."""
+        if self.name == "exact":
+            return _unit_vectors(density.inputs)
+        return standard_noise(density.inputs, self.n_samples or 1, self.distribution or "gaussian", self.generator)
+
+    def __call__(self, density: LogDensity, values: Tensor | None, *, create_graph: bool) -> Tensor:
+        """The trace (N,).
+
+        Args:
+            density: Opened; for "hutchinson" and "exact" with second derivatives.
+            values: The log-density (1, N) at the examples, where it is known already.
+            create_graph: Whether the result can be differentiated by the model's parameters.
+        """
+        directions = self.directions(density)
+        if self.by_differences:
+            noise = tuple(self.std * u for u in directions)
+            plus, minus, middle = displaced_values(density, values, noise, one_sided=self.name == "taylor")
+            # Differences of neighbours first, which are nearly exact, then their sum.
+            differences = (plus - middle) * 2 if minus is None else (plus - middle) + (minus - middle)
+            return differences.mean(0) / self.std**2
+        curvatures = density.curvatures(directions, create_graph=create_graph)
+        warn_if_flat(curvatures)
+        return curvatures.sum(0) if self.name == "exact" else curvatures.mean(0)
+
+
+def check_noise(n_samples: int, noise_std: float) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        ValueError: A number of samples below 1, or a standard deviation that is not positive and finite.
+        TypeError: A number of samples that is no integer.
+    """
+    if not isinstance(n_samples, int) or isinstance(n_samples, bool):
+        raise TypeError(f"n_samples must be an integer, but is {n_samples!r}")
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, but is {n_samples}")
+    if not 0 < noise_std < float("inf"):
+        raise ValueError(f"noise_std must be positive and finite, but is {noise_std}; it has the inputs' units")
+
+
+def displaced_values(
+    density: LogDensity, values: Tensor | None, noise: Points, *, one_sided: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """f(x + v), f(x - v) (K, N) and f(x) (1, N), in as few runs as can be."""
+    k = len(noise[0])
+    signed = noise if one_sided else tuple(torch.cat([v, -v]) for v in noise)
+    points = density.displaced(signed)
+    if values is None:
+        points = tuple(torch.cat([p, x]) for p, x in zip(points, density.points(), strict=True))
+    found = density.values(points)
+    if not bool((found[1:] != found[:1]).any()):
+        density.require_gradient()
+    middle = found[-1:] if values is None else values
+    return found[:k], None if one_sided else found[k : 2 * k], middle
+
+
+def warn_if_flat(curvatures: Tensor) -> None:
+    """Warn of a second derivative that is nothing but zero."""
+    if not bool(curvatures.detach().any()):
+        warnings.warn(
+            "every second derivative is exactly zero: the log-density is piecewise linear, as a ReLU network's logits "
+            "are, so this Hessian says nothing; take estimator='antithetic' with a finite noise_std, or evaluate the "
+            "model within captum_density.density.softplus_surrogate",
+            stacklevel=2,
+        )
+
+
+def _unit_vectors(inputs: tuple[Tensor, ...]) -> Points:
+    sizes = [x[0].numel() for x in inputs]
+    eye = torch.eye(sum(sizes), dtype=inputs[0].dtype, device=inputs[0].device).split(sizes, dim=1)
+    return tuple(
+        part.to(x).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape) for part, x in zip(eye, inputs, strict=True)
+    )

@@ -1,0 +1,180 @@
+"""ContrastiveDivergenceLoss: approximate maximum likelihood, with samples of the model's own as the contrast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density._langevin import Bounds, Langevin, check_bounds, check_steps
+from captum_density._log_density import LogDensity, Points
+from captum_density.losses._density_loss import DensityLoss, check_weight
+
+__all__ = ["ContrastiveDivergenceLoss"]
+
+
+class ContrastiveDivergenceLoss(DensityLoss):
+    r"""Persistent contrastive divergence: raises log p at the data and lowers it where Langevin chains end.
+
+    .. math:: -\frac{1}{N} \sum_n f(x_n) + \frac{1}{N} \sum_n f(\tilde{x}_n) + \lambda \,
+        \overline{f(x)^2 + f(\tilde{x})^2}, \qquad \tilde{x} \sim p_f \ \text{by Langevin dynamics}
+
+    Its gradient by the parameters is that of -log p(x | y), or -log p(x), as far as the chains have come. Chains go on
+    from call to call in a buffer, and a few start anew each time, as in JEM. With a target, a chain keeps the class it
+    started with, which it took from an example of its batch.
+
+    Args:
+        step_size: Of the chains; the variance of the noise of a step.
+        n_steps: Steps of a chain in one call.
+        buffer_size: Chains that are kept.
+        restart: The share of chains that start anew, in [0, 1]; 1 keeps none (plain contrastive divergence from noise).
+        temperature: Of the chains, as for `captum_density.samplers.LangevinSampler`. JEM's steps of 1 with noise of
+            0.01 are step_size 1e-4 and temperature 1e-4.
+        bounds: (low, high), to which points are clamped and between which chains start uniformly; None starts them
+            from a Gaussian of the batch's mean and standard deviation.
+        regularization: lambda, of the squared energies, which keeps them from drifting apart; at least 0.
+        generator: What noise and chains are drawn from; None for the global generator.
+
+    Attributes:
+        positive: Mean log-density, up to a constant, of the data of the last call, detached.
+        negative: Mean log-density of the chains' ends, detached. Far below `positive`, the chains are too short.
+
+    Raises:
+        ValueError: If an argument is out of range; from a call, if examples have another shape than the buffer's, the
+            inputs are several, the target is no class for each example, or the chains leave the finite numbers.
+
+    References:
+        T. Tieleman, "Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient", ICML
+        2008; Y. Du and I. Mordatch, NeurIPS 2019, arXiv:1903.08689 (the regularizer); W. Grathwohl et al., ICLR 2020,
+        arXiv:1912.03263 (JEM), eq. 2 and 3.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(8, 2)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.SiLU(), torch.nn.Linear(16, 3))
+        >>> contrast = ContrastiveDivergenceLoss(step_size=0.01, n_steps=5, buffer_size=32, bounds=(0.0, 1.0))
+        >>> loss = contrast(model, x)  # of log p(x)
+        >>> bool(torch.isclose(loss, contrast.negative - contrast.positive))
+        True
+    """
+
+    positive: Tensor | None
+    negative: Tensor | None
+    chains: Tensor
+    chain_targets: Tensor
+
+    def __init__(
+        self,
+        step_size: float,
+        n_steps: int = 20,
+        buffer_size: int = 10_000,
+        restart: float = 0.05,
+        *,
+        temperature: float = 1.0,
+        bounds: Bounds | None = None,
+        regularization: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_steps(n_steps, step_size)
+        check_bounds(bounds)
+        check_weight("regularization", regularization)
+        if not buffer_size >= 1:
+            raise ValueError(f"buffer_size must be at least 1, but is {buffer_size}")
+        if not 0 <= restart <= 1:
+            raise ValueError(f"restart must be in [0, 1], but is {restart}")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, but is {temperature}")
+        self.n_steps, self.buffer_size, self.restart = n_steps, buffer_size, restart
+        self.regularization, self.generator = regularization, generator
+        self._langevin = Langevin(step_size, temperature, bounds, False, generator)
+        self.positive = self.negative = None
+        # Made by the first call, and grown until they hold buffer_size.
+        self.register_buffer("chains", torch.empty(0))
+        self.register_buffer("chain_targets", torch.empty(0, dtype=torch.int64))
+
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        (x,) = self._one_input(density)
+        targets = self._targets(density)
+        slots, start, classes = self._start(x, targets)
+        moved = density.moved(start, None if targets is None else classes)
+        with torch.no_grad():
+            for step in self._langevin.chain(moved, self.n_steps):
+                ends = step.points
+        self._keep(slots, ends[0][0], classes)
+
+        positive, negative = density.values(density.points()), moved.values(ends)
+        penalty = self.regularization * (positive**2 + negative**2).mean()
+        loss = negative.mean() - positive.mean() + penalty
+        return loss, {"positive": positive.mean(), "negative": negative.mean()}
+
+    def _one_input(self, density: LogDensity) -> Points:
+        if len(density.inputs) != 1:
+            raise ValueError(
+                f"the chains are kept for one input, but there are {len(density.inputs)}; concatenate them"
+            )
+        x = density.inputs[0]
+        if len(self.chains) and self.chains.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"examples have shape {tuple(x.shape[1:])}, the chains kept {tuple(self.chains.shape[1:])}; use a loss "
+                "for each"
+            )
+        return density.inputs
+
+    def _targets(self, density: LogDensity) -> Tensor | None:
+        """A class for each example, (N,)."""
+        target: Any = density.target
+        if target is None:
+            return None
+        given = torch.as_tensor(target, device=density.inputs[0].device)
+        if given.ndim > 1 or given.is_floating_point() or given.numel() not in (1, density.n):
+            raise ValueError(
+                f"target must be a class or one for each of {density.n} examples, but has shape {tuple(given.shape)}"
+            )
+        return given.reshape(-1).expand(density.n).long()
+
+    def _start(self, x: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots in the buffer, where their chains stand, and their classes."""
+        n = len(x)
+        classes = torch.zeros(n, dtype=torch.int64, device=x.device) if targets is None else targets.clone()
+        start = self._fresh(x)
+        if len(self.chains) < self.buffer_size:
+            # Still filling up: new slots, as many as fit, and old ones for the rest.
+            added = min(n, self.buffer_size - len(self.chains))
+            first = len(self.chains)
+            slots = torch.arange(first, first + added, device=x.device)
+            self.chains = torch.cat([self.chains.to(x).reshape(-1, *x.shape[1:]), start[:added]])
+            self.chain_targets = torch.cat([self.chain_targets.to(x.device), classes[:added]])
+            rest = self._random(n - added).to(x.device)
+            slots = torch.cat([slots, (rest * len(self.chains)).long()])
+            anew = torch.arange(n, device=x.device) < added
+        else:
+            slots = (self._random(n).to(x.device) * len(self.chains)).long()
+            anew = torch.zeros(n, dtype=torch.bool, device=x.device)
+        anew |= (self._random(n) < self.restart).to(x.device)
+        shape = (n, *[1] * (x.ndim - 1))
+        start = torch.where(anew.reshape(shape), start, self.chains[slots].to(x))
+        return slots, start, torch.where(anew, classes, self.chain_targets[slots])
+
+    def _keep(self, slots: Tensor, ends: Tensor, classes: Tensor) -> None:
+        self.chains[slots] = ends.detach().to(self.chains)
+        self.chain_targets[slots] = classes
+
+    def _fresh(self, x: Tensor) -> Tensor:
+        device = x.device if self.generator is None else self.generator.device
+        bounds = self._langevin.bounds
+        if bounds is not None:
+            low, high = bounds
+            drawn = torch.rand(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)
+            return low + (high - low) * drawn
+        drawn = torch.randn(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)
+        return x.mean() + drawn * x.std(correction=0)
+
+    def _random(self, n: int) -> Tensor:
+        device = "cpu" if self.generator is None else self.generator.device
+        return torch.rand(n, generator=self.generator, device=device)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self._langevin}, n_steps={self.n_steps}, buffer_size={self.buffer_size}, restart={self.restart}"

@@ -1,0 +1,87 @@
+"""What all losses of a model's density share: how they are called, and what holds during the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._log_density import LogDensity
+
+__all__ = ["DensityLoss", "check_weight"]
+
+
+class DensityLoss(nn.Module):
+    """A loss of log p(x | y), or of log p(x), averaged over the batch, whose parts are kept for logging.
+
+    During a call batch norm uses copies of its running statistics, whatever the mode, and moves none; autocast is off.
+
+    Args:
+        max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once; one copy of the
+            batch runs in any case. None for all.
+    """
+
+    # Whether it takes second derivatives, which compiled code does not have.
+    _twice = False
+    # Whether it compares values, which a model that draws random numbers spoils.
+    _compared = False
+
+    def __init__(self, max_examples_per_batch: int | None = None) -> None:
+        super().__init__()
+        self.max_examples_per_batch = max_examples_per_batch
+
+    def forward(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+    ) -> Tensor:
+        """The loss of a batch; nothing is differentiated by the inputs.
+
+        Args:
+            forward_func: The model, a module or a function: returns logits (N, C), or a log-density (N,) itself. Of a
+                function, batch norm inside is not found: put it in evaluation mode.
+            inputs: Floating-point tensor (N, ...) or tuple of such.
+            target: y, as Captum's; None for log p(x), the logsumexp of the logits.
+            additional_forward_args: As Captum's.
+
+        Returns:
+            A scalar of float32, or float64 for a model of float64; it carries a graph if gradients are enabled.
+
+        Raises:
+            TypeError: If the model cannot be called or returns no tensor, or the inputs are not floating-point.
+            ValueError: If inputs are empty, unequally many, NaN, infinite or on another device than the model; if no
+                gradient reaches them; if the output does not have the examples first; for losses that compare
+                values, if the model draws random numbers, as dropout does.
+            AssertionError: Captum's own, for a target that does not fit.
+        """
+        density = LogDensity(
+            forward_func,
+            inputs,
+            target,
+            additional_forward_args,
+            max_examples_per_batch=self.max_examples_per_batch,
+        )
+        with density.opened(twice=self._twice, compared=self._compared):
+            loss, parts = self._loss(density, torch.is_grad_enabled())
+        for name, part in parts.items():
+            setattr(self, name, part.detach())
+        return loss
+
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its parts by the name of the attribute that keeps them."""
+        raise NotImplementedError
+
+
+def check_weight(name: str, value: float) -> None:
+    """Refuse a weight that would reward.
+
+    Raises:
+        ValueError: If it is negative or not finite.
+    """
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be at least 0 and finite, but is {value}")

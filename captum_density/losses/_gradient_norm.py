@@ -1,0 +1,46 @@
+"""GradientNormLoss: flat logits around the data."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from captum_density._log_density import LogDensity, squared_norm
+from captum_density.losses._density_loss import DensityLoss
+
+__all__ = ["GradientNormLoss"]
+
+
+class GradientNormLoss(DensityLoss):
+    r"""Half the squared norm of the input-gradient of the log-density, averaged over the batch.
+
+    .. math:: \frac{1}{N} \sum_n \frac{1}{2} \|\nabla f(x_n)\|^2
+
+    The second term of score matching alone. By a Taylor expansion it is what training with noise of small variance asks
+    for, too, up to the trace. Dropout in training mode is differentiated as drawn.
+
+    Attributes:
+        gradient_norm: Root of the batch's mean squared gradient norm, of the last call, detached.
+
+    References:
+        H. Drucker and Y. Le Cun, "Improving generalization performance using double backpropagation", IEEE
+        Transactions on Neural Networks 1992; S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 6.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 3)
+        >>> loss = GradientNormLoss()(model, torch.randn(8, 4), target=1)
+        >>> bool(torch.isclose(loss, 0.5 * (model.weight[1] ** 2).sum()))
+        True
+    """
+
+    _twice = True
+    gradient_norm: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_norm = None
+
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        _, gradients = density.scores(density.points(), create_graph=create_graph)
+        squared = squared_norm(gradients).mean()
+        return 0.5 * squared, {"gradient_norm": squared.sqrt()}

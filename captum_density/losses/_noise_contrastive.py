@@ -1,0 +1,131 @@
+"""NoiseContrastiveLoss: density estimation as telling data from noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from captum_density._log_density import LogDensity
+from captum_density.losses._density_loss import DensityLoss
+
+__all__ = ["NoiseContrastiveLoss"]
+
+
+class NoiseContrastiveLoss(DensityLoss):
+    r"""Noise-contrastive estimation: the log-density, its normaliser included, that best tells data from noise.
+
+    .. math:: -\frac{1}{N} \sum_n \left[ \log \sigma(h(x_n)) + \sum_{k=1}^{\nu} \log \sigma(-h(\tilde{x}_{nk})) \right],
+        \qquad h(x) = f(x) - c - \log q(x) - \log \nu
+
+    with the noise :math:`\tilde{x} \sim q` of known density and c = log Z, learned with the model: give
+    `loss.parameters()` to the optimizer too. At the minimum f - c is the data's log-density. The closer q is to the
+    data the better; a noise that is told apart at a glance teaches nothing.
+
+    Args:
+        noise: q, of one example: `noise.sample((n,))` has shape (n, *example) and `noise.log_prob` of it (n,). On the
+            inputs' device. `torch.distributions.Independent` sums over an example's elements.
+        ratio: nu, noise samples for each example, at least 1.
+        n_classes: For a c of its own for each class, where targets are given; None for one c.
+        generator: Draws the seed of each call's noise (a Distribution takes none itself); None for the global
+            generator.
+        max_examples_per_batch: As Captum's: how many examples, noise included, run at once.
+
+    Attributes:
+        log_normalizer: c, the parameter, (1,) or (n_classes,).
+        accuracy: The share of examples and noise told apart rightly in the last call, in [0, 1]. 1 is too easy a noise.
+
+    Raises:
+        ValueError: If an argument is out of range; from a call, if the noise does not have the examples' shape, the
+            inputs are several, or with `n_classes` the target is no class for each example.
+
+    References:
+        M. U. Gutmann and A. Hyvarinen, "Noise-Contrastive Estimation of Unnormalized Statistical Models", JMLR 2012,
+        eq. 8 to 10.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Independent, Normal
+        >>> noise = Independent(Normal(torch.zeros(2), 2 * torch.ones(2)), 1)
+        >>> loss = NoiseContrastiveLoss(noise, ratio=4)
+        >>> model = torch.nn.Linear(2, 3)
+        >>> optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()])
+        >>> loss(model, torch.randn(8, 2)).backward()
+    """
+
+    accuracy: Tensor | None
+
+    def __init__(
+        self,
+        noise: Distribution,
+        ratio: int = 1,
+        n_classes: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        max_examples_per_batch: int | None = None,
+    ) -> None:
+        super().__init__(max_examples_per_batch)
+        if not isinstance(noise, Distribution):
+            raise TypeError(f"noise must be a torch.distributions.Distribution, but is {type(noise).__name__}")
+        if not ratio >= 1:
+            raise ValueError(f"ratio must be at least 1, but is {ratio}")
+        if n_classes is not None and not n_classes >= 1:
+            raise ValueError(f"n_classes must be at least 1, but is {n_classes}")
+        self.noise, self.ratio, self.generator = noise, ratio, generator
+        self.log_normalizer = nn.Parameter(torch.zeros(n_classes or 1))
+        self._has_classes = n_classes is not None
+        self.accuracy = None
+
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(density.inputs) != 1:
+            raise ValueError(f"the noise is for one input, but there are {len(density.inputs)}; concatenate them")
+        x = density.inputs[0]
+        drawn = self._draw(x)
+        points = torch.cat([x[None], drawn])
+        log_noise = self.noise.log_prob(points.flatten(0, 1))
+        if log_noise.shape != (points.shape[0] * density.n,):
+            raise ValueError(
+                f"noise.log_prob must return one number for each of {points.shape[0] * density.n} examples, but "
+                f"returned {tuple(log_noise.shape)}; wrap it in torch.distributions.Independent"
+            )
+        log_density = density.values((points,)) - self._normalizer(density)
+        logits = log_density - log_noise.reshape(log_density.shape).to(log_density) - math.log(self.ratio)
+        loss = nn.functional.softplus(-logits[0]).mean() + nn.functional.softplus(logits[1:]).sum(0).mean()
+        told_apart = torch.cat([logits[:1] > 0, logits[1:] < 0])
+        return loss, {"accuracy": told_apart.to(logits).mean()}
+
+    def _normalizer(self, density: LogDensity) -> Tensor:
+        if not self._has_classes:
+            return self.log_normalizer
+        target: Any = density.target
+        classes = torch.as_tensor(-1 if target is None else target, device=self.log_normalizer.device)
+        if (
+            classes.is_floating_point()
+            or classes.ndim > 1
+            or classes.numel() not in (1, density.n)
+            or classes.min() < 0
+        ):
+            raise ValueError(
+                f"with n_classes, target must be a class for each of {density.n} examples, but is {target}"
+            )
+        return self.log_normalizer[classes.long().reshape(-1)]
+
+    def _draw(self, x: Tensor) -> Tensor:
+        shape = (self.ratio, len(x))
+        if self.generator is None:
+            drawn = self.noise.sample(shape)
+        else:
+            seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):
+                torch.manual_seed(seed)
+                drawn = self.noise.sample(shape)
+        if drawn.shape[2:] != x.shape[1:]:
+            raise ValueError(f"noise has examples of shape {tuple(drawn.shape[2:])}, the inputs {tuple(x.shape[1:])}")
+        return drawn.to(x)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.noise}, ratio={self.ratio}"

@@ -1,0 +1,104 @@
+"""What a classifier makes of copies of a batch: right or not, and with what probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density._captum import (
+    ExpansionTypes,
+    TargetType,
+    expand_additional_forward_args,
+    format_additional_forward_args,
+    run_forward,
+)
+from captum_density._evaluation import fixed_batch_norm, full_precision
+from captum_density._validation import validate_inputs
+
+__all__ = ["Classifier"]
+
+
+class Classifier:
+    """A model (N, C), and the class that each of N examples ought to have.
+
+    Args:
+        model: Returns logits.
+        inputs: The examples, which tell shapes and devices.
+        target: A class, or one for each example.
+        additional_forward_args: As Captum's.
+        max_examples_per_batch: How many rows run at once; None for all.
+
+    Raises:
+        TypeError: A model that cannot be called, inputs that are not floating-point.
+        ValueError: Inputs that are empty, NaN or infinite, a target that is no class for each example.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        max_examples_per_batch: int | None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"the classifier must be a module or a function, but is {type(model).__name__}")
+        if max_examples_per_batch is not None and not max_examples_per_batch >= 1:
+            raise ValueError(f"max_examples_per_batch must be at least 1, but is {max_examples_per_batch}")
+        validate_inputs(model, inputs)
+        self.n = len(inputs[0])
+        self.model = model
+        self._classes = _classes(target, self.n, inputs[0].device)
+        self._args = format_additional_forward_args(additional_forward_args)
+        self._limit = max_examples_per_batch
+
+    def __call__(self, points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Whether right, and the softmax probability of the class, (K, N) each.
+
+        Args:
+            points: K copies of the batch, (K, N, ...) for each input.
+
+        Raises:
+            ValueError: If the model does not return (K * N, C), or fewer classes than there are.
+        """
+        copies = len(points[0])
+        rows = copies * self.n
+        flat = tuple(p.flatten(0, 1) for p in points)
+        classes = self._classes.repeat(copies)
+        args = expand_additional_forward_args(self._args, copies, expansion_type=ExpansionTypes.repeat)
+        size = rows if self._limit is None else self._limit
+        correct, probability = [], []
+        with torch.no_grad(), full_precision(flat[0].device), fixed_batch_norm(self.model):
+            for part in (slice(start, start + size) for start in range(0, rows, size)):
+                logits = run_forward(self.model, tuple(f[part] for f in flat), None, _rows(args, part, rows))
+                wanted = classes[part]
+                self._check(logits, wanted)
+                correct.append(logits.argmax(1) == wanted)
+                probability.append(logits.float().softmax(1).gather(1, wanted[:, None])[:, 0])
+        return torch.cat(correct).reshape(copies, self.n), torch.cat(probability).reshape(copies, self.n)
+
+    def _check(self, logits: Any, wanted: Tensor) -> None:
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(wanted):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the classifier must return logits ({len(wanted)}, C), but returned {shape}")
+        if int(wanted.max()) >= logits.shape[1]:
+            raise ValueError(f"target holds class {int(wanted.max())}, the classifier knows {logits.shape[1]}")
+
+
+def _classes(target: Any, n: int, device: torch.device) -> Tensor:
+    try:
+        classes = torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        classes = torch.empty(0, 0)
+    if classes.is_floating_point() or classes.ndim > 1 or classes.numel() not in (1, n) or bool((classes < 0).any()):
+        raise ValueError(f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}")
+    return classes.long().reshape(-1).expand(n)
+
+
+def _rows(args: Any, part: slice, rows: int) -> Any:
+    if args is None:
+        return None
+    return tuple(a[part] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == rows else a for a in args)

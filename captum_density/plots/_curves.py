@@ -1,0 +1,125 @@
+"""Curves of several models or methods in one picture, with their spread over examples."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from captum_density.metrics import PixelPerturbation
+
+__all__ = ["density_ratio_curves", "pixel_perturbation_curves"]
+
+# Okabe and Ito's, told apart with every common colour vision deficiency; marks tell them apart in grey.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_SIZE = (6.0, 4.0)
+
+
+def density_ratio_curves(
+    noise_std: Sequence[float],
+    ratios: Mapping[str, Tensor],
+    *,
+    caption: str | None = None,
+) -> Figure:
+    """Draw the log density ratio over the noise's standard deviation, one line for each model.
+
+    The line is the median over examples, the band runs from the lower to the upper quartile. The vertical axis is
+    linear between -1 and 1 and logarithmic beyond, as models differ by orders of magnitude and by sign.
+
+    Args:
+        noise_std: S standard deviations, positive, in ascending order.
+        ratios: Name of the model to its ratios, (S, N), as `captum_density.metrics.density_ratio` returns them.
+        caption: Text to write below.
+
+    Returns:
+        A figure, free of pyplot's state. Save it with `figure.savefig("density_ratio.png")`.
+
+    Raises:
+        ValueError: If nothing is given, a shape does not fit, values are not finite or the deviations not ascending.
+
+    Example:
+        >>> import torch
+        >>> figure = density_ratio_curves([0.1, 0.2], {"plain": -torch.rand(2, 8), "anti": torch.rand(2, 8)})
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['plain', 'anti']
+    """
+    at = list(noise_std)
+    if any(low >= high for low, high in zip([0.0, *at], at, strict=False)):
+        raise ValueError(f"noise_std must be positive and ascending, but is {at}")
+    figure, axes = _axes(ratios)
+    for i, (name, values) in enumerate(ratios.items()):
+        _draw(axes, i, name, at, values)
+    axes.axhline(0.0, color="grey", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_xlabel("standard deviation of the noise")
+    axes.set_ylabel("log p(x + noise) - log p(x), nats\nmedian and quartiles over examples")
+    return _finish(figure, axes, caption)
+
+
+def pixel_perturbation_curves(
+    results: Mapping[str, PixelPerturbation],
+    *,
+    caption: str | None = None,
+) -> Figure:
+    """Draw the target's probability over the fraction of pixels kept, one line for each model or method.
+
+    The line is the mean over examples, the band runs from the lower to the upper quartile; the legend gives the area
+    under the mean.
+
+    Args:
+        results: Name to what `captum_density.metrics.pixel_perturbation` returned.
+        caption: Text to write below, such as whether the top or the bottom was kept.
+
+    Returns:
+        A figure, free of pyplot's state. Save it with `figure.savefig("pixel_perturbation.png")`.
+
+    Raises:
+        ValueError: If nothing is given, or values are not finite.
+
+    Example:
+        >>> import torch
+        >>> from captum_density.metrics import pixel_perturbation
+        >>> model, x = torch.nn.Linear(4, 3), torch.randn(8, 4)
+        >>> result = pixel_perturbation(model, x, x, target=0, channels="singly")
+        >>> figure = pixel_perturbation_curves({"input": result})
+        >>> len(figure.axes[0].lines)
+        1
+    """
+    figure, axes = _axes(results)
+    for i, (name, result) in enumerate(results.items()):
+        label = f"{name}: area {result.area.mean():.3f}"
+        _draw(axes, i, label, result.fractions.tolist(), result.probability, mean=True)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("fraction of pixels kept")
+    axes.set_ylabel("probability of the target\nmean and quartiles over examples")
+    return _finish(figure, axes, caption)
+
+
+def _axes(given: Mapping[str, object]) -> tuple[Figure, Axes]:
+    if not given:
+        raise ValueError("there is nothing to draw: give at least one {name: values}")
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _draw(axes: Axes, i: int, label: str, at: list[float], values: Tensor, *, mean: bool = False) -> None:
+    if values.ndim != 2 or len(values) != len(at) or values.numel() == 0:
+        raise ValueError(f"{label!r} must hold ({len(at)}, N) values, but has shape {tuple(values.shape)}")
+    curves = values.detach().double().cpu()
+    if not bool(curves.isfinite().all()):
+        raise ValueError(f"{label!r} contains NaN or infinity")
+    low, middle, high = curves.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
+    line = curves.mean(1) if mean else middle
+    color = _COLORS[i % len(_COLORS)]
+    axes.plot(at, line.numpy(), color=color, marker=_MARKS[i % len(_MARKS)], markersize=4, label=label)
+    axes.fill_between(at, low.numpy(), high.numpy(), color=color, alpha=0.18, linewidth=0)
+
+
+def _finish(figure: Figure, axes: Axes, caption: str | None) -> Figure:
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize="small")
+    if caption is not None:
+        figure.supxlabel(caption, fontsize="small")
+    return figure

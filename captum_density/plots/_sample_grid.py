@@ -1,0 +1,77 @@
+"""Samples of several models, side by side."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+__all__ = ["sample_grid"]
+
+
+def sample_grid(
+    samples: Mapping[str, Tensor],
+    *,
+    column_labels: Sequence[str] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    caption: str | None = None,
+    cell_size: float = 0.9,
+) -> Figure:
+    """Draw one row of images for each model.
+
+    Args:
+        samples: Name of the model to its samples, (N, C, H, W), C of 1 or 3, the same N for all.
+        column_labels: N texts to write above, such as the classes.
+        bounds: Values drawn black and white (or without and with full colour); what lies outside is clipped.
+        caption: Text to write below.
+        cell_size: Width and height of one image in inches.
+
+    Returns:
+        A figure with one row of axes for each model, free of pyplot's state. Save it with
+        `figure.savefig("samples.png")`.
+
+    Raises:
+        ValueError: If nothing is given, a shape does not fit, values are not finite, or the bounds hold nothing.
+
+    Example:
+        >>> import torch
+        >>> figure = sample_grid({"plain": torch.rand(3, 1, 8, 8)}, column_labels=["0", "1", "2"])
+        >>> [axes.get_title() for axes in figure.axes]
+        ['0', '1', '2']
+    """
+    columns = _check(samples, column_labels, bounds)
+    low, high = bounds
+    lines = 0 if caption is None else 1 + caption.count("\n")
+    size = (cell_size * columns + 1.4, cell_size * len(samples) + 0.3 + 0.2 * lines)
+    figure = Figure(figsize=size, layout="compressed")
+    grid = figure.subplots(len(samples), columns, squeeze=False)
+    for row, (name, images) in zip(grid, samples.items(), strict=True):
+        scaled = ((images.detach().double().cpu() - low) / (high - low)).clamp(0, 1)
+        for axes, image in zip(row, scaled, strict=True):
+            axes.imshow(image.permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        row[0].set_ylabel(name, rotation="horizontal", ha="right", va="center", fontsize="small")
+    for axes, label in zip(grid[0], column_labels or (), strict=False):
+        axes.set_title(label, fontsize="small")
+    if caption is not None:
+        figure.supxlabel(caption, fontsize="small")
+    return figure
+
+
+def _check(samples: Mapping[str, Tensor], column_labels: Sequence[str] | None, bounds: tuple[float, float]) -> int:
+    """How many columns there are."""
+    if not samples:
+        raise ValueError("there is nothing to draw: give at least one {name: samples}")
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be (low, high) with low < high, but is {bounds}")
+    columns = len(next(iter(samples.values())))
+    for name, images in samples.items():
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != columns or images.numel() == 0:
+            raise ValueError(
+                f"samples of {name!r} must have shape ({columns}, C, H, W) with C of 1 or 3, got {tuple(images.shape)}"
+            )
+        if not bool(images.isfinite().all()):
+            raise ValueError(f"samples of {name!r} contain NaN or infinity")
+    if column_labels is not None and len(column_labels) != columns:
+        raise ValueError(f"column_labels must hold one text for each of {columns} columns, got {len(column_labels)}")
+    return columns

@@ -1,0 +1,144 @@
+"""ActivationMaximization: climbs a logit, and does not look back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._langevin import Bounds, Step, check_bounds, check_steps, within
+from captum_density._log_density import LogDensity, Points, squared_norm
+from captum_density.samplers._samples import Samples, collect
+
+__all__ = ["ActivationMaximization"]
+
+
+class ActivationMaximization:
+    r"""Inputs of high p(x | y), or p(x), by gradient ascent, with decay toward a reference.
+
+    .. math:: x_{t+1} = x_t + \eta \left( \nabla f_y(x_t) - \lambda (x_t - x_0) \right)
+
+    which climbs f_y(x) - lambda / 2 |x - x_0|^2. Deterministic: samples differ where their initial points do.
+
+    Args:
+        forward_func: Returns logits (N, C), or a log-density (N,) itself.
+        step_size: eta; with `normalize`, the length of the step up.
+        n_steps: Steps.
+        decay: lambda, at least 0.
+        reference: x_0, a number or what fits an input (a tuple for several inputs).
+        bounds: (low, high), to which every element is clamped.
+        normalize: Whether to divide each example's gradient by its norm, so that models whose gradients differ in
+            length are climbed in equal steps.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    References:
+        D. Erhan et al., "Visualizing Higher-Layer Features of a Deep Network", 2009; K. Simonyan, A. Vedaldi and A.
+        Zisserman, 2013, arXiv:1312.6034, eq. 1 (the penalty); S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128,
+        section 6.1, which draws samples with it.
+
+    Example:
+        >>> import torch
+        >>> log_density = lambda x: -0.5 * ((x - 2) ** 2).sum(1)
+        >>> ActivationMaximization(log_density, step_size=0.5, n_steps=50).sample(torch.zeros(1, 2)).samples
+        tensor([[2., 2.]])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        step_size: float,
+        n_steps: int = 100,
+        *,
+        decay: float = 0.0,
+        reference: float | Tensor | tuple[float | Tensor, ...] = 0.0,
+        bounds: Bounds | None = None,
+        normalize: bool = False,
+    ) -> None:
+        check_steps(n_steps, step_size)
+        check_bounds(bounds)
+        if not 0 <= decay < float("inf"):
+            raise ValueError(f"decay must be at least 0 and finite, but is {decay}")
+        self.forward_func = forward_func
+        self.step_size, self.n_steps, self.decay, self.reference = step_size, n_steps, decay, reference
+        self.bounds, self.normalize = bounds, normalize
+
+    def sample(
+        self,
+        initial: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        return_trajectory: bool = False,
+        show_progress: bool = False,
+    ) -> Samples:
+        """Climb.
+
+        Args:
+            initial: Where to start, (N, ...) or tuple of such.
+            target: y, as Captum's: the same class for all, or one for each example; None for p(x).
+            additional_forward_args: As Captum's.
+            return_trajectory: Whether to keep the points of every step.
+            show_progress: Whether to show a progress bar.
+
+        Returns:
+            The last points, an acceptance rate of 1, and the trajectory where it was asked for.
+
+        Raises:
+            ValueError: If the points leave the finite numbers, the reference does not fit, or no gradient reaches the
+                points; as `captum_density.density.class_log_density` otherwise.
+            TypeError: As there.
+            AssertionError: Captum's own, for a target that does not fit.
+        """
+        density = LogDensity(self.forward_func, initial, target, additional_forward_args)
+        references = self._references(density)
+        with density.opened():
+            return collect(
+                density,
+                self._steps(density, references),
+                self.n_steps,
+                name="activation maximization",
+                trajectory=return_trajectory,
+                show_progress=show_progress,
+            )
+
+    def _references(self, density: LogDensity) -> Points:
+        given = self.reference if isinstance(self.reference, tuple) else (self.reference,) * len(density.inputs)
+        if len(given) != len(density.inputs):
+            raise ValueError(f"reference must be one, or one for each of {len(density.inputs)} inputs")
+        try:
+            return tuple(
+                torch.as_tensor(r, dtype=x.dtype, device=x.device).expand_as(x)
+                for r, x in zip(given, density.inputs, strict=True)
+            )
+        except RuntimeError as error:
+            raise ValueError(f"reference must fit the inputs: {error}") from error
+
+    def _steps(self, density: LogDensity, references: Points) -> Iterator[Step]:
+        points = density.points()
+        every = torch.ones(density.n, dtype=torch.bool, device=points[0].device)
+        for number in range(self.n_steps):
+            _, gradients = density.scores(points)
+            if self.normalize:
+                gradients = _normalized(gradients)
+            points = tuple(
+                p + self.step_size * (g - self.decay * (p - r))
+                for p, g, r in zip(points, gradients, references, strict=True)
+            )
+            if self.bounds is not None:
+                points = within(points, self.bounds)
+            if not all(bool(p.isfinite().all()) for p in points):
+                raise ValueError(
+                    f"step {number + 1} left the finite numbers; take a smaller step_size, decay, bounds or normalize"
+                )
+            yield Step(points, every)
+
+
+def _normalized(gradients: Points) -> Points:
+    length = squared_norm(gradients).sqrt()
+    length = length.where(length > 0, 1.0)
+    return tuple(g / length.reshape(*length.shape, *[1] * (g.ndim - 2)).to(g) for g in gradients)
