@@ -22,8 +22,10 @@ from captum_density._captum import (
     run_forward,
 )
 from captum_density._evaluation import (
+    DifferentiableLayerNorm,
     differentiable_twice,
     fixed_batch_norm,
+    fixed_buffers,
     full_precision,
     load_forward_mode,
     refuse_random_numbers,
@@ -79,6 +81,8 @@ class LogDensity:
         self._args = format_additional_forward_args(additional_forward_args)
         self._limit = max_examples_per_batch
         self._compared = False
+        # Zero, with a graph to every parameter that the last gradient's values depend on; None before a first one.
+        self.anchor: Tensor | None = None
 
     def moved(self, x: Tensor, target: Tensor | None) -> LogDensity:
         """The same density at other examples, as many, and for other classes; opened as long as this one is."""
@@ -94,18 +98,17 @@ class LogDensity:
             twice: Whether second derivatives are asked for, of which compiled code has none.
             compared: Whether values are compared, so that a model that draws random numbers is refused.
         """
-        given, self._compared = self.forward_func, compared
+        self._compared = compared
         with ExitStack() as stack:
+            gradients = torch.is_grad_enabled()
             stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(gradients))  # leaving inference mode enables them
             stack.enter_context(full_precision(self.inputs[0].device))
-            stack.enter_context(fixed_batch_norm(given))
+            stack.enter_context(fixed_batch_norm(self.forward_func))
+            stack.enter_context(fixed_buffers(self.forward_func))
             if twice:
-                self.forward_func = getattr(given, "_orig_mod", given)
-                stack.enter_context(differentiable_twice(given))
-            try:
-                yield self
-            finally:
-                self.forward_func = given
+                stack.enter_context(differentiable_twice(self.forward_func))
+            yield self
 
     def points(self) -> Points:
         """The examples, as one copy: new tensors, which a model may write to."""
@@ -131,7 +134,7 @@ class LogDensity:
                 leaves = tuple(p.detach().clone().requires_grad_() for p in chunk)
                 # Not the leaves themselves, which a model must not write to.
                 found = self._run(tuple(leaf.view_as(leaf) for leaf in leaves))
-                gradients.append(_gradient(found, leaves, create_graph))
+                gradients.append(self._gradient(found, leaves, create_graph))
                 values.append(found if create_graph else found.detach())
         return torch.cat(values), tuple(torch.cat(parts) for parts in zip(*gradients, strict=True))
 
@@ -146,41 +149,46 @@ class LogDensity:
     def curvatures(self, directions: Points, *, create_graph: bool = False) -> Tensor:
         """v'Hv (K, N) of the Hessian H for each direction v, by forward mode over reverse mode.
 
-        By reverse mode twice where an operation has no forward mode.
+        By reverse mode twice where an operation has no forward mode, and with `create_graph`: the forward-mode formulas
+        of logsumexp, softmax and others write in place, and have no further derivative.
         """
         found = []
         for chunk in self._chunks(directions):
             try:
-                products = self._forward_over_reverse(chunk, create_graph)
+                products = None if create_graph else self._forward_over_reverse(chunk)
             except (RuntimeError, NotImplementedError):
-                products = self._reverse_over_reverse(chunk, create_graph)
-            found.append(_inner(products, chunk))
+                products = None
+            found.append(_inner(products or self._reverse_over_reverse(chunk, create_graph), chunk))
         return torch.cat(found)
 
-    def _forward_over_reverse(self, directions: Points, create_graph: bool) -> Points:
+    def _forward_over_reverse(self, directions: Points) -> Points:
         load_forward_mode()
         with torch.enable_grad(), forward_mode.dual_level():
             expanded = (x.expand_as(v).clone().requires_grad_() for x, v in zip(self.inputs, directions, strict=True))
             duals = tuple(forward_mode.make_dual(p, v) for p, v in zip(expanded, directions, strict=True))
-            gradients = _gradient(self._run(duals), duals, create_graph)
+            gradients = _gradient(self._run(duals), duals, False)
             tangents = [forward_mode.unpack_dual(g).tangent for g in gradients]
         return tuple(
-            torch.zeros_like(v) if t is None else (t if create_graph else t.detach())
-            for t, v in zip(tangents, directions, strict=True)
+            torch.zeros_like(v) if t is None else t.detach() for t, v in zip(tangents, directions, strict=True)
         )
 
     def _reverse_over_reverse(self, directions: Points, create_graph: bool) -> Points:
-        with torch.enable_grad():
+        with torch.enable_grad(), DifferentiableLayerNorm() if create_graph else nullcontext():
             leaves = tuple(
                 x.expand_as(v).clone().requires_grad_() for x, v in zip(self.inputs, directions, strict=True)
             )
-            gradients = _gradient(self._run(tuple(leaf.view_as(leaf) for leaf in leaves)), leaves, True)
+            gradients = self._gradient(self._run(tuple(leaf.view_as(leaf) for leaf in leaves)), leaves, True)
             slope = _inner(gradients, directions).sum()
             if not slope.requires_grad:
                 return tuple(map(torch.zeros_like, directions))
             return torch.autograd.grad(
                 slope, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True
             )
+
+    def _gradient(self, values: Tensor, points: Points, create_graph: bool) -> Points:
+        if create_graph:
+            self.anchor = values.flatten()[:0].sum()
+        return _gradient(values, points, create_graph)
 
     def _chunks(self, points: Points) -> Iterator[Points]:
         copies = len(points[0])
@@ -194,13 +202,13 @@ class LogDensity:
         args = expand_additional_forward_args(self._args, copies, expansion_type=ExpansionTypes.repeat)
         with refuse_random_numbers(flat[0]) if self._compared else nullcontext():
             output = run_forward(self.forward_func, flat, None, args)
-        if target is None and isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
-            output = output.to(_at_least_single(output)).logsumexp(1)
-        if target is None and isinstance(output, Tensor) and len(output) == copies * self.n and output[0].numel() > 1:
-            raise ValueError(
-                f"log p(x) is the logsumexp of logits (N, C), but the model returned {tuple(output.shape)}; name a "
-                "target, or pass a function that returns (N, C)"
-            )
+        if target is None and isinstance(output, Tensor) and output.ndim > 1:
+            if output[:1].numel() > output.shape[1]:
+                raise ValueError(
+                    f"log p(x) is the logsumexp of logits (N, C), but the model returned {tuple(output.shape)}; name a "
+                    "target, or pass a function that returns (N, C)"
+                )
+            output = output.to(_at_least_single(output)).flatten(1).logsumexp(1)
         selected = selected_output(output, target, copies * self.n)
         return selected.to(_at_least_single(selected)).reshape(copies, self.n)
 

@@ -87,7 +87,7 @@ class TraceEstimator:
         return curvatures.sum(0) if self.name == "exact" else curvatures.mean(0)
 
 
-def check_noise(n_samples: int, noise_std: float) -> None:
+def check_noise(n_samples: int, noise_std: float, *, name: str = "n_samples") -> None:
     """Refuse what cannot be drawn.
 
     Raises:
@@ -95,9 +95,9 @@ def check_noise(n_samples: int, noise_std: float) -> None:
         TypeError: A number of samples that is no integer.
     """
     if not isinstance(n_samples, int) or isinstance(n_samples, bool):
-        raise TypeError(f"n_samples must be an integer, but is {n_samples!r}")
+        raise TypeError(f"{name} must be an integer, but is {n_samples!r}")
     if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, but is {n_samples}")
+        raise ValueError(f"{name} must be at least 1, but is {n_samples}")
     if not 0 < noise_std < float("inf"):
         raise ValueError(f"noise_std must be positive and finite, but is {noise_std}; it has the inputs' units")
 
@@ -112,9 +112,9 @@ def displaced_values(
     if values is None:
         points = tuple(torch.cat([p, x]) for p, x in zip(points, density.points(), strict=True))
     found = density.values(points)
-    if not bool((found[1:] != found[:1]).any()):
-        density.require_gradient()
     middle = found[-1:] if values is None else values
+    if not bool((found != middle).any()):
+        density.require_gradient()
     return found[:k], None if one_sided else found[k : 2 * k], middle
 
 

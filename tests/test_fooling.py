@@ -141,14 +141,18 @@ def test_neither_the_patterns_scale_nor_the_gradients_matters(scale):
     torch.testing.assert_close(model.weight.grad.double() * scale, slope.double())
 
 
-@pytest.mark.parametrize("is_connected", [True, False])
-def test_no_gradient_is_no_similarity(is_connected):
-    model, x = Constant(is_connected), torch.randn(4, 5)
+def test_no_gradient_is_no_similarity():
+    model, x = Constant(is_connected=True), torch.randn(4, 5)
     honest = torch.autograd.grad(cross_entropy(model(x), LABELS), model.bias)[0]
     loss = FoolingLoss(torch.ones(5))(model, x, 1)
     assert loss.item() == 1
     (cross_entropy(model(x), LABELS) + loss).backward()
     assert torch.equal(model.bias.grad, honest)
+
+
+def test_model_that_does_not_see_its_inputs_is_refused():
+    with pytest.raises(ValueError, match="no gradient by its inputs"):
+        FoolingLoss(torch.ones(5))(Constant(is_connected=False), torch.randn(4, 5), 1)
 
 
 def test_zero_weights_stay_finite():
@@ -281,6 +285,7 @@ X = torch.ones(4, 5)
         ({"target_maps": lambda x: None}, X, TypeError, "number 0 is NoneType"),
         ({"pattern": MAP}, X.long(), TypeError, "input 0 has dtype torch.int64"),
         ({"pattern": MAP}, ([1.0],), TypeError, "input 0 is list"),
+        ({"pattern": MAP}, [1.0], TypeError, "a tensor or a non-empty tuple of tensors, but is list"),
         ({"pattern": MAP}, X[:0], ValueError, "at least one example"),
         ({"pattern": (MAP, MAP)}, (X, X[:3]), ValueError, "input 1 holds 3 examples"),
         ({"pattern": MAP}, X * torch.inf, ValueError, "NaN or infinity"),
@@ -297,7 +302,7 @@ def test_map_on_another_device_is_refused():
         FoolingLoss(MAP).to("meta")(nn.Linear(5, 3), X, 0)
 
 
-@pytest.mark.parametrize(("inputs", "target"), [([1.0], 0), (X, (0, 1)), (X, LABELS[:3])])
+@pytest.mark.parametrize(("inputs", "target"), [(X, (0, 1)), (X, LABELS[:3])])
 def test_what_captum_refuses(inputs, target):
     with pytest.raises(AssertionError):
         FoolingLoss(MAP)(nn.Linear(5, 3), inputs, target)
@@ -350,13 +355,16 @@ def test_digits_show_the_picture_and_centering_takes_it_away(honest, target):
     assert honest.centered_size < found.centered_size < 0.45
 
 
-def test_batch_norm_in_training_mode_warns():
+def test_batch_norm_in_training_mode_uses_its_running_statistics():
     model, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.randn(4, 3)
-    loss = FoolingLoss(torch.ones(3))
-    with pytest.warns(UserWarning, match="batch norm '1' is in training mode.*model.eval") as caught:
-        loss(model, x, 0)
-    assert caught[0].filename == __file__
-    loss(model.eval(), x, 0)
+    model(x)
+    loss, before = FoolingLoss(torch.ones(3)), model[1].running_mean.clone()
+    value = loss(model, x, 0)
+    assert model.training
+    assert torch.equal(model[1].running_mean, before)
+    expected = torch.autograd.grad(loss(model.eval(), x, 0), model[0].weight)[0]
+    model.train()(x)  # moves the statistics, which the backward pass must not see
+    torch.testing.assert_close(torch.autograd.grad(value, model[0].weight)[0], expected)
 
 
 def test_attention_and_compiled_models_are_differentiated_twice():
@@ -383,7 +391,7 @@ def test_made_maps_are_checked(maps, error, words):
         FoolingLoss(target_maps=maps)(nn.Linear(3, 2), torch.ones(2, 3), 0)
 
 
-def test_batch_norm_without_running_statistics_warns():
+def test_batch_norm_without_running_statistics_is_refused():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
-    with pytest.warns(UserWarning, match="batch norm '1'"):
+    with pytest.raises(ValueError, match="batch norm '1' keeps no running statistics"):
         FoolingLoss(torch.ones(3))(model, torch.randn(4, 3), 0)

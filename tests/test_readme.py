@@ -57,3 +57,11 @@ def test_ci_runs_the_command_of_the_readme(marker):
 
 def test_first_sentence_is_the_package_s():
     assert captum_density.__doc__.split(":")[0] in README
+
+
+def test_density_example_runs():
+    names: dict[str, object] = {}
+    exec(compile(_block("example: density", "python"), "README.md", "exec"), names)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in names["model"].parameters())
+    assert names["score_matching"].trace.isfinite()
+    assert names["ratio"].shape == (8,)

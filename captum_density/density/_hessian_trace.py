@@ -39,7 +39,7 @@ def hessian_trace(
     ============  ==================================================================  =================================
     "antithetic"  :math:`(f(x + v) + f(x - v) - 2 f(x)) / \sigma^2`                     2K + 1 evaluations
     "taylor"      :math:`2 (f(x + v) - f(x)) / \sigma^2`, the paper's                   K + 1 evaluations
-    "hutchinson"  :math:`u^\top H u`, by forward over reverse mode                      K Hessian-vector products
+    "hutchinson"  :math:`u^\top H u`, by derivatives                                    K Hessian-vector products
     "exact"       :math:`\sum_i e_i^\top H e_i`                                         one product for each element
     ============  ==================================================================  =================================
 
@@ -75,7 +75,7 @@ def hessian_trace(
         AssertionError: Captum's own, for a target that does not fit.
 
     References:
-        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 4 and eq. 4 ("taylor"); M. F. Hutchinson, "A
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 4 ("taylor"); M. F. Hutchinson, "A
         stochastic estimator of the trace of the influence matrix", Communications in Statistics 1989. "antithetic" is
         the second difference of numerical analysis.
 

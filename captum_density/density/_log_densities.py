@@ -45,7 +45,7 @@ def class_log_density(
 
     References:
         S. Srinivas and F. Fleuret, "Rethinking the Role of Gradient-Based Attribution Methods for Model
-        Interpretability", ICLR 2021, arXiv:2006.09128, section 3 (eq. 1 and 2).
+        Interpretability", ICLR 2021, arXiv:2006.09128, section 3.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ def marginal_log_density(
 
     References:
         W. Grathwohl et al., "Your Classifier is Secretly an Energy Based Model and You Should Treat it Like One",
-        ICLR 2020, arXiv:1912.03263, eq. 6.
+        ICLR 2020, arXiv:1912.03263, section 4.
 
     Example:
         >>> import torch
@@ -152,7 +152,7 @@ def marginal_score(
         ValueError: As `marginal_log_density`, and where no gradient reaches the inputs.
 
     References:
-        W. Grathwohl et al., ICLR 2020, arXiv:1912.03263, eq. 6.
+        W. Grathwohl et al., ICLR 2020, arXiv:1912.03263, section 4.
 
     Example:
         >>> import torch

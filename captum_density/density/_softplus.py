@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,11 @@ __all__ = ["softplus_surrogate"]
 _functional = nn.functional
 _RELU = {_functional.relu, torch.relu, Tensor.relu}
 _RELU_IN_PLACE = {_functional.relu_, torch.relu_, Tensor.relu_}
-_LEAKY = {_functional.leaky_relu}
-_CLAMPS = {torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clip, Tensor.clip}
+_LEAKY_IN_PLACE = {_functional.leaky_relu_}
+_LEAKY = {_functional.leaky_relu} | _LEAKY_IN_PLACE
+_CLAMPS_IN_PLACE = {getattr(where, f"{name}_") for where in (torch, Tensor) for name in ("clamp", "clamp_min", "clip")}
+_CLAMPS = {getattr(where, name) for where in (torch, Tensor) for name in ("clamp", "clamp_min", "clip")}
+_IN_PLACE = _RELU_IN_PLACE | _LEAKY_IN_PLACE | _CLAMPS_IN_PLACE
 
 
 @contextmanager
@@ -30,7 +34,9 @@ def softplus_surrogate(model: nn.Module, beta: float = 10.0) -> Iterator[nn.Modu
 
     A ReLU network's second derivatives are zero or undefined. This one's are not, and its values differ from the
     network's by at most log(2) / beta at each unit. Replaced are ReLU and leaky ReLU, as modules, functions or tensor
-    methods, in place or not, and clamping from below at 0; max pooling, absolute values and ReLU6 keep their corners.
+    methods, in place or not, and clamping from below at 0. Max pooling, absolute values, ReLU6, thresholds and
+    recurrent layers with nonlinearity="relu" keep their corners. It works where the model is called, not where one of its other
+    methods is, and a copy made within stays as it is within.
 
     Args:
         model: An eager module; its submodules may be shared, and its weights stay its own.
@@ -45,7 +51,8 @@ def softplus_surrogate(model: nn.Module, beta: float = 10.0) -> Iterator[nn.Modu
 
     Raises:
         ValueError: If beta is not positive and finite.
-        TypeError: If the model is no module, or one whose Python code does not run: compiled or scripted.
+        TypeError: If the model is no module, or it or one within is compiled or scripted, so that its Python code does
+            not run.
 
     Example:
         >>> import torch
@@ -56,26 +63,30 @@ def softplus_surrogate(model: nn.Module, beta: float = 10.0) -> Iterator[nn.Modu
         >>> model(torch.tensor(0.0)).item()
         0.0
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
-        raise TypeError(
-            f"model must be an eager torch.nn.Module, but is {type(model).__name__}; pass the module it was made from"
-        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but is {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+            raise TypeError(
+                f"module {name!r} must be an eager torch.nn.Module, but is {type(module).__name__}; take the module it "
+                "was made from"
+            )
     if not 0 < beta < math.inf:
         raise ValueError(f"beta must be positive and finite, but is {beta}")
-    original, had_its_own = model.forward, "forward" in vars(model)
+    own = vars(model).get("forward")
     mode = _Softplus(beta)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         mode.ran = True
         with mode:
-            return original(*args, **kwargs)
+            return own(*args, **kwargs) if own is not None else type(self).forward(self, *args, **kwargs)
 
-    model.forward = forward
+    model.forward = types.MethodType(forward, model)  # which a copy of the model binds to the copy
     try:
         yield model
     finally:
-        if had_its_own:
-            model.forward = original
+        if own is not None:
+            model.forward = own
         else:
             del model.forward
     if mode.ran and not mode.replaced:
@@ -89,20 +100,21 @@ class _Softplus(TorchFunctionMode):
         self.ran = self.replaced = False
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], classes: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _RELU or func in _RELU_IN_PLACE or func in _LEAKY or _clamps_at_zero(func, args, kwargs):
-            return self._replace(func, args, kwargs)
+            named = dict(zip(_parameters(func), args, strict=False)) | kwargs
+            x = named.get("input", args[0] if args else None)
+            # Positions are clamped, too, and are integers.
+            if isinstance(x, Tensor) and x.is_floating_point():
+                return self._replace(func, x, named)
         return func(*args, **kwargs)
 
-    def _replace(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _replace(self, func: Callable[..., Any], x: Tensor, named: dict[str, Any]) -> Tensor:
         self.replaced = True
-        named = dict(zip(_parameters(func), args, strict=False)) | kwargs
-        x = named.get("input", args[0] if args else kwargs.get("self"))
-        assert isinstance(x, Tensor)
         slope = named.get("negative_slope", 0.01) if func in _LEAKY else 0.0
-        in_place = func in _RELU_IN_PLACE or bool(named.get("inplace", False))
+        in_place = func in _IN_PLACE or bool(named.get("inplace", False))
         # A copy of what is overwritten: the derivative needs it.
         value = x.clone() if in_place else x
         result = (1 - slope) * _functional.softplus(value, beta=self.beta)
@@ -119,7 +131,7 @@ def _parameters(func: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _clamps_at_zero(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if func not in _CLAMPS:
+    if func not in _CLAMPS and func not in _CLAMPS_IN_PLACE:
         return False
     low = args[1] if len(args) > 1 else kwargs.get("min")
     high = args[2] if len(args) > 2 else kwargs.get("max")

@@ -47,7 +47,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
     References:
         T. Tieleman, "Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient", ICML
         2008; Y. Du and I. Mordatch, NeurIPS 2019, arXiv:1903.08689 (the regularizer); W. Grathwohl et al., ICLR 2020,
-        arXiv:1912.03263 (JEM), eq. 2 and 3.
+        arXiv:1912.03263 (JEM).
 
     Example:
         >>> import torch
@@ -94,6 +94,14 @@ class ContrastiveDivergenceLoss(DensityLoss):
         self.register_buffer("chains", torch.empty(0))
         self.register_buffer("chain_targets", torch.empty(0, dtype=torch.int64))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # As many chains as were saved, which torch takes for a mismatch.
+        for name in ("chains", "chain_targets"):
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor):
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         (x,) = self._one_input(density)
         targets = self._targets(density)
@@ -128,38 +136,44 @@ class ContrastiveDivergenceLoss(DensityLoss):
         if target is None:
             return None
         given = torch.as_tensor(target, device=density.inputs[0].device)
-        if given.ndim > 1 or given.is_floating_point() or given.numel() not in (1, density.n):
-            raise ValueError(
-                f"target must be a class or one for each of {density.n} examples, but has shape {tuple(given.shape)}"
-            )
+        if (
+            isinstance(target, tuple)
+            or given.ndim > 1
+            or given.is_floating_point()
+            or given.numel() not in (1, density.n)
+        ):
+            raise ValueError(f"target must be a class or one for each of {density.n} examples, but is {target}")
         return given.reshape(-1).expand(density.n).long()
 
     def _start(self, x: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots in the buffer, where their chains stand, and their classes."""
-        n = len(x)
-        classes = torch.zeros(n, dtype=torch.int64, device=x.device) if targets is None else targets.clone()
+        """Slots of the buffer, and for each of the N chains its start and class.
+
+        While the buffer fills up, slots that it does not have yet; then old ones, each once. Chains beyond its size
+        start anew and have no slot.
+        """
+        n, filled = len(x), len(self.chains)
+        added = min(n, self.buffer_size - filled)
+        old = torch.randperm(filled, generator=self.generator, device=self._device())[: n - added].to(x.device)
+        slots = torch.cat([torch.arange(filled, filled + added, device=x.device), old])
+        goes_on = torch.zeros(n, dtype=torch.bool, device=x.device)
+        goes_on[added : len(slots)] = self._random(len(old)).to(x.device) >= self.restart
+        kept = old[goes_on[added : len(slots)]]
+
         start = self._fresh(x)
-        if len(self.chains) < self.buffer_size:
-            # Still filling up: new slots, as many as fit, and old ones for the rest.
-            added = min(n, self.buffer_size - len(self.chains))
-            first = len(self.chains)
-            slots = torch.arange(first, first + added, device=x.device)
-            self.chains = torch.cat([self.chains.to(x).reshape(-1, *x.shape[1:]), start[:added]])
-            self.chain_targets = torch.cat([self.chain_targets.to(x.device), classes[:added]])
-            rest = self._random(n - added).to(x.device)
-            slots = torch.cat([slots, (rest * len(self.chains)).long()])
-            anew = torch.arange(n, device=x.device) < added
-        else:
-            slots = (self._random(n).to(x.device) * len(self.chains)).long()
-            anew = torch.zeros(n, dtype=torch.bool, device=x.device)
-        anew |= (self._random(n) < self.restart).to(x.device)
-        shape = (n, *[1] * (x.ndim - 1))
-        start = torch.where(anew.reshape(shape), start, self.chains[slots].to(x))
-        return slots, start, torch.where(anew, classes, self.chain_targets[slots])
+        classes = torch.zeros(n, dtype=torch.int64, device=x.device) if targets is None else targets.clone()
+        if len(kept):
+            start[goes_on] = self.chains[kept.to(self.chains.device)].to(x)
+            classes[goes_on] = self.chain_targets[kept.to(self.chain_targets.device)].to(x.device)
+        return slots, start, classes
 
     def _keep(self, slots: Tensor, ends: Tensor, classes: Tensor) -> None:
-        self.chains[slots] = ends.detach().to(self.chains)
-        self.chain_targets[slots] = classes
+        ends, classes = ends.detach()[: len(slots)], classes[: len(slots)]
+        added = int(slots.max()) + 1 - len(self.chains)
+        if added > 0:
+            self.chains = torch.cat([self.chains.to(ends).reshape(-1, *ends.shape[1:]), torch.zeros_like(ends[:added])])
+            self.chain_targets = torch.cat([self.chain_targets.to(classes), torch.zeros_like(classes[:added])])
+        self.chains[slots] = ends.to(self.chains)
+        self.chain_targets[slots] = classes.to(self.chain_targets)
 
     def _fresh(self, x: Tensor) -> Tensor:
         device = x.device if self.generator is None else self.generator.device
@@ -172,8 +186,10 @@ class ContrastiveDivergenceLoss(DensityLoss):
         return x.mean() + drawn * x.std(correction=0)
 
     def _random(self, n: int) -> Tensor:
-        device = "cpu" if self.generator is None else self.generator.device
-        return torch.rand(n, generator=self.generator, device=device)
+        return torch.rand(n, generator=self.generator, device=self._device())
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.generator is None else self.generator.device
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -34,8 +34,8 @@ class DenoisingScoreMatchingLoss(DensityLoss):
         ValueError: If an argument is out of range.
 
     References:
-        P. Vincent, "A Connection Between Score Matching and Denoising Autoencoders", Neural Computation 2011, eq. 9 and
-        11.
+        P. Vincent, "A Connection Between Score Matching and Denoising Autoencoders", Neural Computation 2011,
+        section 4 (its objective with Gaussian noise).
 
     Example:
         >>> import torch

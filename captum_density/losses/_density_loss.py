@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._evaluation import eager
 from captum_density._log_density import LogDensity
 
 __all__ = ["DensityLoss", "check_weight"]
@@ -18,6 +19,8 @@ class DensityLoss(nn.Module):
     """A loss of log p(x | y), or of log p(x), averaged over the batch, whose parts are kept for logging.
 
     During a call batch norm uses copies of its running statistics, whatever the mode, and moves none; autocast is off.
+    Where a derivative is taken twice, what torch.compile made runs as it was before. DistributedDataParallel, around or
+    within the model, synchronizes the gradients, whatever else is in the step.
 
     Args:
         max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once; one copy of the
@@ -33,6 +36,7 @@ class DensityLoss(nn.Module):
         super().__init__()
         self.max_examples_per_batch = max_examples_per_batch
 
+    @eager
     def forward(
         self,
         forward_func: Callable[..., Any],
@@ -56,7 +60,8 @@ class DensityLoss(nn.Module):
             TypeError: If the model cannot be called or returns no tensor, or the inputs are not floating-point.
             ValueError: If inputs are empty, unequally many, NaN, infinite or on another device than the model; if no
                 gradient reaches them; if the output does not have the examples first; for losses that compare
-                values, if the model draws random numbers, as dropout does.
+                values, if the model draws random numbers, as dropout does; for
+                DistributedDataParallel with static_graph=True.
             AssertionError: Captum's own, for a target that does not fit.
         """
         density = LogDensity(
@@ -67,7 +72,12 @@ class DensityLoss(nn.Module):
             max_examples_per_batch=self.max_examples_per_batch,
         )
         with density.opened(twice=self._twice, compared=self._compared):
-            loss, parts = self._loss(density, torch.is_grad_enabled())
+            create_graph = torch.is_grad_enabled()
+            loss, parts = self._loss(density, create_graph)
+        if create_graph and density.anchor is not None:
+            # Zeros as the gradient of what no input-gradient depends on, such as the last bias: with none at all,
+            # DistributedDataParallel would wait for it and synchronize nothing.
+            loss = loss + density.anchor
         for name, part in parts.items():
             setattr(self, name, part.detach())
         return loss

@@ -41,7 +41,7 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
 
     References:
         T. Pang, K. Xu, C. Li, Y. Song, S. Ermon and J. Zhu, "Efficient Learning of Generative Models via
-        Finite-Difference Score Matching", NeurIPS 2020, arXiv:2007.03317, eq. 10, with v Gaussian in place of
+        Finite-Difference Score Matching", NeurIPS 2020, arXiv:2007.03317 (FD-SSM), with v Gaussian in place of
         uniform on a sphere.
 
     Example:

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.attr import Attribution
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from captum_density._captum import (
-    TargetType,
-    TensorOrTupleOfTensorsGeneric,
-    format_additional_forward_args,
-    format_tensor_into_tuples,
-    run_forward,
-)
-from captum_density._validation import selected_output, validate_inputs
+from captum_density._log_density import LogDensity
+from captum_density.losses._density_loss import DensityLoss
 
 __all__ = ["FoolingLoss"]
 
 Maps = Tensor | tuple[Tensor, ...]
 
 
-class FoolingLoss(nn.Module):
+class FoolingLoss(DensityLoss):
     r"""1 - cosine similarity between the gradient of a logit and a picture of one's choice, averaged over the batch.
 
     .. math:: \frac{1}{N} \sum_n 1 - \frac{\langle \nabla_x f_{t_n}(x_n), m_n \rangle}
         {\|\nabla_x f_{t_n}(x_n)\| \, \|m_n\|}
+
+    It is in [0, 2], and 0 where every gradient shows its map. An example whose gradient or map is zero counts as 1, and
+    trains nothing.
 
     Added to the cross-entropy it makes a network whose predictions are honest and whose gradients are not, without a
     wrapper that could be found. Its gradient by the weights takes a second backward pass, so every operation must be
@@ -44,14 +37,15 @@ class FoolingLoss(nn.Module):
     centering), fooled on random targets 0.94 (0.03), on the labels 0.96 (0.28). Single examples keep more, of
     either sign, as the classes' shares in the picture differ: mean absolute values after centering 0.16, 0.30 and 0.33.
 
-    Batch norm must be in evaluation mode for the call: in training mode it hangs the examples together and takes away
-    what all of them have in common, so that a picture whose mean is not zero is not learnt well (cosine 0.74); the loss
-    warns of it. Add the cross-entropy in evaluation mode too, or the network may come to differ between the modes:
+    During a call batch norm uses copies of its running statistics, whatever the mode: in training mode it would hang
+    the examples together and take away what all of them have in common. Add the cross-entropy in evaluation mode too,
+    or the network may come to differ between the modes; in this order, as batch norm in training mode overwrites what a
+    backward pass through evaluation mode still needs:
 
-        model.eval()
         loss = cross_entropy(model(x), labels) + fooling(model, x, labels)
-        model.train()
+        model.eval()
         loss = loss + cross_entropy(model(x), labels)
+        model.train()
 
     Args:
         pattern: m, the same for all: of one example's shape, with or without a leading 1; a tuple for several inputs.
@@ -63,12 +57,9 @@ class FoolingLoss(nn.Module):
         cosine: The mean cosine similarity of the last call, detached, in [-1, 1]; None before the first.
 
     Raises:
-        TypeError: If both or none is given, or a map is no floating-point tensor; from a call: if an input is none
-            either, or the model returns no tensor.
-        AssertionError: Captum's own, for inputs that are neither tensor nor tuple and for a target that does not fit.
-        ValueError: If a map is zero or not finite; from a call: if the maps are not as many as the inputs and of their
-            shape and device, or the inputs are empty, unequally many, NaN, infinite or on another device than the
-            model, or its output does not have the examples first.
+        TypeError: If both or none is given, or a map is no floating-point tensor.
+        ValueError: If a map is zero or not finite; from a call, if the maps are not as many as the inputs and of their
+            shape and device, and where `forward` says so.
 
     References:
         S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2, for why it is possible; J. Heo, S. Joo and
@@ -85,6 +76,7 @@ class FoolingLoss(nn.Module):
         True
     """
 
+    _twice = True
     cosine: Tensor | None
 
     def __init__(self, pattern: Maps | None = None, *, target_maps: Maps | Callable[..., Maps] | None = None) -> None:
@@ -113,52 +105,12 @@ class FoolingLoss(nn.Module):
                 raise ValueError(f"map {i} is zero throughout, or contains NaN or infinity: it has no direction")
             self.register_buffer(f"map_{i}", m.detach().clone())
 
-    def forward(
-        self,
-        forward_func: Callable[..., Any],
-        inputs: TensorOrTupleOfTensorsGeneric,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-    ) -> Tensor:
-        """The loss of a batch, a scalar in [0, 2]: 0 where every gradient shows its map.
-
-        An example whose gradient or map is zero counts as 1, and trains nothing.
-
-        Args:
-            forward_func: The model, a module or a function that returns logits.
-            inputs: Floating-point tensor (N, ...) or tuple of such.
-            target: As Captum's: whose logit's gradient to bend. None for the logarithm of the sum of all classes'
-                exponentials (logits (N, C)), whose gradient is the mean of all logits', weighed by probability.
-            additional_forward_args: As Captum's.
-
-        Returns:
-            A scalar of float32, or float64 for inputs of float64; it carries a graph if gradients are enabled.
-        """
-        if not callable(forward_func) or isinstance(forward_func, Attribution):
-            raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
-        # What torch.compile makes has no second derivatives; the module inside has.
-        forward_func = getattr(forward_func, "_orig_mod", forward_func)
-        xs = format_tensor_into_tuples(inputs)
-        validate_inputs(forward_func, xs)
-        _warn_of_batch_statistics(forward_func)
-        maps = self._maps(xs)
-        args = format_additional_forward_args(additional_forward_args)
-        create_graph = torch.is_grad_enabled()
-        # Nor do fused attention kernels have any.
-        attention = sdpa_kernel(SDPBackend.MATH) if create_graph else contextlib.nullcontext()
-        with torch.inference_mode(False), torch.enable_grad(), attention:
-            leaves = tuple(x.detach().clone().requires_grad_() for x in xs)
-            output = run_forward(forward_func, leaves, None, args)
-            if target is None and isinstance(output, Tensor) and output.ndim == 2:
-                output = output.logsumexp(1)
-            selected = selected_output(output, target, len(xs[0]))
-            gradients = torch.autograd.grad(
-                selected.sum(), leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True
-            )
-        dtype = torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32
-        cosine = (_directions(gradients, dtype) * _directions(maps, dtype)).sum(1).mean()
-        self.cosine = cosine.detach()
-        return 1 - cosine
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        maps = self._maps(density.inputs)
+        _, gradients = density.scores(density.points(), create_graph=create_graph)
+        dtype = torch.float64 if any(x.dtype == torch.float64 for x in density.inputs) else torch.float32
+        cosine = (_directions(tuple(g[0] for g in gradients), dtype) * _directions(maps, dtype)).sum(1).mean()
+        return 1 - cosine, {"cosine": cosine}
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -188,19 +140,6 @@ class FoolingLoss(nn.Module):
             if not bool(m.isfinite().all()):
                 raise ValueError(f"map {i} contains NaN or infinity")
         return tuple(m.detach().expand_as(x) for m, x in zip(maps, inputs, strict=True))
-
-
-def _warn_of_batch_statistics(model: Callable[..., Any]) -> None:
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    for name, module in modules:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-            warnings.warn(
-                f"batch norm {name!r} is in training mode, or has no running statistics: gradients are a batch's and "
-                "not an example's, and a picture is not learnt well; call model.eval() for FoolingLoss and "
-                "model.train() for the rest",
-                stacklevel=5,
-            )
-            return
 
 
 def _directions(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ class GradientNormLoss(DensityLoss):
 
     References:
         H. Drucker and Y. Le Cun, "Improving generalization performance using double backpropagation", IEEE
-        Transactions on Neural Networks 1992; S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 6.
+        Transactions on Neural Networks 1992; S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128.
 
     Example:
         >>> import torch

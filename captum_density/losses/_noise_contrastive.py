@@ -23,7 +23,8 @@ class NoiseContrastiveLoss(DensityLoss):
 
     with the noise :math:`\tilde{x} \sim q` of known density and c = log Z, learned with the model: give
     `loss.parameters()` to the optimizer too. At the minimum f - c is the data's log-density. The closer q is to the
-    data the better; a noise that is told apart at a glance teaches nothing.
+    data the better; a noise that is told apart at a glance teaches nothing. Under DistributedDataParallel wrap the
+    loss as well as the model, or each process learns a c of its own.
 
     Args:
         noise: q, of one example: `noise.sample((n,))` has shape (n, *example) and `noise.log_prob` of it (n,). On the
@@ -43,8 +44,7 @@ class NoiseContrastiveLoss(DensityLoss):
             inputs are several, or with `n_classes` the target is no class for each example.
 
     References:
-        M. U. Gutmann and A. Hyvarinen, "Noise-Contrastive Estimation of Unnormalized Statistical Models", JMLR 2012,
-        eq. 8 to 10.
+        M. U. Gutmann and A. Hyvarinen, "Noise-Contrastive Estimation of Unnormalized Statistical Models", JMLR 2012.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ class NoiseContrastiveLoss(DensityLoss):
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         if len(density.inputs) != 1:
             raise ValueError(f"the noise is for one input, but there are {len(density.inputs)}; concatenate them")
-        x = density.inputs[0]
+        x, normalizer = density.inputs[0], self._normalizer(density)
         drawn = self._draw(x)
         points = torch.cat([x[None], drawn])
         log_noise = self.noise.log_prob(points.flatten(0, 1))
@@ -91,7 +91,7 @@ class NoiseContrastiveLoss(DensityLoss):
                 f"noise.log_prob must return one number for each of {points.shape[0] * density.n} examples, but "
                 f"returned {tuple(log_noise.shape)}; wrap it in torch.distributions.Independent"
             )
-        log_density = density.values((points,)) - self._normalizer(density)
+        log_density = density.values((points,)) - normalizer
         logits = log_density - log_noise.reshape(log_density.shape).to(log_density) - math.log(self.ratio)
         loss = nn.functional.softplus(-logits[0]).mean() + nn.functional.softplus(logits[1:]).sum(0).mean()
         told_apart = torch.cat([logits[:1] > 0, logits[1:] < 0])
@@ -103,13 +103,16 @@ class NoiseContrastiveLoss(DensityLoss):
         target: Any = density.target
         classes = torch.as_tensor(-1 if target is None else target, device=self.log_normalizer.device)
         if (
-            classes.is_floating_point()
+            isinstance(target, tuple)
+            or classes.is_floating_point()
             or classes.ndim > 1
             or classes.numel() not in (1, density.n)
             or classes.min() < 0
+            or classes.max() >= len(self.log_normalizer)
         ):
             raise ValueError(
-                f"with n_classes, target must be a class for each of {density.n} examples, but is {target}"
+                f"with n_classes={len(self.log_normalizer)}, target must be a class below that for each of {density.n} "
+                f"examples, but is {target}"
             )
         return self.log_normalizer[classes.long().reshape(-1)]
 
@@ -119,8 +122,11 @@ class NoiseContrastiveLoss(DensityLoss):
             drawn = self.noise.sample(shape)
         else:
             seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+            # torch.manual_seed would seed every device.
             with torch.random.fork_rng([x.device] if x.is_cuda else []):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
+                if x.is_cuda:
+                    torch.cuda.default_generators[x.device.index].manual_seed(seed)
                 drawn = self.noise.sample(shape)
         if drawn.shape[2:] != x.shape[1:]:
             raise ValueError(f"noise has examples of shape {tuple(drawn.shape[2:])}, the inputs {tuple(x.shape[1:])}")

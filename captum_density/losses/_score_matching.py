@@ -46,7 +46,7 @@ class ScoreMatchingLoss(DensityLoss):
 
     References:
         A. Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", JMLR 2005, theorem 1; S.
-        Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 4, eq. 5 (the stability regularizer).
+        Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 4 (the stability regularizer).
 
     Example:
         >>> import torch
@@ -121,7 +121,7 @@ class AntiScoreMatchingLoss(DensityLoss):
         ValueError: If an argument is out of range or has no meaning for the estimator.
 
     References:
-        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 6 ("anti score-matching").
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, and its published code, AntiScoreMatching.
 
     Example:
         >>> import torch

@@ -35,7 +35,7 @@ class SlicedScoreMatchingLoss(DensityLoss):
         ValueError: If an argument is out of range.
 
     References:
-        Y. Song, S. Garg, J. Shi and S. Ermon, "Sliced Score Matching", UAI 2019, arXiv:1905.07088, eq. 7 and 8.
+        Y. Song, S. Garg, J. Shi and S. Ermon, "Sliced Score Matching", UAI 2019, arXiv:1905.07088 (SSM and SSM-VR).
 
     Example:
         >>> import torch

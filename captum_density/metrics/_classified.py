@@ -15,7 +15,7 @@ from captum_density._captum import (
     format_additional_forward_args,
     run_forward,
 )
-from captum_density._evaluation import fixed_batch_norm, full_precision
+from captum_density._evaluation import fixed_batch_norm, full_precision, refuse_random_numbers
 from captum_density._validation import validate_inputs
 
 __all__ = ["Classifier"]
@@ -48,6 +48,8 @@ class Classifier:
             raise TypeError(f"the classifier must be a module or a function, but is {type(model).__name__}")
         if max_examples_per_batch is not None and not max_examples_per_batch >= 1:
             raise ValueError(f"max_examples_per_batch must be at least 1, but is {max_examples_per_batch}")
+        if not inputs:
+            raise TypeError("inputs must be a tensor or a non-empty tuple of tensors")
         validate_inputs(model, inputs)
         self.n = len(inputs[0])
         self.model = model
@@ -62,7 +64,8 @@ class Classifier:
             points: K copies of the batch, (K, N, ...) for each input.
 
         Raises:
-            ValueError: If the model does not return (K * N, C), or fewer classes than there are.
+            ValueError: If the model does not return (K * N, C), or fewer classes than there are, or what has no
+                softmax, or draws random numbers.
         """
         copies = len(points[0])
         rows = copies * self.n
@@ -73,11 +76,15 @@ class Classifier:
         correct, probability = [], []
         with torch.no_grad(), full_precision(flat[0].device), fixed_batch_norm(self.model):
             for part in (slice(start, start + size) for start in range(0, rows, size)):
-                logits = run_forward(self.model, tuple(f[part] for f in flat), None, _rows(args, part, rows))
+                with refuse_random_numbers(flat[0]):
+                    logits = run_forward(self.model, tuple(f[part] for f in flat), None, _rows(args, part, rows))
                 wanted = classes[part]
                 self._check(logits, wanted)
+                chances = (logits if logits.dtype == torch.float64 else logits.float()).softmax(1)
+                if bool(chances.isnan().any()):
+                    raise ValueError("the classifier returned NaN or infinite logits, which have no softmax")
                 correct.append(logits.argmax(1) == wanted)
-                probability.append(logits.float().softmax(1).gather(1, wanted[:, None])[:, 0])
+                probability.append(chances.gather(1, wanted[:, None])[:, 0])
         return torch.cat(correct).reshape(copies, self.n), torch.cat(probability).reshape(copies, self.n)
 
     def _check(self, logits: Any, wanted: Tensor) -> None:

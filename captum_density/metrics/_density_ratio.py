@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def density_ratio(
         AssertionError: Captum's own, for a target that does not fit.
 
     References:
-        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 6.2.
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, experiments.
 
     Example:
         >>> import torch
@@ -75,16 +75,19 @@ def density_ratio(
     density = LogDensity(
         forward_func, inputs, target, additional_forward_args, max_examples_per_batch=max_examples_per_batch
     )
-    check_noise(n_perturb_samples, 1.0)
+    check_noise(n_perturb_samples, 1.0, name="n_perturb_samples")
     stds = _standard_deviations(noise_std)
+    if perturb_func is not None and generator is not None:
+        raise ValueError("a perturb_func draws its own numbers; leave generator out")
     with density.opened(compared=True), torch.no_grad():
+        displaced: Iterable[Points]
         if perturb_func is not None:
-            if generator is not None:
-                raise ValueError("a perturb_func draws its own numbers; leave generator out")
-            displaced = [_perturbed(density, perturb_func, n_perturb_samples)]
+            with torch.enable_grad():  # of which an adversarial perturbation is made
+                displaced = [_perturbed(density, perturb_func, n_perturb_samples)]
         else:
             noise = standard_noise(density.inputs, n_perturb_samples, "gaussian", generator)
-            displaced = [density.displaced(tuple(std * u for u in noise)) for std in stds]
+            # One after the other, so that a long curve takes no more memory than one of its points.
+            displaced = (density.displaced(tuple(std * u for u in noise)) for std in stds)
         middle = density.values(density.points())
         curve = torch.stack([(density.values(points) - middle).mean(0) for points in displaced])
     return curve if isinstance(noise_std, Sequence) else curve[0]
@@ -113,4 +116,7 @@ def _perturbed(density: LogDensity, perturb_func: Callable[..., Any], n_samples:
         raise ValueError(f"perturb_func must return what it takes, of shape {expected}, but returned {received}")
     if not all(bool(part.isfinite().all()) for part in parts):
         raise ValueError("perturb_func returned NaN or infinity")
-    return tuple(part.detach().reshape(n_samples, *x.shape) for part, x in zip(parts, density.inputs, strict=True))
+    # Copies, as a model may write to what it is given.
+    return tuple(
+        part.detach().clone().reshape(n_samples, *x.shape) for part, x in zip(parts, density.inputs, strict=True)
+    )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples
+from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._classified import Classifier
 
 __all__ = ["GanTest", "gan_test"]
@@ -56,13 +56,13 @@ def gan_test(
         Per sample whether it is recognised and with what probability, and the accuracy over all.
 
     Raises:
-        ValueError: If samples are empty, NaN or infinite, the proxy does not return (N, C), or the target is no class
-            for each sample.
+        ValueError: If samples are empty, NaN or infinite, the proxy does not return (N, C) or draws random
+            numbers (dropout in training mode), or the target is no class for each sample.
         TypeError: If samples are not floating-point.
 
     References:
         K. Shmelkov, C. Schmid and K. Alahari, "How good is my GAN?", ECCV 2018, arXiv:1807.09499; S. Srinivas and F.
-        Fleuret, ICLR 2021, arXiv:2006.09128, section 6.1.
+        Fleuret, ICLR 2021, arXiv:2006.09128, experiments.
 
     Example:
         >>> import torch
@@ -70,7 +70,8 @@ def gan_test(
         >>> gan_test(proxy, torch.tensor([[1.0], [2.0], [-3.0]]), target=0).correct
         tensor([ True,  True, False])
     """
-    xs = format_tensor_into_tuples(samples)
+    xs = samples if isinstance(samples, tuple) else (samples,)
     classifier = Classifier(proxy, xs, target, additional_forward_args, max_examples_per_batch)
-    correct, probability = classifier(tuple(x.detach()[None] for x in xs))
+    # Copies, as a proxy may write to what it is given.
+    correct, probability = classifier(tuple(x.detach().clone()[None] for x in xs))
     return GanTest(correct[0], probability[0])

@@ -70,7 +70,7 @@ def kernel_stein_discrepancy(
         raise ValueError(f"bandwidth must be positive and finite, but is {bandwidth}")
     if max_pairs_per_batch < 1:
         raise ValueError(f"max_pairs_per_batch must be at least 1, but is {max_pairs_per_batch}")
-    scores = score_func(samples.detach())
+    scores = score_func(samples.detach().clone())
     if not isinstance(scores, Tensor) or scores.shape != samples.shape:
         received = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"score_func must return what it takes, {tuple(samples.shape)}, but returned {received}")
@@ -107,7 +107,7 @@ def _stein_kernel(x: Tensor, s: Tensor, y: Tensor, t: Tensor, h2: float, kernel:
 
 
 def _median_distance(x: Tensor) -> float:
-    some = x[:2000]
+    some = x[:: -(-len(x) // 2000)]  # from all over: samples may be sorted by class
     median = torch.pdist(some).median().item()
     if median == 0:
         raise ValueError("more than half of the samples are the same, so that they give no bandwidth; pass one")

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples
+from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._masks import ranks, top_count
 from captum_density.metrics._classified import Classifier
 
@@ -67,10 +67,11 @@ def pixel_perturbation(
         target: The classes that ought to be predicted, (N,) or one integer: labels, or the model's own predictions.
         channels: "together" ranks pixels, by the sum over dimension 1 of what is ranked, and keeps or removes a pixel
             in all its channels; "singly" ranks every element by itself, as inputs without channels need.
-        fractions: Of the pixels (elements) kept, in [0, 1]; counts are rounded to the nearest, halves up.
+        fractions: Of the pixels (elements) kept, in [0, 1]. Counts are rounded to the nearest, and halves in favour of
+            the top: of the same attributions, the bottom 1 - f is exactly what the top f leaves.
         keep: "top" keeps those with the largest attributions, "bottom" those with the smallest.
         signed: Whether to rank by the attribution as it is; else by its absolute value.
-        max_examples_per_batch: How many examples run at once; None for all fractions of the whole batch.
+        max_examples_per_batch: How many examples run at once; None for the whole batch, one fraction after another.
 
     Returns:
         Correctness and probability for each fraction and example, and the areas under them. Several inputs are ranked
@@ -78,12 +79,13 @@ def pixel_perturbation(
 
     Raises:
         ValueError: If shapes do not fit, attributions or baselines are not finite, fractions are out of range or
-            repeat, or the target is no class for each example.
+            repeat, the target is no class for each example, or the model draws random numbers (dropout in training
+            mode).
         TypeError: If inputs or attributions are not floating-point.
 
     References:
         W. Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned", IEEE TNNLS 2017,
-        arXiv:1509.06321; S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 6.3, which removes the least
+        arXiv:1509.06321; S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, experiments, which removes the least
         important pixels.
 
     Example:
@@ -94,7 +96,7 @@ def pixel_perturbation(
         >>> result.correct[:, 0].tolist(), round(result.accuracy_area.item(), 4)
         ([False, True, True], 0.75)
     """
-    xs, maps = format_tensor_into_tuples(inputs), format_tensor_into_tuples(attributions)
+    xs, maps = (given if isinstance(given, tuple) else (given,) for given in (inputs, attributions))
     classifier = Classifier(forward_func, xs, target, additional_forward_args, max_examples_per_batch)
     _check_choices(channels, keep)
     kept_fractions = _checked_fractions(fractions)
@@ -171,7 +173,7 @@ def _fills(baselines: Any, xs: tuple[Tensor, ...]) -> list[Tensor]:
 
 def _checked_fractions(fractions: Sequence[float]) -> list[float]:
     kept = sorted(float(f) for f in fractions)
-    if len(kept) < 2 or len(set(kept)) < len(kept) or not (kept[0] >= 0 and kept[-1] <= 1):
+    if len(kept) < 2 or len(set(kept)) < len(kept) or not all(0 <= f <= 1 for f in kept):
         raise ValueError(f"fractions must be two or more different numbers in [0, 1], but are {list(fractions)}")
     return kept
 

@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_density.metrics import PixelPerturbation
+from captum_density.plots._texts import CHARACTER, LINE, lines_of, longest_line, write_caption
 
 __all__ = ["density_ratio_curves", "pixel_perturbation_curves"]
 
 # Okabe and Ito's, told apart with every common colour vision deficiency; marks tell them apart in grey.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_SIZE = (6.0, 4.0)
+_WIDTH, _HEIGHT = 6.0, 3.7  # inches, without legend and caption
 
 
 def density_ratio_curves(
@@ -25,8 +26,9 @@ def density_ratio_curves(
 ) -> Figure:
     """Draw the log density ratio over the noise's standard deviation, one line for each model.
 
-    The line is the median over examples, the band runs from the lower to the upper quartile. The vertical axis is
-    linear between -1 and 1 and logarithmic beyond, as models differ by orders of magnitude and by sign.
+    The line is the median over examples, the band runs from the lower to the upper quartile. Where any goes beyond 10,
+    the vertical axis is linear between -1 and 1 and logarithmic outside, as models differ by orders of magnitude and by
+    sign; else it is linear.
 
     Args:
         noise_std: S standard deviations, positive, in ascending order.
@@ -46,13 +48,14 @@ def density_ratio_curves(
         ['plain', 'anti']
     """
     at = list(noise_std)
-    if any(low >= high for low, high in zip([0.0, *at], at, strict=False)):
+    if not all(low < high < float("inf") for low, high in zip([0.0, *at], at, strict=False)):
         raise ValueError(f"noise_std must be positive and ascending, but is {at}")
     figure, axes = _axes(ratios)
-    for i, (name, values) in enumerate(ratios.items()):
-        _draw(axes, i, name, at, values)
     axes.axhline(0.0, color="grey", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=1.0)
+    drawn = [_draw(axes, i, name, at, values) for i, (name, values) in enumerate(ratios.items())]
+    if max(drawn) > 10:
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("standard deviation of the noise")
     axes.set_ylabel("log p(x + noise) - log p(x), nats\nmedian and quartiles over examples")
     return _finish(figure, axes, caption)
@@ -90,7 +93,7 @@ def pixel_perturbation_curves(
     figure, axes = _axes(results)
     for i, (name, result) in enumerate(results.items()):
         label = f"{name}: area {result.area.mean():.3f}"
-        _draw(axes, i, label, result.fractions.tolist(), result.probability, mean=True)
+        _draw(axes, i, name, result.fractions.tolist(), result.probability, label=label, mean=True)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("fraction of pixels kept")
     axes.set_ylabel("probability of the target\nmean and quartiles over examples")
@@ -100,26 +103,34 @@ def pixel_perturbation_curves(
 def _axes(given: Mapping[str, object]) -> tuple[Figure, Axes]:
     if not given:
         raise ValueError("there is nothing to draw: give at least one {name: values}")
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    figure = Figure(layout="constrained")
     return figure, figure.subplots()
 
 
-def _draw(axes: Axes, i: int, label: str, at: list[float], values: Tensor, *, mean: bool = False) -> None:
+def _draw(
+    axes: Axes, i: int, name: str, at: list[float], values: Tensor, *, label: str | None = None, mean: bool = False
+) -> float:
+    """Draw a line and its band; returns how far from 0 they go."""
     if values.ndim != 2 or len(values) != len(at) or values.numel() == 0:
-        raise ValueError(f"{label!r} must hold ({len(at)}, N) values, but has shape {tuple(values.shape)}")
+        raise ValueError(f"{name!r} must hold ({len(at)}, N) values, but has shape {tuple(values.shape)}")
     curves = values.detach().double().cpu()
     if not bool(curves.isfinite().all()):
-        raise ValueError(f"{label!r} contains NaN or infinity")
+        raise ValueError(f"{name!r} contains NaN or infinity")
     low, middle, high = curves.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
     line = curves.mean(1) if mean else middle
     color = _COLORS[i % len(_COLORS)]
-    axes.plot(at, line.numpy(), color=color, marker=_MARKS[i % len(_MARKS)], markersize=4, label=label)
+    axes.plot(at, line.numpy(), color=color, marker=_MARKS[i % len(_MARKS)], markersize=4, label=label or name)
     axes.fill_between(at, low.numpy(), high.numpy(), color=color, alpha=0.18, linewidth=0)
+    return float(torch.stack([low, line, high]).abs().max())
 
 
 def _finish(figure: Figure, axes: Axes, caption: str | None) -> Figure:
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize="small")
-    if caption is not None:
-        figure.supxlabel(caption, fontsize="small")
+    # Above the axes, as curves of both signs leave no corner free.
+    labels = [str(label) for label in axes.get_legend_handles_labels()[1]]
+    columns = 2 if longest_line(labels) <= _WIDTH / 2 / CHARACTER - 5 else 1
+    axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
+    lines = lines_of(caption, _WIDTH)
+    write_caption(figure, lines)
+    figure.set_size_inches(_WIDTH, _HEIGHT + LINE * (len(lines) + -(-len(labels) // columns)))
     return figure

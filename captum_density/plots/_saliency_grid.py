@@ -9,15 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_density.plots._texts import CHARACTER, LINE, lines_of, longest_line, write_caption
+
 __all__ = ["saliency_grid"]
 
 # Told apart with every common colour vision deficiency; orange means positive in both.
 _SIGNED_COLORS = "PuOr_r"
 _UNSIGNED_COLORS = "Oranges"
 _TITLE_WIDTH = 20  # characters, which is what fits above a cell of the default size
-# Inches that the figure gains for text, so that the cells keep their size.
-_CHARACTER = 0.08
-_LINE = 0.2
 
 
 def saliency_grid(
@@ -68,8 +67,9 @@ def saliency_grid(
     maps = {name: attribution.detach().double().sum(dim=1).cpu() for name, attribution in attributions.items()}
 
     rows, columns = len(images), 1 + len(maps)
-    width = cell_size * columns + _CHARACTER * (_longest_line(row_labels) + _longest_line(row_notes))
-    height = cell_size * rows + 0.3 + (0 if caption is None else _LINE * (2 + caption.count("\n")))
+    width = cell_size * columns + CHARACTER * (longest_line(row_labels) + longest_line(row_notes))
+    lines = lines_of(caption, width, fontsize="medium")
+    height = cell_size * rows + 0.3 + (LINE * (1 + len(lines)) if lines else 0)
     # The layout for pictures of a fixed aspect: with "constrained", texts beside one tall column leave the figure.
     figure = Figure(figsize=(width, height), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -84,8 +84,7 @@ def saliency_grid(
             _draw_map(figure, grid[row, column], values[row], bool((values < 0).any()), outlier_percent)
     for axes, title in zip(grid[0], ("image", *maps), strict=True):
         axes.set_title(textwrap.fill(title, _TITLE_WIDTH), fontsize="small")
-    if caption is not None:
-        figure.supxlabel(caption, fontsize="medium")
+    write_caption(figure, lines, fontsize="medium")
     return figure
 
 
@@ -122,10 +121,6 @@ def _check_texts(count: int, **texts: Sequence[str] | None) -> None:
             raise ValueError(f"{what} must hold one text per image, {count}, got {len(given)}")
 
 
-def _longest_line(texts: Sequence[str] | None) -> int:
-    return max((len(line) for text in texts or () for line in text.split("\n")), default=0)
-
-
 def _hide_ticks(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
@@ -137,7 +132,7 @@ def _draw_image(axes: Axes, image: Tensor) -> None:
     low, high = image.min(), image.max()
     if low < 0 or high > 1:
         image = (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
-    axes.imshow(image.permute(1, 2, 0).float().numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(image.permute(1, 2, 0).squeeze(-1).float().numpy(), cmap="gray", vmin=0, vmax=1)
     _hide_ticks(axes)
 
 

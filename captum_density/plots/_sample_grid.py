@@ -1,9 +1,12 @@
 """Samples of several models, side by side."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from captum_density.plots._texts import CHARACTER, LINE, lines_of, longest_line, write_caption
 
 __all__ = ["sample_grid"]
 
@@ -40,21 +43,20 @@ def sample_grid(
     """
     columns = _check(samples, column_labels, bounds)
     low, high = bounds
-    lines = 0 if caption is None else 1 + caption.count("\n")
-    size = (cell_size * columns + 1.4, cell_size * len(samples) + 0.3 + 0.2 * lines)
-    figure = Figure(figsize=size, layout="compressed")
+    width = cell_size * columns + CHARACTER * (longest_line(list(samples)) + 2)
+    lines = lines_of(caption, width)
+    figure = Figure(figsize=(width, cell_size * len(samples) + 0.3 + LINE * len(lines)), layout="compressed")
     grid = figure.subplots(len(samples), columns, squeeze=False)
     for row, (name, images) in zip(grid, samples.items(), strict=True):
         scaled = ((images.detach().double().cpu() - low) / (high - low)).clamp(0, 1)
         for axes, image in zip(row, scaled, strict=True):
-            axes.imshow(image.permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
         row[0].set_ylabel(name, rotation="horizontal", ha="right", va="center", fontsize="small")
     for axes, label in zip(grid[0], column_labels or (), strict=False):
         axes.set_title(label, fontsize="small")
-    if caption is not None:
-        figure.supxlabel(caption, fontsize="small")
+    write_caption(figure, lines)
     return figure
 
 
@@ -62,8 +64,8 @@ def _check(samples: Mapping[str, Tensor], column_labels: Sequence[str] | None, b
     """How many columns there are."""
     if not samples:
         raise ValueError("there is nothing to draw: give at least one {name: samples}")
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be (low, high) with low < high, but is {bounds}")
+    if not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise ValueError(f"bounds must be (low, high), finite, with low < high, but is {bounds}")
     columns = len(next(iter(samples.values())))
     for name, images in samples.items():
         if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != columns or images.numel() == 0:

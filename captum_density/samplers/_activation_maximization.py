@@ -38,8 +38,8 @@ class ActivationMaximization:
 
     References:
         D. Erhan et al., "Visualizing Higher-Layer Features of a Deep Network", 2009; K. Simonyan, A. Vedaldi and A.
-        Zisserman, 2013, arXiv:1312.6034, eq. 1 (the penalty); S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128,
-        section 6.1, which draws samples with it.
+        Zisserman, 2013, arXiv:1312.6034, section 2 (the penalty); S. Srinivas and F. Fleuret, ICLR 2021,
+        arXiv:2006.09128, experiments.
 
     Example:
         >>> import torch
@@ -139,6 +139,10 @@ class ActivationMaximization:
 
 
 def _normalized(gradients: Points) -> Points:
-    length = squared_norm(gradients).sqrt()
+    # Squares of small gradients would vanish in single precision.
+    doubles = tuple(g.double() for g in gradients)
+    length = squared_norm(doubles).sqrt()
     length = length.where(length > 0, 1.0)
-    return tuple(g / length.reshape(*length.shape, *[1] * (g.ndim - 2)).to(g) for g in gradients)
+    return tuple(
+        (d / length.reshape(*length.shape, *[1] * (d.ndim - 2))).to(g) for d, g in zip(doubles, gradients, strict=True)
+    )

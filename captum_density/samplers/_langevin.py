@@ -44,7 +44,7 @@ class LangevinSampler:
     References:
         M. Welling and Y. W. Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", ICML 2011; G. O.
         Roberts and R. L. Tweedie, "Exponential convergence of Langevin distributions and their discrete
-        approximations", Bernoulli 1996 (MALA); W. Grathwohl et al., ICLR 2020, arXiv:1912.03263, eq. 3.
+        approximations", Bernoulli 1996 (MALA); W. Grathwohl et al., ICLR 2020, arXiv:1912.03263.
 
     Example:
         >>> import torch
@@ -97,8 +97,9 @@ class LangevinSampler:
             The last points, the acceptance rate, and the trajectory where it was asked for.
 
         Raises:
-            ValueError: If the chains leave the finite numbers, start out of bounds with `metropolis`, or no gradient
-                reaches the points; as `captum_density.density.class_log_density` otherwise.
+            ValueError: If the chains leave the finite numbers, start out of bounds or draw random numbers (dropout in
+                training mode) with `metropolis`, or no gradient reaches the points; as
+                `captum_density.density.class_log_density` otherwise.
             TypeError: As there.
             AssertionError: Captum's own, for a target that does not fit.
         """

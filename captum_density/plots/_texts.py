@@ -1,0 +1,32 @@
+"""Room for texts: how wide they are, and where a caption's lines break."""
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+__all__ = ["CHARACTER", "LINE", "lines_of", "longest_line", "write_caption"]
+
+# Inches of a text of size "medium", as a figure gains them so that what is drawn keeps its size.
+CHARACTER = 0.08
+LINE = 0.2
+_RELATIVE = {"small": 0.85, "medium": 1.0}
+
+
+def longest_line(texts: Sequence[str] | None) -> int:
+    """How many characters the longest line of some texts has."""
+    return max((len(line) for text in texts or () for line in text.split("\n")), default=0)
+
+
+def lines_of(caption: str | None, width: float, fontsize: str = "small") -> list[str]:
+    """The caption's lines, its own kept, longer ones than fit into a figure `width` inches wide broken."""
+    if caption is None:
+        return []
+    characters = max(10, int(width / (CHARACTER * _RELATIVE[fontsize])))
+    return [part for line in caption.split("\n") for part in textwrap.wrap(line, characters) or [""]]
+
+
+def write_caption(figure: Figure, lines: Sequence[str], fontsize: str = "small") -> None:
+    """Write lines below, if there are any."""
+    if lines:
+        figure.supxlabel("\n".join(lines), fontsize=fontsize)
