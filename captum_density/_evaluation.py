@@ -17,15 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from captum_density._fixed_modules import modules_of
+
 __all__ = [
-    "DifferentiableLayerNorm",
+    "DifferentiableNorms",
     "differentiable_twice",
     "eager",
-    "fixed_batch_norm",
     "fixed_buffers",
     "full_precision",
     "load_forward_mode",
     "refuse_random_numbers",
+    "refuse_reentrant_checkpoint",
     "without_fused_recurrence",
 ]
 
@@ -54,43 +56,6 @@ def _can_compile() -> bool:
 
 
 @contextmanager
-def fixed_batch_norm(model: Callable[..., Any]) -> Iterator[None]:
-    """Within, batch norm uses its running statistics, and does not move them, whatever the mode.
-
-    In training mode f(x) would be a function of the whole batch, noisy copies included. Instance norm looks at one
-    example, and keeps its mode. The statistics are copies, which take what it writes to them; and a later call in
-    training mode writes to batch norm's own without a word to autograd, so that the backward pass through the
-    evaluation would read others than were used.
-
-    Raises:
-        ValueError: Batch norm without running statistics.
-    """
-    owner = getattr(model, "__self__", model)  # of a bound method, such as model.features
-    modules = owner.named_modules() if isinstance(owner, nn.Module) else ()
-    norms = {name: module for name, module in modules if isinstance(module, nn.modules.batchnorm._NormBase)}
-    for name, module in norms.items():
-        if _is_batch_norm(module) and (module.running_mean is None or module.running_var is None):
-            raise ValueError(
-                f"batch norm {name!r} keeps no running statistics, so that f(x) depends on the other examples in the "
-                "batch; use track_running_stats=True, or GroupNorm in its place"
-            )
-    saved = [(module, module.training, dict(module._buffers)) for module in norms.values()]
-    try:
-        for module, _, buffers in saved:
-            module.training = module.training and not _is_batch_norm(module)
-            module._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
-        yield
-    finally:
-        for module, training, buffers in saved:
-            module.training = training
-            module._buffers.update(buffers)
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
-@contextmanager
 def fixed_buffers(model: Callable[..., Any]) -> Iterator[None]:
     """Within, DistributedDataParallel broadcasts no buffers.
 
@@ -100,9 +65,7 @@ def fixed_buffers(model: Callable[..., Any]) -> Iterator[None]:
         ValueError: A static graph, whose first backward pass is the first gradient by the inputs: what synchronizes
             the parameters' gradients would have gone by then.
     """
-    owner = getattr(model, "__self__", model)
-    modules = owner.modules() if isinstance(owner, nn.Module) else ()
-    parallel = [module for module in modules if isinstance(module, DistributedDataParallel)]
+    parallel = [module for module in modules_of(model) if isinstance(module, DistributedDataParallel)]
     if any(module.static_graph for module in parallel):
         raise ValueError(
             "DistributedDataParallel with static_graph=True does not synchronize the gradients of a step that takes "
@@ -128,8 +91,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 @contextmanager
 def differentiable_twice(model: Callable[..., Any]) -> Iterator[None]:
     """Within, attention, recurrent layers and compiled code run in the form that has second derivatives."""
-    owner = getattr(model, "__self__", model)  # of a bound method
-    recurrent = isinstance(owner, nn.Module) and any(isinstance(module, nn.RNNBase) for module in owner.modules())
+    recurrent = any(isinstance(module, nn.RNNBase) for module in modules_of(model))
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if _can_compile():
@@ -139,10 +101,10 @@ def differentiable_twice(model: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
-class DifferentiableLayerNorm(TorchFunctionMode):
-    """Within, layer norm is computed from its definition.
+class DifferentiableNorms(TorchFunctionMode):
+    """Within, layer and instance norm are computed from their definition.
 
-    PyTorch's own takes mean and variance for constants in its third derivative, without a word.
+    PyTorch's own take mean and variance for constants in their third derivative, without a word, or have none.
     """
 
     def __torch_function__(
@@ -150,6 +112,8 @@ class DifferentiableLayerNorm(TorchFunctionMode):
     ) -> Any:
         if func in (nn.functional.layer_norm, torch.layer_norm):
             return _layer_norm(*args, **(kwargs or {}))
+        if func is nn.functional.instance_norm:
+            return _instance_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -161,7 +125,29 @@ def _layer_norm(
     eps: float = 1e-5,
     *_: bool,
 ) -> Tensor:
-    dimensions = tuple(range(-len(normalized_shape), 0))
+    return _normalized(input, tuple(range(-len(normalized_shape), 0)), weight, bias, eps)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return nn.functional.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    channels = (-1, *[1] * (input.ndim - 2))
+    weight, bias = (None if scale is None else scale.reshape(channels) for scale in (weight, bias))
+    return _normalized(input, tuple(range(2, input.ndim)), weight, bias, eps)
+
+
+def _normalized(
+    input: Tensor, dimensions: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     x = x - x.mean(dimensions, keepdim=True)
     x = x * ((x**2).mean(dimensions, keepdim=True) + eps).rsqrt()
@@ -213,3 +199,23 @@ def refuse_random_numbers(x: Tensor) -> Iterator[None]:
 
 def _random_states(x: Tensor) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
+
+
+def refuse_reentrant_checkpoint(values: Tensor) -> None:
+    """Refuse a graph that runs the model anew in the backward pass, when this evaluation's settings are gone.
+
+    Raises:
+        ValueError: There is such a node.
+    """
+    seen, waiting = set(), [values.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "reentrant activation checkpointing runs the model again in the backward pass, in training mode, where "
+                "batch norm depends on the batch; call model.eval() before this call and model.train() after backward()"
+            )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]

@@ -63,24 +63,32 @@ class Langevin:
         points = density.points()
         if self.metropolis and self.bounds is not None and not bool(self._inside(points).all()):
             raise ValueError(f"a Metropolis-adjusted chain must start within its bounds, {self.bounds}")
+        if not self.metropolis:
+            yield from self._unadjusted(density, points, n_steps)
+            return
         values, gradients = density.scores(points)
         for number in range(n_steps):
             proposal = self._propose(points, gradients)
-            if not self.metropolis and self.bounds is not None:
-                proposal = within(proposal, self.bounds)
             _check_finite(proposal, number, self.step_size)
             new_values, new_gradients = density.scores(proposal)
-            accepted = torch.ones_like(values, dtype=torch.bool)
-            if self.metropolis:
-                accepted = self._accept(
-                    self._log_ratio(points, values, gradients, proposal, new_values, new_gradients), proposal
-                )
+            ratio = self._log_ratio(points, values, gradients, proposal, new_values, new_gradients)
+            accepted = self._accept(ratio, proposal)
             points, gradients = (
                 tuple(_choose(accepted, new, old) for new, old in zip(after, before, strict=True))
                 for after, before in ((proposal, points), (new_gradients, gradients))
             )
             values = torch.where(accepted, new_values, values)
             yield Step(points, accepted[0])
+
+    def _unadjusted(self, density: LogDensity, points: Points, n_steps: int) -> Iterator[Step]:
+        always = torch.ones(density.n, dtype=torch.bool, device=points[0].device)
+        for number in range(n_steps):
+            _, gradients = density.scores(points)
+            points = self._propose(points, gradients)
+            if self.bounds is not None:
+                points = within(points, self.bounds)
+            _check_finite(points, number, self.step_size)
+            yield Step(points, always)
 
     def _propose(self, points: Points, gradients: Points) -> Points:
         noise = standard_noise(points, 1, "gaussian", self.generator)
@@ -121,7 +129,7 @@ def check_bounds(bounds: Bounds | None) -> None:
     Raises:
         ValueError: If they are not two numbers in order.
     """
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+    if bounds is not None and not (len(bounds) == 2 and None not in bounds and bounds[0] < bounds[1]):
         raise ValueError(f"bounds must be (low, high) with low < high, but is {bounds}")
 
 
@@ -131,8 +139,8 @@ def check_steps(n_steps: int, step_size: float) -> None:
     Raises:
         ValueError: If the number is below 1 or the size not positive and finite.
     """
-    if not n_steps >= 1:
-        raise ValueError(f"n_steps must be at least 1, but is {n_steps}")
+    if not isinstance(n_steps, int) or n_steps < 1:
+        raise ValueError(f"n_steps must be an integer of at least 1, but is {n_steps!r}")
     if not 0 < step_size < float("inf"):
         raise ValueError(f"step_size must be positive and finite, but is {step_size}")
 

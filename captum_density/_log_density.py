@@ -22,14 +22,15 @@ from captum_density._captum import (
     run_forward,
 )
 from captum_density._evaluation import (
-    DifferentiableLayerNorm,
+    DifferentiableNorms,
     differentiable_twice,
-    fixed_batch_norm,
     fixed_buffers,
     full_precision,
     load_forward_mode,
     refuse_random_numbers,
+    refuse_reentrant_checkpoint,
 )
+from captum_density._fixed_modules import FixedModules, fixed_modules
 from captum_density._validation import selected_output, validate_inputs
 
 __all__ = ["LogDensity", "Points", "squared_norm"]
@@ -50,6 +51,7 @@ class LogDensity:
         target: y, as Captum's; None for log p(x).
         additional_forward_args: As Captum's.
         max_examples_per_batch: As Captum's: of all copies, how many examples run at once; at least one copy does.
+        marginal: Whether no target means log p(x); else the model has to have one output then.
 
     Raises:
         TypeError: A model that cannot be called; inputs that are not floating-point.
@@ -64,11 +66,16 @@ class LogDensity:
         additional_forward_args: object,
         *,
         max_examples_per_batch: int | None = None,
+        marginal: bool = True,
     ) -> None:
         if not callable(forward_func) or isinstance(forward_func, Attribution | type):
             raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
-        if max_examples_per_batch is not None and not max_examples_per_batch >= 1:
-            raise ValueError(f"max_examples_per_batch must be at least 1, but is {max_examples_per_batch}")
+        if max_examples_per_batch is not None and not (
+            isinstance(max_examples_per_batch, int) and max_examples_per_batch >= 1
+        ):
+            raise ValueError(
+                f"max_examples_per_batch must be an integer of at least 1, but is {max_examples_per_batch}"
+            )
         if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
             raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
         self.is_tuple = isinstance(inputs, tuple)
@@ -78,10 +85,11 @@ class LogDensity:
         self.n = len(self.inputs[0])
         self.forward_func = forward_func
         self.target = target
-        self._args = format_additional_forward_args(additional_forward_args)
-        self._limit = max_examples_per_batch
-        self._compared = False
-        # Zero, with a graph to every parameter that the last gradient's values depend on; None before a first one.
+        self.args = format_additional_forward_args(additional_forward_args)
+        self._limit, self._marginal = max_examples_per_batch, marginal
+        self._compared = self._lacks_forward_mode = False
+        self._modules: FixedModules | None = None
+        # With several processes, zero with a graph to every parameter that the last gradient's values depend on.
         self.anchor: Tensor | None = None
 
     def moved(self, x: Tensor, target: Tensor | None) -> LogDensity:
@@ -104,7 +112,7 @@ class LogDensity:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(gradients))  # leaving inference mode enables them
             stack.enter_context(full_precision(self.inputs[0].device))
-            stack.enter_context(fixed_batch_norm(self.forward_func))
+            self._modules = stack.enter_context(fixed_modules(self.forward_func, compared=compared))
             stack.enter_context(fixed_buffers(self.forward_func))
             if twice:
                 stack.enter_context(differentiable_twice(self.forward_func))
@@ -132,8 +140,7 @@ class LogDensity:
         with torch.enable_grad():
             for chunk in self._chunks(points):
                 leaves = tuple(p.detach().clone().requires_grad_() for p in chunk)
-                # Not the leaves themselves, which a model must not write to.
-                found = self._run(tuple(leaf.view_as(leaf) for leaf in leaves))
+                found = self._run(tuple(leaf.clone() for leaf in leaves))  # which a model may write to
                 gradients.append(self._gradient(found, leaves, create_graph))
                 values.append(found if create_graph else found.detach())
         return torch.cat(values), tuple(torch.cat(parts) for parts in zip(*gradients, strict=True))
@@ -154,10 +161,14 @@ class LogDensity:
         """
         found = []
         for chunk in self._chunks(directions):
-            try:
-                products = None if create_graph else self._forward_over_reverse(chunk)
-            except (RuntimeError, NotImplementedError):
-                products = None
+            products = None
+            if not create_graph and not self._lacks_forward_mode:
+                try:
+                    products = self._forward_over_reverse(chunk)
+                except torch.OutOfMemoryError:
+                    raise
+                except (RuntimeError, NotImplementedError):  # what else is wrong shows again below
+                    self._lacks_forward_mode = True
             found.append(_inner(products or self._reverse_over_reverse(chunk, create_graph), chunk))
         return torch.cat(found)
 
@@ -166,18 +177,18 @@ class LogDensity:
         with torch.enable_grad(), forward_mode.dual_level():
             expanded = (x.expand_as(v).clone().requires_grad_() for x, v in zip(self.inputs, directions, strict=True))
             duals = tuple(forward_mode.make_dual(p, v) for p, v in zip(expanded, directions, strict=True))
-            gradients = _gradient(self._run(duals), duals, False)
+            gradients = _gradient(self._run(tuple(dual.clone() for dual in duals)), duals, False)
             tangents = [forward_mode.unpack_dual(g).tangent for g in gradients]
         return tuple(
             torch.zeros_like(v) if t is None else t.detach() for t, v in zip(tangents, directions, strict=True)
         )
 
     def _reverse_over_reverse(self, directions: Points, create_graph: bool) -> Points:
-        with torch.enable_grad(), DifferentiableLayerNorm() if create_graph else nullcontext():
+        with torch.enable_grad(), DifferentiableNorms() if create_graph else nullcontext():
             leaves = tuple(
                 x.expand_as(v).clone().requires_grad_() for x, v in zip(self.inputs, directions, strict=True)
             )
-            gradients = self._gradient(self._run(tuple(leaf.view_as(leaf) for leaf in leaves)), leaves, True)
+            gradients = self._gradient(self._run(tuple(leaf.clone() for leaf in leaves)), leaves, True)
             slope = _inner(gradients, directions).sum()
             if not slope.requires_grad:
                 return tuple(map(torch.zeros_like, directions))
@@ -186,23 +197,28 @@ class LogDensity:
             )
 
     def _gradient(self, values: Tensor, points: Points, create_graph: bool) -> Points:
-        if create_graph:
+        if create_graph and torch.distributed.is_available() and torch.distributed.is_initialized():
             self.anchor = values.flatten()[:0].sum()
         return _gradient(values, points, create_graph)
 
+    @property
+    def copies_at_once(self) -> int | None:
+        """How many copies of the examples one run takes; None for all."""
+        return None if self._limit is None else max(1, self._limit // self.n)
+
     def _chunks(self, points: Points) -> Iterator[Points]:
         copies = len(points[0])
-        size = copies if self._limit is None else max(1, self._limit // self.n)
+        size = self.copies_at_once or copies
         return (tuple(p[start : start + size] for p in points) for start in range(0, copies, size))
 
     def _run(self, points: Points) -> Tensor:
         copies = len(points[0])
         flat = tuple(p.flatten(0, 1) for p in points)
         target = expand_target(self.target, copies, expansion_type=ExpansionTypes.repeat)
-        args = expand_additional_forward_args(self._args, copies, expansion_type=ExpansionTypes.repeat)
+        args = expand_additional_forward_args(self.args, copies, expansion_type=ExpansionTypes.repeat)
         with refuse_random_numbers(flat[0]) if self._compared else nullcontext():
             output = run_forward(self.forward_func, flat, None, args)
-        if target is None and isinstance(output, Tensor) and output.ndim > 1:
+        if target is None and self._marginal and isinstance(output, Tensor) and output.ndim > 1:
             if output[:1].numel() > output.shape[1]:
                 raise ValueError(
                     f"log p(x) is the logsumexp of logits (N, C), but the model returned {tuple(output.shape)}; name a "
@@ -210,6 +226,8 @@ class LogDensity:
                 )
             output = output.to(_at_least_single(output)).flatten(1).logsumexp(1)
         selected = selected_output(output, target, copies * self.n)
+        if selected.requires_grad and self._modules is not None and self._modules.switched:
+            refuse_reentrant_checkpoint(selected)
         return selected.to(_at_least_single(selected)).reshape(copies, self.n)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from captum_density.metrics import GanTest, gan_test
+from captum_density.samplers import Samples
 from captum_density.testing import networks
 
 
@@ -154,3 +155,13 @@ def test_random_classifiers_are_refused():
         gan_test(proxy, torch.ones(2, 4), 0)
     assert torch.equal(torch.get_rng_state(), before)
     gan_test(proxy.eval(), torch.ones(2, 4), 0)
+
+
+def test_one_output_is_no_classifier():
+    with pytest.raises(ValueError, match="the classifier has one output"):
+        gan_test(nn.Linear(4, 1), torch.ones(2, 4), 0)
+
+
+def test_takes_what_a_sampler_returned():
+    x = torch.randn(5, 4)
+    assert gan_test(nn.Linear(4, 3), Samples(x, torch.ones(5)), 0).correct.shape == (5,)

@@ -15,7 +15,8 @@ ROOT = Path(captum_density.__file__).parent
 
 # A module may import from the lines above its own, and a package from within itself.
 LAYERS = (
-    {"_captum", "_evaluation", "_masks", "_random"},
+    {"_captum", "_fixed_modules", "_masks", "_random"},
+    {"_evaluation"},
     {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
     {"_log_density"},
     {"_langevin", "_trace"},

@@ -459,7 +459,7 @@ NUMBERS = [
     ({"step_size": -1.0}, "step_size must be positive"),
     ({"step_size": math.nan}, "step_size must be positive"),
     ({"step_size": math.inf}, "step_size must be positive"),
-    ({"n_steps": 0}, "n_steps must be at least 1, but is 0"),
+    ({"n_steps": 0}, "n_steps must be an integer of at least 1, but is 0"),
     ({"bounds": (1.0, 1.0)}, r"low < high, but is \(1.0, 1.0\)"),
     ({"bounds": (1.0, 0.0)}, "low < high"),
     ({"bounds": (0.0, math.nan)}, "low < high"),

@@ -59,7 +59,8 @@ HEADINGS = {
 }
 _DECIMALS = {"accuracy": 4, "hessian_trace": 1, "log_density_ratio_0.1": 2, "log_density_ratio_0.3": 2}
 _LEGEND = """\
-Four networks of seed {seed}, trained alike but for a loss of the density exp(logit) that is added to the cross-entropy.
+Four networks of seed {seed}, trained alike but for a loss of the density exp(logit) that is added to the cross-entropy:
+{settings}.
 Of accuracy, GAN-test accuracy and both areas, higher is better; of Hessian trace and log density ratio, signs tell:
 Hessian trace: of the label's logit, mean over {digits} test digits; below 0: digits lie on peaks, above 0: in valleys.
 log density ratio: of a digit with Gaussian noise to the digit, median; below 0: noise is unlikelier, as it ought to be.
@@ -123,7 +124,10 @@ class DensityStudy:
     def table(self) -> str:
         """Return what the columns mean and an aligned Markdown table, without a newline at the end."""
         digits = next(iter(self.models.values())).ratios.shape[1]
-        legend = _LEGEND.format(seed=self.seed, digits=digits, proxy=self.proxy_accuracy, samples=self.n_samples)
+        settings = f"weight {_WEIGHT}, noise_std {_NOISE_STD}, stability {_STABILITY}, threshold {_THRESHOLD:g}"
+        legend = _LEGEND.format(
+            settings=settings, seed=self.seed, digits=digits, proxy=self.proxy_accuracy, samples=self.n_samples
+        )
         rows = {
             name: [f"{value:.{_DECIMALS.get(key, 3)}f}" for key, value in figures.to_dict().items()]
             for name, figures in self.models.items()

@@ -88,7 +88,7 @@ def run(out: Path, *, seed: int, device: str, effort: Effort = FULL) -> float:
 
     heading = f"accuracy on {len(predicted)} test digits: {accuracy:.4f} (higher is better)"
     if effort == QUICK:
-        heading = f"quick run, rough figures\n\n{heading}"
+        heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
     explained, densities = f"{heading}\n\n{report.table()}\n", f"{study.table()}\n"
     print(f"{explained}\n{fooled.text()}\n\n{densities}")
     (out / "table.md").write_text(f"{explained}\n{densities}", encoding="utf-8")

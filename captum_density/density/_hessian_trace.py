@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._evaluation import eager
 from captum_density._log_density import LogDensity
 from captum_density._trace import TraceEstimator
 
@@ -18,17 +19,18 @@ __all__ = ["hessian_trace"]
 _EXACT_EXAMPLES = 1024
 
 
+@eager
 def hessian_trace(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
     target: TargetType = None,
     estimator: str = "antithetic",
-    n_samples: int | None = None,
-    noise_std: float | None = None,
+    n_samples: int = 1,
+    noise_std: float = 0.1,
     generator: torch.Generator | None = None,
     additional_forward_args: object = None,
     *,
-    distribution: str | None = None,
+    distribution: str = "gaussian",
     max_examples_per_batch: int | None = None,
     create_graph: bool = False,
 ) -> Tensor:
@@ -55,11 +57,11 @@ def hessian_trace(
         inputs: Floating-point tensor (N, ...) or tuple of such; the trace is over all of them.
         target: y, as Captum's; None for log p(x), the logsumexp of logits (N, C).
         estimator: "antithetic", "taylor", "hutchinson" or "exact".
-        n_samples: K, averaged over; None for 1. Not for "exact".
-        noise_std: sigma, in the inputs' units; None for 0.1. For "antithetic" and "taylor" only.
+        n_samples: K, averaged over. Not for "exact".
+        noise_std: sigma, in the inputs' units. For "antithetic" and "taylor" only.
         generator: What the noise is drawn from; None for the global generator.
         additional_forward_args: As Captum's.
-        distribution: "gaussian" (None) or "rademacher" (1 or -1), which has less variance for a Hessian near diagonal.
+        distribution: "gaussian" or "rademacher" (1 or -1), which has less variance for a Hessian near diagonal.
         max_examples_per_batch: As Captum's: how many examples, copies included, run at once; one copy of the inputs
             runs in any case. None for all, and 1,024 for "exact".
         create_graph: Whether the result can be differentiated, by the model's parameters.

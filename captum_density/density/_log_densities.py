@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._evaluation import eager
 from captum_density._log_density import LogDensity
 
 __all__ = ["class_log_density", "class_score", "marginal_log_density", "marginal_score"]
@@ -54,7 +55,7 @@ def class_log_density(
         >>> bool(torch.isclose(class_log_density(logits, x, target=1), logits(x)[:, 1]))
         True
     """
-    return _values(LogDensity(forward_func, inputs, target, additional_forward_args))
+    return _values(LogDensity(forward_func, inputs, target, additional_forward_args, marginal=False))
 
 
 def marginal_log_density(
@@ -93,6 +94,7 @@ def marginal_log_density(
     return _values(LogDensity(forward_func, inputs, None, additional_forward_args))
 
 
+@eager
 def class_score(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -126,9 +128,10 @@ def class_score(
         >>> class_score(lambda x: -0.5 * x**2, torch.tensor([[3.0]]), target=0)  # of a standard normal, -x
         tensor([[-3.]])
     """
-    return _score(LogDensity(forward_func, inputs, target, additional_forward_args), create_graph)
+    return _score(LogDensity(forward_func, inputs, target, additional_forward_args, marginal=False), create_graph)
 
 
+@eager
 def marginal_score(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,

@@ -35,8 +35,8 @@ def softplus_surrogate(model: nn.Module, beta: float = 10.0) -> Iterator[nn.Modu
     A ReLU network's second derivatives are zero or undefined. This one's are not, and its values differ from the
     network's by at most log(2) / beta at each unit. Replaced are ReLU and leaky ReLU, as modules, functions or tensor
     methods, in place or not, and clamping from below at 0. Max pooling, absolute values, ReLU6, thresholds and
-    recurrent layers with nonlinearity="relu" keep their corners. It works where the model is called, not where one of its other
-    methods is, and a copy made within stays as it is within.
+    recurrent layers with nonlinearity="relu" keep their corners. It works where the model is called, not where one of
+    its other methods is, and a copy made within stays as it is within.
 
     Args:
         model: An eager module; its submodules may be shared, and its weights stay its own.

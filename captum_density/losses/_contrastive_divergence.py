@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,17 +21,18 @@ class ContrastiveDivergenceLoss(DensityLoss):
     .. math:: -\frac{1}{N} \sum_n f(x_n) + \frac{1}{N} \sum_n f(\tilde{x}_n) + \lambda \,
         \overline{f(x)^2 + f(\tilde{x})^2}, \qquad \tilde{x} \sim p_f \ \text{by Langevin dynamics}
 
-    Its gradient by the parameters is that of -log p(x | y), or -log p(x), as far as the chains have come. Chains go on
-    from call to call in a buffer, and a few start anew each time, as in JEM. With a target, a chain keeps the class it
-    started with, which it took from an example of its batch.
+    Its gradient by the parameters is that of -log p(x | y), or -log p(x), as far as the chains have come at temperature
+    1. Chains go on from call to call in a buffer, where gradients are off, too, and a few start anew each time, as in
+    JEM. With a target, a chain keeps the class it started with, which it took from an example of its batch; of
+    additional arguments it would keep none, so those that hold one for each example are refused.
 
     Args:
         step_size: Of the chains; the variance of the noise of a step.
         n_steps: Steps of a chain in one call.
         buffer_size: Chains that are kept.
-        restart: The share of chains that start anew, in [0, 1]; 1 keeps none (plain contrastive divergence from noise).
-        temperature: Of the chains, as for `captum_density.samplers.LangevinSampler`. JEM's steps of 1 with noise of
-            0.01 are step_size 1e-4 and temperature 1e-4.
+        restart: The share of chains that start anew, in [0, 1]; with 1 all do, and none goes on.
+        temperature: Of the chains, as for `captum_density.samplers.LangevinSampler`. JEM's steps
+            of 1 along the gradient with noise of 0.01 are step_size 1e-4 and temperature 5e-5.
         bounds: (low, high), to which points are clamped and between which chains start uniformly; None starts them
             from a Gaussian of the batch's mean and standard deviation.
         regularization: lambda, of the squared energies, which keeps them from drifting apart; at least 0.
@@ -80,8 +82,10 @@ class ContrastiveDivergenceLoss(DensityLoss):
         check_steps(n_steps, step_size)
         check_bounds(bounds)
         check_weight("regularization", regularization)
-        if not buffer_size >= 1:
-            raise ValueError(f"buffer_size must be at least 1, but is {buffer_size}")
+        if bounds is not None and not all(map(math.isfinite, bounds)):
+            raise ValueError(f"chains start uniformly between the bounds, which must be finite, but are {bounds}")
+        if not isinstance(buffer_size, int) or buffer_size < 1:
+            raise ValueError(f"buffer_size must be an integer of at least 1, but is {buffer_size!r}")
         if not 0 <= restart <= 1:
             raise ValueError(f"restart must be in [0, 1], but is {restart}")
         if not 0 < temperature < float("inf"):
@@ -104,6 +108,11 @@ class ContrastiveDivergenceLoss(DensityLoss):
 
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         (x,) = self._one_input(density)
+        if any(isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == density.n > 1 for arg in density.args or ()):
+            raise ValueError(
+                "additional_forward_args holds a tensor with one entry for each example, which chains that go on from "
+                "call to call do not have; pass a function of the inputs alone"
+            )
         targets = self._targets(density)
         slots, start, classes = self._start(x, targets)
         moved = density.moved(start, None if targets is None else classes)
@@ -156,11 +165,13 @@ class ContrastiveDivergenceLoss(DensityLoss):
         old = torch.randperm(filled, generator=self.generator, device=self._device())[: n - added].to(x.device)
         slots = torch.cat([torch.arange(filled, filled + added, device=x.device), old])
         goes_on = torch.zeros(n, dtype=torch.bool, device=x.device)
-        goes_on[added : len(slots)] = self._random(len(old)).to(x.device) >= self.restart
+        # A chain of p(x), of class -1, does not go on as one of p(x | y), nor the other way round.
+        fits = (self.chain_targets.to(x.device)[old] == -1) == (targets is None)
+        goes_on[added : len(slots)] = (self._random(len(old)).to(x.device) >= self.restart) & fits
         kept = old[goes_on[added : len(slots)]]
 
         start = self._fresh(x)
-        classes = torch.zeros(n, dtype=torch.int64, device=x.device) if targets is None else targets.clone()
+        classes = torch.full((n,), -1, device=x.device) if targets is None else targets.clone()
         if len(kept):
             start[goes_on] = self.chains[kept.to(self.chains.device)].to(x)
             classes[goes_on] = self.chain_targets[kept.to(self.chain_targets.device)].to(x.device)
@@ -193,4 +204,9 @@ class ContrastiveDivergenceLoss(DensityLoss):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"{self._langevin}, n_steps={self.n_steps}, buffer_size={self.buffer_size}, restart={self.restart}"
+        chain = self._langevin
+        return (
+            f"step_size={chain.step_size}, n_steps={self.n_steps}, buffer_size={self.buffer_size}, "
+            f"restart={self.restart}, temperature={chain.temperature}, bounds={chain.bounds}, "
+            f"regularization={self.regularization}"
+        )

@@ -56,7 +56,7 @@ class DenoisingScoreMatchingLoss(DensityLoss):
         max_examples_per_batch: int | None = None,
     ) -> None:
         super().__init__(max_examples_per_batch)
-        check_noise(n_samples, noise_std)
+        check_noise(n_samples, noise_std, generator)
         self.noise_std, self.n_samples, self.generator = noise_std, n_samples, generator
         self.gradient_norm = None
 

@@ -18,13 +18,14 @@ __all__ = ["DensityLoss", "check_weight"]
 class DensityLoss(nn.Module):
     """A loss of log p(x | y), or of log p(x), averaged over the batch, whose parts are kept for logging.
 
-    During a call batch norm uses copies of its running statistics, whatever the mode, and moves none; autocast is off.
-    Where a derivative is taken twice, what torch.compile made runs as it was before. DistributedDataParallel, around or
-    within the model, synchronizes the gradients, whatever else is in the step.
+    During a call batch norm uses copies of its running statistics, whatever the mode, and no buffer of the model
+    changes; autocast is off. Where a derivative is taken twice, what torch.compile made runs as it was before.
+    DistributedDataParallel, around or within the model, synchronizes the gradients, whatever else is in the step. The
+    model is another for the time of the call, which other threads see.
 
     Args:
         max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once; one copy of the
-            batch runs in any case. None for all.
+            batch runs in any case. None for all. It bounds a run; what the backward pass needs of all runs is kept.
     """
 
     # Whether it takes second derivatives, which compiled code does not have.
@@ -47,8 +48,7 @@ class DensityLoss(nn.Module):
         """The loss of a batch; nothing is differentiated by the inputs.
 
         Args:
-            forward_func: The model, a module or a function: returns logits (N, C), or a log-density (N,) itself. Of a
-                function, batch norm inside is not found: put it in evaluation mode.
+            forward_func: The model, a module or a function: returns logits (N, C), or a log-density (N,) itself.
             inputs: Floating-point tensor (N, ...) or tuple of such.
             target: y, as Captum's; None for log p(x), the logsumexp of the logits.
             additional_forward_args: As Captum's.
@@ -60,7 +60,7 @@ class DensityLoss(nn.Module):
             TypeError: If the model cannot be called or returns no tensor, or the inputs are not floating-point.
             ValueError: If inputs are empty, unequally many, NaN, infinite or on another device than the model; if no
                 gradient reaches them; if the output does not have the examples first; for losses that compare
-                values, if the model draws random numbers, as dropout does; for
+                values, if the model draws random numbers, as dropout does, or changes its buffers; for
                 DistributedDataParallel with static_graph=True.
             AssertionError: Captum's own, for a target that does not fit.
         """

@@ -25,9 +25,9 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
 
     Args:
         n_samples: Noise samples for each example.
-        noise_std: sigma, in the inputs' units; None for 0.1.
+        noise_std: sigma, in the inputs' units.
         stability: mu, at least 0.
-        distribution: "gaussian" (None) or "rademacher".
+        distribution: "gaussian" or "rademacher".
         generator: What noise is drawn from; None for the global generator.
         max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
 
@@ -60,11 +60,11 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
 
     def __init__(
         self,
-        n_samples: int | None = None,
-        noise_std: float | None = None,
+        n_samples: int = 1,
+        noise_std: float = 0.1,
         stability: float = 1e-4,
         *,
-        distribution: str | None = None,
+        distribution: str = "gaussian",
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
@@ -75,8 +75,8 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
         self.trace = self.gradient_norm = self.stability_penalty = None
 
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        variance = self.estimator.std**2
-        noise = tuple(self.estimator.std * u for u in self.estimator.directions(density))
+        variance = self.estimator.noise_std**2
+        noise = tuple(self.estimator.noise_std * u for u in self.estimator.directions(density))
         plus, minus, middle = displaced_values(density, None, noise)
         assert minus is not None
         trace = ((plus - middle) + (minus - middle)).mean(0) / variance

@@ -70,8 +70,8 @@ class NoiseContrastiveLoss(DensityLoss):
         super().__init__(max_examples_per_batch)
         if not isinstance(noise, Distribution):
             raise TypeError(f"noise must be a torch.distributions.Distribution, but is {type(noise).__name__}")
-        if not ratio >= 1:
-            raise ValueError(f"ratio must be at least 1, but is {ratio}")
+        if not isinstance(ratio, int) or ratio < 1:
+            raise ValueError(f"ratio must be an integer of at least 1, but is {ratio!r}")
         if n_classes is not None and not n_classes >= 1:
             raise ValueError(f"n_classes must be at least 1, but is {n_classes}")
         self.noise, self.ratio, self.generator = noise, ratio, generator

@@ -25,14 +25,23 @@ class ScoreMatchingLoss(DensityLoss):
 
     The default estimate takes 2 * n_samples + 1 evaluations, the copies in one batch, and one gradient that is
     differentiated again. Its noise is that of `captum_density.density.hessian_trace`: raise `n_samples`, not
-    `noise_std`, where it hurts. On ReLU networks the estimators by derivatives see no trace, and warn.
+    `noise_std`, where it hurts; the square in the last term takes the estimate, and so adds its variance. On ReLU
+    networks the estimators by derivatives see no trace, and warn.
+
+    How much of it: start with a weight that leaves the accuracy alone, and watch `trace`. Where it falls to many times
+    the plain network's, the loss has found pixels without noise, such as a black border, in which the data's own score
+    is infinite, and the gradient goes there instead of to the picture: raise `stability`, add noise to the inputs, or
+    take `DenoisingScoreMatchingLoss`. And scores are local: how much probability separate modes have is not learnt.
+
+    The estimators by differences refuse dropout in training mode; call `model.eval()` before the loss and
+    `model.train()` after. Batch norm uses its running statistics in any mode.
 
     Args:
         estimator: "antithetic", "taylor" (the paper's, noisy), "hutchinson" or "exact", as for `hessian_trace`.
         n_samples: Noise samples for each example; not for "exact".
-        noise_std: Their standard deviation in the inputs' units, for "antithetic" and "taylor"; None for 0.1.
+        noise_std: Their standard deviation in the inputs' units, for "antithetic" and "taylor".
         stability: mu, at least 0.
-        distribution: "gaussian" (None) or "rademacher".
+        distribution: "gaussian" or "rademacher".
         generator: What noise is drawn from; None for the global generator.
         max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
 
@@ -65,11 +74,11 @@ class ScoreMatchingLoss(DensityLoss):
     def __init__(
         self,
         estimator: str = "antithetic",
-        n_samples: int | None = None,
-        noise_std: float | None = None,
+        n_samples: int = 1,
+        noise_std: float = 0.1,
         stability: float = 1e-4,
         *,
-        distribution: str | None = None,
+        distribution: str = "gaussian",
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
@@ -102,15 +111,16 @@ class AntiScoreMatchingLoss(DensityLoss):
 
     .. math:: -\frac{1}{N} \sum_n \min(\operatorname{tr} H(x_n), \theta)
 
-    A network trained with it predicts as well and has gradients that explain nothing: the paper's control. Examples
-    whose trace has reached the threshold theta are left alone, or it would grow without end.
+    The paper's control: a network that predicts as well, and whose gradients are those of a density unlike the data's.
+    Examples whose estimated trace has reached the threshold theta are left alone, or it would grow without end; with
+    few samples, noise has a say in which these are.
 
     Args:
         threshold: theta, in nats per squared unit of the inputs.
         estimator: "antithetic", "taylor" (the paper's, noisy), "hutchinson" or "exact", as for `hessian_trace`.
         n_samples: Noise samples for each example; not for "exact".
-        noise_std: Their standard deviation in the inputs' units, for "antithetic" and "taylor"; None for 0.1.
-        distribution: "gaussian" (None) or "rademacher".
+        noise_std: Their standard deviation in the inputs' units, for "antithetic" and "taylor".
+        distribution: "gaussian" or "rademacher".
         generator: What noise is drawn from; None for the global generator.
         max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
 
@@ -138,10 +148,10 @@ class AntiScoreMatchingLoss(DensityLoss):
         self,
         threshold: float = 1e4,
         estimator: str = "antithetic",
-        n_samples: int | None = None,
-        noise_std: float | None = None,
+        n_samples: int = 1,
+        noise_std: float = 0.1,
         *,
-        distribution: str | None = None,
+        distribution: str = "gaussian",
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:

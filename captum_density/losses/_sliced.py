@@ -60,7 +60,7 @@ class SlicedScoreMatchingLoss(DensityLoss):
         max_examples_per_batch: int | None = None,
     ) -> None:
         super().__init__(max_examples_per_batch)
-        self.estimator = TraceEstimator("hutchinson", n_samples, None, distribution, generator)
+        self.estimator = TraceEstimator("hutchinson", n_samples, distribution=distribution, generator=generator)
         self.variance_reduced = variance_reduced
         self.trace = self.gradient_norm = None
 

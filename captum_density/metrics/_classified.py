@@ -15,7 +15,8 @@ from captum_density._captum import (
     format_additional_forward_args,
     run_forward,
 )
-from captum_density._evaluation import fixed_batch_norm, full_precision, refuse_random_numbers
+from captum_density._evaluation import full_precision, refuse_random_numbers
+from captum_density._fixed_modules import fixed_modules
 from captum_density._validation import validate_inputs
 
 __all__ = ["Classifier"]
@@ -46,8 +47,12 @@ class Classifier:
     ) -> None:
         if not callable(model):
             raise TypeError(f"the classifier must be a module or a function, but is {type(model).__name__}")
-        if max_examples_per_batch is not None and not max_examples_per_batch >= 1:
-            raise ValueError(f"max_examples_per_batch must be at least 1, but is {max_examples_per_batch}")
+        if max_examples_per_batch is not None and not (
+            isinstance(max_examples_per_batch, int) and max_examples_per_batch >= 1
+        ):
+            raise ValueError(
+                f"max_examples_per_batch must be an integer of at least 1, but is {max_examples_per_batch}"
+            )
         if not inputs:
             raise TypeError("inputs must be a tensor or a non-empty tuple of tensors")
         validate_inputs(model, inputs)
@@ -74,7 +79,7 @@ class Classifier:
         args = expand_additional_forward_args(self._args, copies, expansion_type=ExpansionTypes.repeat)
         size = rows if self._limit is None else self._limit
         correct, probability = [], []
-        with torch.no_grad(), full_precision(flat[0].device), fixed_batch_norm(self.model):
+        with torch.no_grad(), full_precision(flat[0].device), fixed_modules(self.model, compared=True):
             for part in (slice(start, start + size) for start in range(0, rows, size)):
                 with refuse_random_numbers(flat[0]):
                     logits = run_forward(self.model, tuple(f[part] for f in flat), None, _rows(args, part, rows))
@@ -91,6 +96,11 @@ class Classifier:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(wanted):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the classifier must return logits ({len(wanted)}, C), but returned {shape}")
+        if logits.shape[1] < 2:
+            raise ValueError(
+                "the classifier has one output, which is always the largest; make two classes of it, such as "
+                "`lambda x: torch.cat([torch.zeros_like(model(x)), model(x)], dim=1)`"
+            )
         if int(wanted.max()) >= logits.shape[1]:
             raise ValueError(f"target holds class {int(wanted.max())}, the classifier knows {logits.shape[1]}")
 
@@ -101,7 +111,10 @@ def _classes(target: Any, n: int, device: torch.device) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         classes = torch.empty(0, 0)
     if classes.is_floating_point() or classes.ndim > 1 or classes.numel() not in (1, n) or bool((classes < 0).any()):
-        raise ValueError(f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}")
+        raise ValueError(
+            f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}; pass it as "
+            "target=..."
+        )
     return classes.long().reshape(-1).expand(n)
 
 

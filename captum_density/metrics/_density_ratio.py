@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from captum_density._random import standard_noise
 from captum_density._trace import check_noise
 
 __all__ = ["density_ratio"]
+
+_SEQUENCES = (list, tuple, np.ndarray, Tensor)
 
 
 def density_ratio(
@@ -70,12 +73,18 @@ def density_ratio(
         >>> curve.shape, bool((curve.diff(dim=0) < 0).all())
         (torch.Size([3, 3]), True)
     """
+    if perturb_func is not None and not callable(perturb_func):
+        raise TypeError(
+            f"perturb_func must be a function, but is {type(perturb_func).__name__}; a target is passed as target=..."
+        )
     if (noise_std is None) == (perturb_func is None):
         raise TypeError("give either noise_std or perturb_func")
     density = LogDensity(
         forward_func, inputs, target, additional_forward_args, max_examples_per_batch=max_examples_per_batch
     )
-    check_noise(n_perturb_samples, 1.0, name="n_perturb_samples")
+    check_noise(n_perturb_samples, 1.0, generator, name="n_perturb_samples")
+    if isinstance(noise_std, np.ndarray | np.generic | Tensor) and noise_std.ndim == 0:
+        noise_std = noise_std.item()
     stds = _standard_deviations(noise_std)
     if perturb_func is not None and generator is not None:
         raise ValueError("a perturb_func draws its own numbers; leave generator out")
@@ -90,18 +99,19 @@ def density_ratio(
             displaced = (density.displaced(tuple(std * u for u in noise)) for std in stds)
         middle = density.values(density.points())
         curve = torch.stack([(density.values(points) - middle).mean(0) for points in displaced])
-    return curve if isinstance(noise_std, Sequence) else curve[0]
+    return curve if isinstance(noise_std, _SEQUENCES) else curve[0]
 
 
 def _standard_deviations(noise_std: float | Sequence[float] | None) -> list[float]:
     if noise_std is None:
         return []
-    given = list(noise_std) if isinstance(noise_std, Sequence) else [noise_std]
-    if not given or not all(isinstance(std, (int, float)) for std in given):
-        raise TypeError(f"noise_std must be a number or a sequence of numbers, but is {noise_std!r}")
-    for std in given:
+    given: list[Any] = list(noise_std) if isinstance(noise_std, _SEQUENCES) else [noise_std]
+    if not given:
+        raise TypeError("noise_std is an empty sequence")
+    stds = [std.item() if isinstance(std, np.generic | Tensor) else std for std in given]
+    for std in stds:
         check_noise(1, std)
-    return given
+    return stds
 
 
 def _perturbed(density: LogDensity, perturb_func: Callable[..., Any], n_samples: int) -> Points:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._classified import Classifier
+from captum_density.samplers import Samples
 
 __all__ = ["GanTest", "gan_test"]
 
@@ -32,7 +33,7 @@ class GanTest(NamedTuple):
 
 def gan_test(
     proxy: Callable[..., Any],
-    samples: TensorOrTupleOfTensorsGeneric,
+    samples: TensorOrTupleOfTensorsGeneric | Samples,
     target: TargetType,
     additional_forward_args: object = None,
     *,
@@ -47,7 +48,7 @@ def gan_test(
     Args:
         proxy: A classifier, (N, C) logits; not the sampled model, and better not of its kind. It runs
             without gradients, batch norm on its running statistics.
-        samples: Floating-point tensor (N, ...) or tuple of such.
+        samples: Floating-point tensor (N, ...) or tuple of such, or what a sampler returned.
         target: The class each sample was drawn for: an integer, or (N,).
         additional_forward_args: As Captum's.
         max_examples_per_batch: How many samples run at once; None for all.
@@ -70,6 +71,7 @@ def gan_test(
         >>> gan_test(proxy, torch.tensor([[1.0], [2.0], [-3.0]]), target=0).correct
         tensor([ True,  True, False])
     """
+    samples = samples.samples if isinstance(samples, Samples) else samples
     xs = samples if isinstance(samples, tuple) else (samples,)
     classifier = Classifier(proxy, xs, target, additional_forward_args, max_examples_per_batch)
     # Copies, as a proxy may write to what it is given.

@@ -15,6 +15,7 @@ __all__ = ["density_ratio_curves", "pixel_perturbation_curves"]
 # Okabe and Ito's, told apart with every common colour vision deficiency; marks tell them apart in grey.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLES = ("-", "--", ":", "-.")  # the next one after each round of colours
 _WIDTH, _HEIGHT = 6.0, 3.7  # inches, without legend and caption
 
 
@@ -57,7 +58,7 @@ def density_ratio_curves(
         axes.set_yscale("symlog", linthresh=1.0)
         axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("standard deviation of the noise")
-    axes.set_ylabel("log p(x + noise) - log p(x), nats\nmedian and quartiles over examples")
+    axes.set_ylabel("log density ratio to the noiseless example, nats\nmedian and quartiles over examples")
     return _finish(figure, axes, caption)
 
 
@@ -101,6 +102,8 @@ def pixel_perturbation_curves(
 
 
 def _axes(given: Mapping[str, object]) -> tuple[Figure, Axes]:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"give a mapping, {{name: values}}, not {type(given).__name__}")
     if not given:
         raise ValueError("there is nothing to draw: give at least one {name: values}")
     figure = Figure(layout="constrained")
@@ -119,7 +122,9 @@ def _draw(
     low, middle, high = curves.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
     line = curves.mean(1) if mean else middle
     color = _COLORS[i % len(_COLORS)]
-    axes.plot(at, line.numpy(), color=color, marker=_MARKS[i % len(_MARKS)], markersize=4, label=label or name)
+    style = _STYLES[i // len(_COLORS) % len(_STYLES)]
+    mark = _MARKS[i % len(_MARKS)]
+    axes.plot(at, line.numpy(), color=color, linestyle=style, marker=mark, markersize=4, label=label or name)
     axes.fill_between(at, low.numpy(), high.numpy(), color=color, alpha=0.18, linewidth=0)
     return float(torch.stack([low, line, high]).abs().max())
 

@@ -7,12 +7,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_density.plots._texts import CHARACTER, LINE, lines_of, longest_line, write_caption
+from captum_density.samplers import Samples
 
 __all__ = ["sample_grid"]
 
 
 def sample_grid(
-    samples: Mapping[str, Tensor],
+    samples: Mapping[str, Tensor | Samples],
     *,
     column_labels: Sequence[str] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
@@ -22,7 +23,8 @@ def sample_grid(
     """Draw one row of images for each model.
 
     Args:
-        samples: Name of the model to its samples, (N, C, H, W), C of 1 or 3, the same N for all.
+        samples: Name of the model to its samples, (N, C, H, W), C of 1 or 3, the same N for all, or what a sampler
+            returned.
         column_labels: N texts to write above, such as the classes.
         bounds: Values drawn black and white (or without and with full colour); what lies outside is clipped.
         caption: Text to write below.
@@ -41,13 +43,16 @@ def sample_grid(
         >>> [axes.get_title() for axes in figure.axes]
         ['0', '1', '2']
     """
-    columns = _check(samples, column_labels, bounds)
+    if not isinstance(samples, Mapping):
+        raise TypeError(f"give a mapping, {{name: samples}}, not {type(samples).__name__}")
+    rows = {name: given.samples if isinstance(given, Samples) else given for name, given in samples.items()}
+    columns = _check(rows, column_labels, bounds)
     low, high = bounds
-    width = cell_size * columns + CHARACTER * (longest_line(list(samples)) + 2)
+    width = cell_size * columns + CHARACTER * (longest_line(list(rows)) + 2)
     lines = lines_of(caption, width)
-    figure = Figure(figsize=(width, cell_size * len(samples) + 0.3 + LINE * len(lines)), layout="compressed")
-    grid = figure.subplots(len(samples), columns, squeeze=False)
-    for row, (name, images) in zip(grid, samples.items(), strict=True):
+    figure = Figure(figsize=(width, cell_size * len(rows) + 0.3 + LINE * len(lines)), layout="compressed")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (name, images) in zip(grid, rows.items(), strict=True):
         scaled = ((images.detach().double().cpu() - low) / (high - low)).clamp(0, 1)
         for axes, image in zip(row, scaled, strict=True):
             axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)

@@ -32,7 +32,7 @@ class LangevinSampler:
         step_size: epsilon, the variance of one step's noise, in squared units of the inputs.
         n_steps: Steps of each chain.
         temperature: T of the density sampled, p(x)^(1/T): below 1 sharper than the model's. The dynamics of Grathwohl
-            et al. with step a and noise s are step_size = s**2 and temperature = s**2 / a.
+            et al. with gradient step a and noise s are step_size = s**2 and temperature = s**2 / (2 * a).
         bounds: (low, high) for every element. Points are clamped to them; with `metropolis`, steps that lead outside
             are refused, so that the samples are of the density within.
         metropolis: Whether to accept or refuse each step after Metropolis and Hastings.

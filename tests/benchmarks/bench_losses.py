@@ -85,7 +85,7 @@ LOSSES: dict[str, Callable[[int, Tensor], Loss]] = {
     "FiniteDifferenceScoreMatchingLoss": lambda n, x: FiniteDifferenceScoreMatchingLoss(n, STD, STABILITY),
     "NoiseContrastiveLoss, as ratio": noise_contrastive,
     "ContrastiveDivergenceLoss, as steps": lambda n, x: ContrastiveDivergenceLoss(
-        1e-4, n, temperature=1e-4, bounds=(0.0, 1.0)
+        1e-4, n, temperature=5e-5, bounds=(0.0, 1.0)
     ),
 }
 
