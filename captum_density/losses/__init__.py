@@ -1,4 +1,22 @@
-"""Losses of a model's input-gradients and of its density, to add to a training loss: `loss(model, inputs, target)`."""
+"""Losses of a model's input-gradients and of its density, to add to a training loss: `loss(model, inputs, target)`.
+
+What each needs, for a batch and K samples; "compares" means that a model with dropout in training mode is refused.
+
+=================================  ==================================  ========  =============================
+loss                               runs of the model                   compares  backward passes of its step
+=================================  ==================================  ========  =============================
+ScoreMatchingLoss                  2K + 1 evaluations (K + 1 taylor)   yes       two: the gradient norm's is one
+.. "hutchinson", "exact"           K (or d) Hessian products           no        three
+AntiScoreMatchingLoss              2K + 1                              yes       one
+FiniteDifferenceScoreMatchingLoss  2K + 1                              yes       one
+SlicedScoreMatchingLoss            1, and K Hessian products           no        three; blind to ReLU networks
+DenoisingScoreMatchingLoss         K                                   no        two
+GradientNormLoss                   1                                   no        two
+ContrastiveDivergenceLoss          2, and a gradient for each step     no        one
+NoiseContrastiveLoss               K + 1                               no        one
+FoolingLoss                        1                                   no        two
+=================================  ==================================  ========  =============================
+"""
 
 from captum_density.losses._contrastive_divergence import ContrastiveDivergenceLoss as ContrastiveDivergenceLoss
 from captum_density.losses._denoising import DenoisingScoreMatchingLoss as DenoisingScoreMatchingLoss
