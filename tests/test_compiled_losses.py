@@ -161,10 +161,9 @@ def test_autocast_leaves_the_loss_in_full_precision(name: str) -> None:
         assert not torch.equal(parameter, old)
 
 
-def test_what_no_gradient_by_the_inputs_depends_on_has_zeros() -> None:
-    x, y = batch()
-    model = network(False)
-    GradientNormLoss()(model, x, y).backward()
-    bias = model[-1].bias.grad
-    assert bias is not None
-    assert not bias.any()
+def test_in_one_process_only_what_the_loss_depends_on_has_a_gradient() -> None:
+    """The zeros that several processes need are no NaN here, though the derivative of sqrt at 0 is infinite."""
+    weight, offset = torch.ones(3, requires_grad=True), torch.zeros((), requires_grad=True)
+    GradientNormLoss()(lambda x: x @ weight + offset.sqrt(), torch.randn(4, 3)).backward()
+    assert torch.equal(weight.grad, torch.ones(3))
+    assert offset.grad is None
