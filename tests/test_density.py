@@ -527,3 +527,11 @@ def test_an_input_that_is_not_used_has_no_score():
     assert not found[1].any()
     trace = hessian_trace(lambda x, y: x**2, (X, X), 0, estimator="exact")
     assert trace.tolist() == [2.0] * 4
+
+
+def test_class_densities_want_a_class_where_there_are_several():
+    x = torch.randn(4, 3)
+    for function in (class_log_density, class_score):
+        with pytest.raises(AssertionError, match="Target not provided"):
+            function(nn.Linear(3, 2), x, None)
+        function(nn.Linear(3, 1), x, None)

@@ -1004,3 +1004,35 @@ def test_each_chain_has_a_slot_of_its_own(model, x):
     with pytest.raises(ValueError, match="no gradient by its inputs"):
         loss(lambda x: torch.ones(len(x), requires_grad=True), x)
     assert torch.equal(loss.chains, kept)
+
+
+def test_chains_of_p_x_do_not_go_on_as_those_of_classes(model, x):
+    loss = ContrastiveDivergenceLoss(TINY, 1, 4, restart=0.0, generator=seeded())
+    loss(model, x)
+    unconditional = loss.chains.clone()
+    assert (loss.chain_targets == -1).all()
+    loss(model, x, LABELS)  # all start anew
+    assert torch.equal(loss.chain_targets.sort().values, LABELS.sort().values)
+    assert not any(torch.equal(a, b) for a in loss.chains for b in unconditional)
+    conditional = loss.chains.clone()
+    loss(model, x, LABELS)  # and go on
+    torch.testing.assert_close(loss.chains, conditional)
+
+
+def test_chains_keep_no_arguments_of_an_example(model, x):
+    loss = ContrastiveDivergenceLoss(0.1, 1, 4)
+    loss(lambda x, scale: model(x) * scale, x, None, 2.0)
+    with pytest.raises(ValueError, match="one entry for each example"):
+        loss(lambda x, scale: model(x) * scale[:, None], x, None, torch.ones(4, dtype=DOUBLE))
+
+
+def test_chains_need_finite_bounds_to_start_between():
+    with pytest.raises(ValueError, match="must be finite"):
+        ContrastiveDivergenceLoss(0.1, bounds=(0.0, math.inf))
+
+
+def test_settings_are_shown():
+    assert "noise_std=0.2" in repr(ScoreMatchingLoss(noise_std=0.2))
+    assert "noise_std" not in repr(ScoreMatchingLoss("hutchinson"))
+    assert repr(ScoreMatchingLoss("exact")) == "ScoreMatchingLoss(estimator='exact', stability=0.0001)"
+    assert "regularization=0.5" in repr(ContrastiveDivergenceLoss(0.1, regularization=0.5))

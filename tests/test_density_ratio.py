@@ -326,3 +326,12 @@ def test_what_is_refused(change, error, words):
     given = {"forward_func": nn.Identity(), "inputs": X, "noise_std": 0.1, "target": 0, **change}
     with pytest.raises(error, match=words):
         density_ratio(**given)
+
+
+def test_standard_deviations_of_any_kind():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    expected = density_ratio(model, x, [0.1, 0.2], target=0, generator=seeded())
+    for stds in ((0.1, 0.2), np.array([0.1, 0.2]), torch.tensor([0.1, 0.2], dtype=torch.float64)):
+        assert torch.equal(density_ratio(model, x, stds, target=0, generator=seeded()), expected)
+    for std in (np.float64(0.1), torch.tensor(0.1, dtype=torch.float64)):
+        assert torch.equal(density_ratio(model, x, std, target=0, generator=seeded()), expected[0])

@@ -9,6 +9,7 @@ import torch
 from captum_density.datasets import digits
 from captum_density.metrics import PixelPerturbation
 from captum_density.plots import density_ratio_curves, pixel_perturbation_curves, saliency_grid, sample_grid
+from captum_density.samplers import Samples
 
 
 def _image_of(axes) -> np.ndarray:
@@ -371,3 +372,26 @@ def test_results_that_cannot_be_drawn():
 def test_samples_that_cannot_be_drawn(samples, options, words):
     with pytest.raises(ValueError, match=words):
         sample_grid(samples, **options)
+
+
+def test_more_lines_than_colors_differ_in_style():
+    (axes,) = density_ratio_curves([0.1, 0.2], {f"m{i}": torch.rand(2, 3) for i in range(9)}).axes
+    looks = [
+        (line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines if len(line.get_xdata()) > 1
+    ]
+    assert len(set(looks[:9])) == 9
+
+
+def test_what_a_sampler_returned_is_drawn():
+    images = torch.rand(3, 1, 4, 4)
+    figure = sample_grid({"plain": Samples(images, torch.ones(3)), "same": images})
+    left, right = (figure.axes[i].images[0].get_array() for i in (0, 3))
+    assert (left == right).all()
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: sample_grid(torch.rand(3, 1, 4, 4)), lambda: pixel_perturbation_curves(_result(torch.rand(3, 2)))]
+)
+def test_curves_and_grids_want_names(draw):
+    with pytest.raises(TypeError, match="give a mapping"):
+        draw()
