@@ -1000,6 +1000,8 @@ def test_each_chain_has_a_slot_of_its_own(model, x):
     for _ in range(5):
         loss(model, x)  # all four go on, whatever their order
         torch.testing.assert_close(loss.chains, before, atol=1e-4, rtol=0)
+        slots, _, _ = loss._start(x, None)
+        assert slots.sort().values.tolist() == [0, 1, 2, 3]
     kept = loss.chains.clone()
     with pytest.raises(ValueError, match="no gradient by its inputs"):
         loss(lambda x: torch.ones(len(x), requires_grad=True), x)

@@ -145,3 +145,13 @@ def test_reentrant_checkpoints_are_refused_where_the_mode_is_switched():
     torch.testing.assert_close(
         [p.grad for p in inner.parameters()], list(torch.autograd.grad(fresh, list(inner.parameters())))
     )
+
+
+def test_statistics_that_move_before_the_backward_pass():
+    """Batch norm in training mode overwrites its statistics without a word to autograd."""
+    model, x = network().eval(), torch.randn(6, 4, dtype=DOUBLE)
+    loss = GradientNormLoss()
+    expected = torch.autograd.grad(loss(model, x, 0), model[0].weight)[0]
+    value = loss(model, x, 0)
+    model.train()(3 * x + 1)
+    torch.testing.assert_close(torch.autograd.grad(value, model[0].weight)[0], expected)
