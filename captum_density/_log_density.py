@@ -31,7 +31,7 @@ from captum_density._evaluation import (
     refuse_reentrant_checkpoint,
 )
 from captum_density._fixed_modules import FixedModules, fixed_modules
-from captum_density._validation import selected_output, validate_inputs
+from captum_density._validation import check_limit, selected_output, validate_inputs
 
 __all__ = ["LogDensity", "Points", "squared_norm"]
 
@@ -70,12 +70,7 @@ class LogDensity:
     ) -> None:
         if not callable(forward_func) or isinstance(forward_func, Attribution | type):
             raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
-        if max_examples_per_batch is not None and not (
-            isinstance(max_examples_per_batch, int) and max_examples_per_batch >= 1
-        ):
-            raise ValueError(
-                f"max_examples_per_batch must be an integer of at least 1, but is {max_examples_per_batch}"
-            )
+        check_limit(max_examples_per_batch)
         if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
             raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
         self.is_tuple = isinstance(inputs, tuple)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["replayable", "standard_noise"]
+__all__ = ["replayable", "seed_generators", "standard_noise"]
 
 
 @contextmanager
@@ -39,6 +39,15 @@ def replayable(device: torch.device) -> Iterator[Callable[[], None]]:
         yield rewind
     finally:
         rewind()
+
+
+def seed_generators(seed: int, *devices: torch.device) -> None:
+    """Seed torch's generators of the CPU and of these devices, and of no others, as `torch.manual_seed` would."""
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
 
 
 def standard_noise(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_density._captum import TargetType, select_targets
 
-__all__ = ["selected_output", "validate_inputs"]
+__all__ = ["check_limit", "class_targets", "selected_output", "validate_inputs"]
 
 
 def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
@@ -68,3 +68,38 @@ def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
         "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
     )
     return selected.reshape(n)
+
+
+def check_limit(max_examples_per_batch: int | None) -> None:
+    """Refuse a limit that lets nothing run.
+
+    Raises:
+        ValueError: It is no integer of at least 1.
+    """
+    limit = max_examples_per_batch
+    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+        raise ValueError(f"max_examples_per_batch must be an integer of at least 1, but is {limit}")
+
+
+def class_targets(target: Any, n: int, device: torch.device) -> Tensor:
+    """A class for each of n examples, (n,) int64, where Captum's further forms of a target have no meaning.
+
+    Raises:
+        ValueError: It is neither a class nor one for each example.
+    """
+    try:
+        classes = torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        classes = torch.empty(0, 0)
+    if (
+        (isinstance(target, tuple) and len(target) > 1)  # an index into several dimensions of the output
+        or classes.is_floating_point()
+        or classes.ndim > 1
+        or classes.numel() not in (1, n)
+        or bool((classes < 0).any())
+    ):
+        raise ValueError(
+            f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}; pass it as "
+            "target=..."
+        )
+    return classes.long().reshape(-1).expand(n)

@@ -629,10 +629,12 @@ def test_what_chains_cannot_do_is_refused(model, x):
         loss(nn.Linear(4, 3).double(), torch.ones(2, 4, dtype=DOUBLE))
     with pytest.raises(ValueError, match="one input, but there are 2; concatenate them"):
         loss(model, (x, x))
-    with pytest.raises(ValueError, match=r"one for each of 4 examples, but is tensor\(\[2, 0, 1\]\)"):
+    with pytest.raises(ValueError, match=r"one for each of 4 examples, as integers, but is tensor\(\[2, 0, 1\]\)"):
         loss(model, x, LABELS[:3])
-    with pytest.raises(ValueError, match=r"one for each of 2 examples, but is \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"one for each of 2 examples, as integers, but is \(0, 1\)"):
         loss(lambda x: (x**2)[:, None, :], x[:2], (0, 1))  # which is an index, and not two classes
+    with pytest.raises(ValueError, match="one for each of 4 examples, as integers, but is -1"):
+        loss(model, x, -1)  # of which chains of p(x) are kept
     with pytest.raises(ValueError, match="left the finite numbers"):
         ContrastiveDivergenceLoss(1.0, 50)(lambda x: (x**4).sum(1), x)
 
@@ -896,11 +898,11 @@ def test_bad_arguments_are_refused(make, error, message):
         (NOISE, None, (X, X), 0, "one input, but there are 2"),
         (NOISE, None, X[:, :2], 0, r"noise has examples of shape \(3,\), the inputs \(2,\)"),
         (NOISE.base_dist, None, X, 0, r"one number for each of 8 examples, but returned \(8, 3\); wrap it"),
-        (NOISE, 3, X, None, "target must be a class below that for each of 4 examples, but is None"),
-        (NOISE, 3, X, (0, 1), "n_classes=3"),
-        (NOISE, 3, X, LABELS[:3], "n_classes=3"),
-        (NOISE, 2, X, LABELS, "n_classes=2"),
-        (NOISE, 3, X, -1, "n_classes=3"),
+        (NOISE, 3, X, None, "a class, or one for each of 4 examples, as integers, but is None"),
+        (NOISE, 3, X, (0, 1), r"one for each of 4 examples, as integers, but is \(0, 1\)"),
+        (NOISE, 3, X, LABELS[:3], "one for each of 4 examples"),
+        (NOISE, 2, X, LABELS, "target holds class 2, but n_classes is 2"),
+        (NOISE, 3, X, -1, "one for each of 4 examples, as integers, but is -1"),
     ],
 )
 def test_what_noise_cannot_do_is_refused(noise, n_classes, inputs, target, message):

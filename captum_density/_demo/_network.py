@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_density._random import seed_generators
 from captum_density.datasets import Digits
 
 __all__ = ["convolutional", "perceptron", "train"]
@@ -58,8 +59,7 @@ def train(
     """
     images, labels = data.train_images, data.train_labels
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the GPUs as well.
-        torch.default_generator.manual_seed(seed)
+        seed_generators(seed)
         model = network().to(images.device)
         orders = [torch.randperm(len(images)).split(64) for _ in range(epochs)]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)

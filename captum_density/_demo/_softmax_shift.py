@@ -9,6 +9,7 @@ from captum.attr import DeepLift, InputXGradient, IntegratedGradients, Occlusion
 from torch import Tensor, nn
 
 from captum_density._demo._attributions import SMOOTH_GRAD
+from captum_density._random import seed_generators
 from captum_density.audit import Method
 from captum_density.plots import saliency_grid
 from captum_density.softmax_shift import CenteredLogits, LinearShift, SoftmaxShift
@@ -97,7 +98,7 @@ def fool(model: nn.Module, images: Tensor, *, seed: int) -> Fooled:
     views = (model, shifted, CenteredLogits(model), CenteredLogits(shifted))
 
     def attributed(method: Method, view: nn.Module) -> Tensor:
-        torch.manual_seed(seed)
+        seed_generators(seed, image.device)
         attributions: Tensor = method.make(view).attribute(
             image.clone().requires_grad_(), target=target, **method.options
         )

@@ -15,7 +15,7 @@ from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensit
 from torch import Tensor
 
 from captum_density import metrics
-from captum_density._random import replayable
+from captum_density._random import replayable, seed_generators
 from captum_density.audit._methods import Made, Method, named
 from captum_density.audit._report import AuditReport, MethodReport
 
@@ -219,9 +219,6 @@ class _Batch:
 
     def _reseed(self) -> None:
         """Seed the generators that `replayable` gives back, and no other device's, as `torch.manual_seed` would."""
-        torch.default_generator.manual_seed(self.seed)
-        if self.inputs.is_cuda:
-            with torch.cuda.device(self.inputs.device):
-                torch.cuda.manual_seed(self.seed)
+        seed_generators(self.seed, self.inputs.device)
         np.random.seed(self.seed % 2**32)  # GradientShap draws its baselines from NumPy
         random.seed(self.seed)

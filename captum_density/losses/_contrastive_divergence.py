@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_density._langevin import Bounds, Langevin, check_bounds, check_steps
 from captum_density._log_density import LogDensity, Points
+from captum_density._validation import class_targets
 from captum_density.losses._density_loss import DensityLoss, check_weight
 
 __all__ = ["ContrastiveDivergenceLoss"]
@@ -113,7 +114,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
                 "additional_forward_args holds a tensor with one entry for each example, which chains that go on from "
                 "call to call do not have; pass a function of the inputs alone"
             )
-        targets = self._targets(density)
+        targets = None if density.target is None else class_targets(density.target, density.n, x.device)
         slots, start, classes = self._start(x, targets)
         moved = density.moved(start, None if targets is None else classes)
         with torch.no_grad():
@@ -138,21 +139,6 @@ class ContrastiveDivergenceLoss(DensityLoss):
                 "for each"
             )
         return density.inputs
-
-    def _targets(self, density: LogDensity) -> Tensor | None:
-        """A class for each example, (N,)."""
-        target: Any = density.target
-        if target is None:
-            return None
-        given = torch.as_tensor(target, device=density.inputs[0].device)
-        if (
-            isinstance(target, tuple)
-            or given.ndim > 1
-            or given.is_floating_point()
-            or given.numel() not in (1, density.n)
-        ):
-            raise ValueError(f"target must be a class or one for each of {density.n} examples, but is {target}")
-        return given.reshape(-1).expand(density.n).long()
 
     def _start(self, x: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Slots of the buffer, and for each of the N chains its start and class.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from captum_density._log_density import LogDensity
+from captum_density._random import seed_generators
+from captum_density._validation import class_targets
 from captum_density.losses._density_loss import DensityLoss
 
 __all__ = ["NoiseContrastiveLoss"]
@@ -100,21 +101,10 @@ class NoiseContrastiveLoss(DensityLoss):
     def _normalizer(self, density: LogDensity) -> Tensor:
         if not self._has_classes:
             return self.log_normalizer
-        target: Any = density.target
-        classes = torch.as_tensor(-1 if target is None else target, device=self.log_normalizer.device)
-        if (
-            isinstance(target, tuple)
-            or classes.is_floating_point()
-            or classes.ndim > 1
-            or classes.numel() not in (1, density.n)
-            or classes.min() < 0
-            or classes.max() >= len(self.log_normalizer)
-        ):
-            raise ValueError(
-                f"with n_classes={len(self.log_normalizer)}, target must be a class below that for each of {density.n} "
-                f"examples, but is {target}"
-            )
-        return self.log_normalizer[classes.long().reshape(-1)]
+        classes = class_targets(density.target, density.n, self.log_normalizer.device)
+        if int(classes.max()) >= len(self.log_normalizer):
+            raise ValueError(f"target holds class {int(classes.max())}, but n_classes is {len(self.log_normalizer)}")
+        return self.log_normalizer[classes]
 
     def _draw(self, x: Tensor) -> Tensor:
         shape = (self.ratio, len(x))
@@ -122,11 +112,8 @@ class NoiseContrastiveLoss(DensityLoss):
             drawn = self.noise.sample(shape)
         else:
             seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
-            # torch.manual_seed would seed every device.
             with torch.random.fork_rng([x.device] if x.is_cuda else []):
-                torch.default_generator.manual_seed(seed)
-                if x.is_cuda:
-                    torch.cuda.default_generators[x.device.index].manual_seed(seed)
+                seed_generators(seed, x.device)
                 drawn = self.noise.sample(shape)
         if drawn.shape[2:] != x.shape[1:]:
             raise ValueError(f"noise has examples of shape {tuple(drawn.shape[2:])}, the inputs {tuple(x.shape[1:])}")

@@ -17,7 +17,7 @@ from captum_density._captum import (
 )
 from captum_density._evaluation import full_precision, refuse_random_numbers
 from captum_density._fixed_modules import fixed_modules
-from captum_density._validation import validate_inputs
+from captum_density._validation import check_limit, class_targets, validate_inputs
 
 __all__ = ["Classifier"]
 
@@ -47,18 +47,13 @@ class Classifier:
     ) -> None:
         if not callable(model):
             raise TypeError(f"the classifier must be a module or a function, but is {type(model).__name__}")
-        if max_examples_per_batch is not None and not (
-            isinstance(max_examples_per_batch, int) and max_examples_per_batch >= 1
-        ):
-            raise ValueError(
-                f"max_examples_per_batch must be an integer of at least 1, but is {max_examples_per_batch}"
-            )
+        check_limit(max_examples_per_batch)
         if not inputs:
             raise TypeError("inputs must be a tensor or a non-empty tuple of tensors")
         validate_inputs(model, inputs)
         self.n = len(inputs[0])
         self.model = model
-        self._classes = _classes(target, self.n, inputs[0].device)
+        self._classes = class_targets(target, self.n, inputs[0].device)
         self._args = format_additional_forward_args(additional_forward_args)
         self._limit = max_examples_per_batch
 
@@ -103,19 +98,6 @@ class Classifier:
             )
         if int(wanted.max()) >= logits.shape[1]:
             raise ValueError(f"target holds class {int(wanted.max())}, the classifier knows {logits.shape[1]}")
-
-
-def _classes(target: Any, n: int, device: torch.device) -> Tensor:
-    try:
-        classes = torch.as_tensor(target, device=device)
-    except (TypeError, ValueError, RuntimeError):
-        classes = torch.empty(0, 0)
-    if classes.is_floating_point() or classes.ndim > 1 or classes.numel() not in (1, n) or bool((classes < 0).any()):
-        raise ValueError(
-            f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}; pass it as "
-            "target=..."
-        )
-    return classes.long().reshape(-1).expand(n)
 
 
 def _rows(args: Any, part: slice, rows: int) -> Any:

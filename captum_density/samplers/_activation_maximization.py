@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._langevin import Bounds, Step, check_bounds, check_steps, within
 from captum_density._log_density import LogDensity, Points, squared_norm
-from captum_density.samplers._samples import Samples, collect
+from captum_density.samplers._samples import Sampler
 
 __all__ = ["ActivationMaximization"]
 
 
-class ActivationMaximization:
+class ActivationMaximization(Sampler):
     r"""Inputs of high p(x | y), or p(x), by gradient ascent, with decay toward a reference.
 
     .. math:: x_{t+1} = x_t + \eta \left( \nabla f_y(x_t) - \lambda (x_t - x_0) \right)
@@ -48,6 +47,8 @@ class ActivationMaximization:
         tensor([[2., 2.]])
     """
 
+    _name = "activation maximization"
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -63,48 +64,9 @@ class ActivationMaximization:
         check_bounds(bounds)
         if not 0 <= decay < float("inf"):
             raise ValueError(f"decay must be at least 0 and finite, but is {decay}")
-        self.forward_func = forward_func
-        self.step_size, self.n_steps, self.decay, self.reference = step_size, n_steps, decay, reference
+        super().__init__(forward_func, n_steps)
+        self.step_size, self.decay, self.reference = step_size, decay, reference
         self.bounds, self.normalize = bounds, normalize
-
-    def sample(
-        self,
-        initial: TensorOrTupleOfTensorsGeneric,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        *,
-        return_trajectory: bool = False,
-        show_progress: bool = False,
-    ) -> Samples:
-        """Climb.
-
-        Args:
-            initial: Where to start, (N, ...) or tuple of such.
-            target: y, as Captum's: the same class for all, or one for each example; None for p(x).
-            additional_forward_args: As Captum's.
-            return_trajectory: Whether to keep the points of every step.
-            show_progress: Whether to show a progress bar.
-
-        Returns:
-            The last points, an acceptance rate of 1, and the trajectory where it was asked for.
-
-        Raises:
-            ValueError: If the points leave the finite numbers, the reference does not fit, or no gradient reaches the
-                points; as `captum_density.density.class_log_density` otherwise.
-            TypeError: As there.
-            AssertionError: Captum's own, for a target that does not fit.
-        """
-        density = LogDensity(self.forward_func, initial, target, additional_forward_args)
-        references = self._references(density)
-        with density.opened():
-            return collect(
-                density,
-                self._steps(density, references),
-                self.n_steps,
-                name="activation maximization",
-                trajectory=return_trajectory,
-                show_progress=show_progress,
-            )
 
     def _references(self, density: LogDensity) -> Points:
         given = self.reference if isinstance(self.reference, tuple) else (self.reference,) * len(density.inputs)
@@ -118,7 +80,8 @@ class ActivationMaximization:
         except RuntimeError as error:
             raise ValueError(f"reference must fit the inputs: {error}") from error
 
-    def _steps(self, density: LogDensity, references: Points) -> Iterator[Step]:
+    def _steps(self, density: LogDensity) -> Iterator[Step]:
+        references = self._references(density)
         points = density.points()
         every = torch.ones(density.n, dtype=torch.bool, device=points[0].device)
         for number in range(self.n_steps):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._langevin import Bounds, Langevin, check_bounds, check_steps
+from captum_density._langevin import Bounds, Langevin, Step, check_bounds, check_steps
 from captum_density._log_density import LogDensity
-from captum_density.samplers._samples import Samples, collect
+from captum_density.samplers._samples import Sampler
 
 __all__ = ["LangevinSampler"]
 
 
-class LangevinSampler:
+class LangevinSampler(Sampler):
     r"""Samples of p(x | y), or p(x), by Langevin dynamics: a step up the log-density, and noise.
 
     .. math:: x_{t+1} = x_t - \frac{\epsilon}{2} \nabla E(x_t) + \mathcal{N}(0, \epsilon),
@@ -56,6 +55,8 @@ class LangevinSampler:
         True
     """
 
+    _name = "Langevin"
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -71,46 +72,9 @@ class LangevinSampler:
         check_bounds(bounds)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, but is {temperature}")
-        self.forward_func = forward_func
-        self.n_steps = n_steps
+        super().__init__(forward_func, n_steps)
         self._langevin = Langevin(step_size, temperature, bounds, metropolis, generator)
+        self._compared = metropolis
 
-    def sample(
-        self,
-        initial: TensorOrTupleOfTensorsGeneric,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        *,
-        return_trajectory: bool = False,
-        show_progress: bool = False,
-    ) -> Samples:
-        """Run the chains.
-
-        Args:
-            initial: Where they start, (N, ...) or tuple of such; noise, or examples.
-            target: y, as Captum's: the same class for all, or one for each chain; None for p(x).
-            additional_forward_args: As Captum's.
-            return_trajectory: Whether to keep the points of every step.
-            show_progress: Whether to show a progress bar.
-
-        Returns:
-            The last points, the acceptance rate, and the trajectory where it was asked for.
-
-        Raises:
-            ValueError: If the chains leave the finite numbers, start out of bounds or draw random numbers (dropout in
-                training mode) with `metropolis`, or no gradient reaches the points; as
-                `captum_density.density.class_log_density` otherwise.
-            TypeError: As there.
-            AssertionError: Captum's own, for a target that does not fit.
-        """
-        density = LogDensity(self.forward_func, initial, target, additional_forward_args)
-        with density.opened(compared=self._langevin.metropolis):
-            steps = self._langevin.chain(density, self.n_steps)
-            return collect(
-                density,
-                steps,
-                self.n_steps,
-                name="Langevin",
-                trajectory=return_trajectory,
-                show_progress=show_progress,
-            )
+    def _steps(self, density: LogDensity) -> Iterator[Step]:
+        return self._langevin.chain(density, self.n_steps)

@@ -1,18 +1,19 @@
-"""What a sampler returns, and how it keeps account of its steps."""
+"""What a sampler returns, and how samplers run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._langevin import Step
 from captum_density._log_density import LogDensity
 
-__all__ = ["Samples", "collect"]
+__all__ = ["Sampler", "Samples"]
 
 
 class Samples(NamedTuple):
@@ -29,34 +30,68 @@ class Samples(NamedTuple):
     trajectory: Any = None
 
 
-def collect(
-    density: LogDensity, steps: Iterator[Step], n_steps: int, *, name: str, trajectory: bool, show_progress: bool
-) -> Samples:
-    """Walk through the steps.
+class Sampler:
+    """Walks from initial points in steps that a subclass makes.
 
     Args:
-        density: What is sampled.
-        steps: The chain, of n_steps.
-        n_steps: How many.
-        name: Of the progress bar.
-        trajectory: Whether to keep every point.
-        show_progress: Whether to show the bar.
-
-    Returns:
-        The last points, and what else was asked for.
+        forward_func: Returns logits (N, C), or a log-density (N,) itself.
+        n_steps: Steps of each chain.
     """
-    accepted = torch.zeros(density.n, dtype=torch.float64, device=density.inputs[0].device)
-    points = density.points()
-    kept = [points]
-    for step in tqdm(steps, total=n_steps, desc=name, disable=not show_progress):
-        points = step.points
-        accepted += step.accepted
-        if trajectory:
-            kept.append(points)
 
-    def like_inputs(parts: tuple[Tensor, ...]) -> Any:
-        return parts if density.is_tuple else parts[0]
+    # Of the progress bar.
+    _name = "sampling"
+    # Whether values are compared, which a model that draws random numbers spoils.
+    _compared = False
 
-    last = like_inputs(tuple(p[0] for p in points))
-    path = like_inputs(tuple(torch.cat(parts) for parts in zip(*kept, strict=True))) if trajectory else None
-    return Samples(last, accepted / n_steps, path)
+    def __init__(self, forward_func: Callable[..., Any], n_steps: int) -> None:
+        self.forward_func, self.n_steps = forward_func, n_steps
+
+    def sample(
+        self,
+        initial: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        return_trajectory: bool = False,
+        show_progress: bool = False,
+    ) -> Samples:
+        """Run the chains, one for each row of the initial points.
+
+        Args:
+            initial: Where they start, (N, ...) or tuple of such; noise, or examples.
+            target: y, as Captum's: the same class for all, or one for each chain; None for p(x).
+            additional_forward_args: As Captum's.
+            return_trajectory: Whether to keep the points of every step.
+            show_progress: Whether to show a progress bar.
+
+        Returns:
+            The last points, the acceptance rate, and the trajectory where it was asked for.
+
+        Raises:
+            ValueError: If the points leave the finite numbers, no gradient reaches them, or a setting of the sampler
+                does not fit them; with a Metropolis adjustment, if chains start out of bounds or the model draws random
+                numbers (dropout in training mode); as `captum_density.density.class_log_density` otherwise.
+            TypeError: As there.
+            AssertionError: Captum's own, for a target that does not fit.
+        """
+        density = LogDensity(self.forward_func, initial, target, additional_forward_args)
+        with density.opened(compared=self._compared):
+            accepted = torch.zeros(density.n, dtype=torch.float64, device=density.inputs[0].device)
+            points = density.points()
+            kept = [points]
+            steps = self._steps(density)
+            for step in tqdm(steps, total=self.n_steps, desc=self._name, disable=not show_progress):
+                points = step.points
+                accepted += step.accepted
+                if return_trajectory:
+                    kept.append(points)
+
+        def like_inputs(parts: tuple[Tensor, ...]) -> Any:
+            return parts if density.is_tuple else parts[0]
+
+        path = like_inputs(tuple(torch.cat(p) for p in zip(*kept, strict=True))) if return_trajectory else None
+        return Samples(like_inputs(tuple(p[0] for p in points)), accepted / self.n_steps, path)
+
+    def _steps(self, density: LogDensity) -> Iterator[Step]:
+        """The chains after each step; the density is open."""
+        raise NotImplementedError
