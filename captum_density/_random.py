@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["replayable", "seed_generators", "standard_noise"]
+__all__ = ["derived_seed", "replayable", "seed_generators", "standard_noise"]
 
 
 @contextmanager
@@ -39,6 +40,12 @@ def replayable(device: torch.device) -> Iterator[Callable[[], None]]:
         yield rewind
     finally:
         rewind()
+
+
+def derived_seed(seed: int, *words: object) -> int:
+    """A seed for one purpose, the same in every process and version: Python's own `hash` is neither."""
+    text = "/".join(map(str, (seed, *words)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1  # below 2^63
 
 
 def seed_generators(seed: int, *devices: torch.device) -> None:

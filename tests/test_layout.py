@@ -15,14 +15,15 @@ ROOT = Path(captum_density.__file__).parent
 
 # A module may import from the lines above its own, and a package from within itself.
 LAYERS = (
-    {"_captum", "_fixed_modules", "_masks", "_random"},
+    {"_captum", "_figures", "_fixed_modules", "_masks", "_random", "_scratch"},
     {"_evaluation"},
     {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
     {"_log_density"},
     {"_langevin", "_trace"},
     {"density", "softmax_shift"},
     {"attr", "samplers", "losses"},
-    {"metrics", "retraining"},
+    {"retraining"},
+    {"metrics"},
     # Leaves: nothing but what follows imports them.
     {"datasets", "plots", "testing", "_conformance", "_networks", "_network_layers"},
     {"audit"},

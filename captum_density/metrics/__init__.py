@@ -1,21 +1,31 @@
 """Metrics of attributions and models, in the manner of `captum.metrics`: per example, with their direction."""
 
 from captum_density.metrics._density_ratio import density_ratio as density_ratio
+from captum_density.metrics._diff_roar import diff_roar as diff_roar
+from captum_density.metrics._diff_roar import kar as kar
+from captum_density.metrics._diff_roar import roar as roar
 from captum_density.metrics._gan_test import GanTest as GanTest
 from captum_density.metrics._gan_test import gan_test as gan_test
 from captum_density.metrics._kernel_stein import kernel_stein_discrepancy as kernel_stein_discrepancy
 from captum_density.metrics._pixel_perturbation import PixelPerturbation as PixelPerturbation
 from captum_density.metrics._pixel_perturbation import pixel_perturbation as pixel_perturbation
+from captum_density.metrics._retraining_result import RetrainingResult as RetrainingResult
 from captum_density.metrics._shift_sensitivity import ShiftSensitivity as ShiftSensitivity
 from captum_density.metrics._shift_sensitivity import shift_sensitivity as shift_sensitivity
+from captum_density.metrics._signal_block_share import signal_block_share as signal_block_share
 
 __all__ = [
     "GanTest",
     "PixelPerturbation",
+    "RetrainingResult",
     "ShiftSensitivity",
     "density_ratio",
+    "diff_roar",
     "gan_test",
+    "kar",
     "kernel_stein_discrepancy",
     "pixel_perturbation",
+    "roar",
     "shift_sensitivity",
+    "signal_block_share",
 ]

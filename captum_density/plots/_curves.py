@@ -7,15 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_density._figures import CHARACTER, COLORS, LINE, MARKS, STYLES, lines_of, longest_line, write_caption
 from captum_density.metrics import PixelPerturbation
-from captum_density.plots._texts import CHARACTER, LINE, lines_of, longest_line, write_caption
 
 __all__ = ["density_ratio_curves", "pixel_perturbation_curves"]
 
-# Okabe and Ito's, told apart with every common colour vision deficiency; marks tell them apart in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLES = ("-", "--", ":", "-.")  # the next one after each round of colours
 _WIDTH, _HEIGHT = 6.0, 3.7  # inches, without legend and caption
 
 
@@ -121,9 +117,9 @@ def _draw(
         raise ValueError(f"{name!r} contains NaN or infinity")
     low, middle, high = curves.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
     line = curves.mean(1) if mean else middle
-    color = _COLORS[i % len(_COLORS)]
-    style = _STYLES[i // len(_COLORS) % len(_STYLES)]
-    mark = _MARKS[i % len(_MARKS)]
+    color = COLORS[i % len(COLORS)]
+    style = STYLES[i // len(COLORS) % len(STYLES)]  # the next one after each round of colours
+    mark = MARKS[i % len(MARKS)]
     axes.plot(at, line.numpy(), color=color, linestyle=style, marker=mark, markersize=4, label=label or name)
     axes.fill_between(at, low.numpy(), high.numpy(), color=color, alpha=0.18, linewidth=0)
     return float(torch.stack([low, line, high]).abs().max())

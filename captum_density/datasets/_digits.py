@@ -1,4 +1,4 @@
-"""Data sets small enough to try an explanation on, as plain tensors."""
+"""The embedded digits as plain tensors."""
 
 from typing import NamedTuple
 

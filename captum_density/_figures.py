@@ -1,11 +1,16 @@
-"""Room for texts: how wide they are, and where a caption's lines break."""
+"""What all figures share: colours, and room for texts."""
 
 import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-__all__ = ["CHARACTER", "LINE", "lines_of", "longest_line", "write_caption"]
+__all__ = ["CHARACTER", "COLORS", "LINE", "MARKS", "STYLES", "lines_of", "longest_line", "write_caption"]
+
+# Okabe and Ito's, told apart with every common colour vision deficiency; marks tell them apart in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = ("-", "--", ":", "-.")
 
 # Inches of a text of size "medium", as a figure gains them so that what is drawn keeps its size.
 CHARACTER = 0.08

@@ -1,0 +1,53 @@
+"""Confidence intervals of accuracies over runs and test examples, both drawn again."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Bootstrap"]
+
+_AT_ONCE = 250
+
+
+class Bootstrap:
+    """The same resamples for everything that was measured on the same runs and test examples.
+
+    Whatever is compared is so in pairs: the difference of two figures varies less than each of them.
+
+    Args:
+        runs: R.
+        examples: n.
+        resamples: How many data sets to draw.
+        seed: Of the drawing.
+    """
+
+    def __init__(self, runs: int, examples: int, resamples: int, seed: int) -> None:
+        self._sizes, self._resamples, self._seed = (runs, examples), resamples, seed
+
+    def means(self, correct: Tensor) -> Tensor:
+        """The mean over runs and examples of each resample.
+
+        Args:
+            correct: (..., R, n) bool.
+
+        Returns:
+            (..., resamples) float64.
+        """
+        runs, n = self._sizes
+        random = np.random.default_rng(self._seed)
+        flat = correct.reshape(-1, runs, n).double()
+        out = []
+        for start in range(0, self._resamples, _AT_ONCE):
+            size = min(_AT_ONCE, self._resamples - start)
+            drawn = [random.multinomial(k, [1 / k] * k, size=size) / k for k in (runs, n)]
+            by_run, by_example = (torch.from_numpy(weights) for weights in drawn)
+            out.append(torch.einsum("xrb,br->xb", flat @ by_example.T, by_run))
+        return torch.cat(out, dim=1).reshape(*correct.shape[:-2], self._resamples)
+
+
+def interval(means: Tensor, level: float) -> Tensor:
+    """The percentile interval of resampled figures, (..., 2) from (..., resamples)."""
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
+    return means.quantile(ends, dim=-1).movedim(0, -1)

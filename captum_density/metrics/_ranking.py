@@ -1,0 +1,326 @@
+"""Rankings of the elements of every example, by attribution, made batch by batch and kept in files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+from tqdm import tqdm
+
+from captum_density._captum import run_forward
+from captum_density._fixed_modules import fixed_modules
+from captum_density._masks import ranks
+from captum_density._random import replayable, seed_generators
+
+__all__ = ["Attributor", "Elements", "Ranked", "random_ranks", "ranked"]
+
+Array: TypeAlias = Tensor | npt.NDArray[Any]
+Split: TypeAlias = tuple[Array, Array]
+Attributor: TypeAlias = Attribution | Callable[..., Any] | tuple[Array, Array]
+Pair: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+_ROWS = 1024
+
+
+class Elements:
+    """What is kept or removed as one: every element of an input, or groups of them.
+
+    Args:
+        shape: Of an input.
+        groups: None; "channels" for a pixel in all its channels; a number or a pair for patches of that many pixels, in
+            all channels; or the group of each element, integers that broadcast to `shape`.
+
+    Raises:
+        ValueError: Groups that do not fit the shape.
+    """
+
+    def __init__(self, shape: Sequence[int], groups: Any) -> None:
+        self.shape = tuple(shape)
+        self.groups = None if groups is None else _groups(self.shape, groups)
+        if self.groups is None:
+            self.d = int(np.prod(self.shape, dtype=int))
+            return
+        flat = self.groups.flatten()
+        self.d = int(flat.max()) + 1
+        sizes = flat.bincount(minlength=self.d)
+        if int(sizes.min()) == 0:
+            raise ValueError(
+                f"groups must be numbered 0..{self.d - 1} without gaps, but {int(sizes.argmin())} is empty"
+            )
+        # (d, largest group): the elements of each group, one position more than there are for "none".
+        places = torch.arange(len(flat)) - (sizes.cumsum(0) - sizes)[flat.sort(stable=True).values]
+        self._members = torch.full((self.d, int(sizes.max())), len(flat))
+        order = flat.argsort(stable=True)
+        self._members[flat[order], places] = order
+        self._sizes = sizes
+
+    def importance(self, magnitude: Tensor) -> Tensor:
+        """(B, d) how important each is, from (B, *shape), at least 0: a group's is the mean of its elements'."""
+        flat = magnitude.flatten(1)
+        if self.groups is None:
+            return flat
+        padded = torch.cat([flat.double(), flat.new_zeros(len(flat), 1, dtype=torch.float64)], dim=1)
+        total = torch.zeros(len(flat), self.d, dtype=torch.float64)
+        for members in self._members.T:  # one after another: the same order of additions on every machine
+            total += padded[:, members]
+        return total / self._sizes
+
+    def magnitude(self, attributions: Any, n: int, name: str) -> Tensor:
+        """|attribution| on the CPU, (n, *shape).
+
+        Raises:
+            TypeError: It is no floating-point tensor.
+            ValueError: Its shape does not fit, or it is NaN or infinite.
+        """
+        if isinstance(attributions, tuple) and len(attributions) == 1:
+            attributions = attributions[0]
+        if isinstance(attributions, np.ndarray):
+            attributions = torch.from_numpy(np.array(attributions))
+        if not isinstance(attributions, Tensor) or not attributions.is_floating_point():
+            found = attributions.dtype if isinstance(attributions, Tensor) else type(attributions).__name__
+            raise TypeError(f"attributions {name!r} must be a floating-point tensor, but are {found}")
+        whole = (n, *self.shape)
+        shared = (n, 1, *self.shape[1:])  # one value for all channels of a pixel
+        if tuple(attributions.shape) != whole and not (self.groups is not None and attributions.shape == shared):
+            raise ValueError(
+                f"attributions {name!r} must have the inputs' shape {whole}, but have {tuple(attributions.shape)}"
+                + (
+                    "; to rank pixels, all channels together, pass groups='channels'"
+                    if attributions.shape == shared
+                    else ""
+                )
+            )
+        magnitude = attributions.detach().cpu().abs().expand(whole)
+        bad = int((~magnitude.isfinite()).sum())
+        if bad:
+            raise ValueError(f"attributions {name!r} contain {bad} NaN or infinite values, which have no rank")
+        return magnitude
+
+
+class Ranked:
+    """The rankings of one attribution's training and test examples, (N, d) each, mapped from files.
+
+    Args:
+        plain: By |attribution|.
+        blurred: By |attribution| after a Gaussian blur; None where it was not asked for.
+        agnostic: One for all examples, by the mean |attribution| of the training examples; None likewise.
+        constant: The share of all examples whose attributions are all equal, and so ranked by position alone.
+    """
+
+    def __init__(self, plain: Pair, blurred: Pair | None, agnostic: Pair | None, constant: float) -> None:
+        self.plain, self.blurred, self.agnostic, self.constant = plain, blurred, agnostic, constant
+
+
+def ranked(
+    name: str,
+    attributor: Attributor,
+    splits: tuple[Split, Split],
+    elements: Elements,
+    *,
+    target: Literal["predicted", "true"],
+    folder: Path,
+    blurred: bool,
+    agnostic: bool,
+    max_examples_per_batch: int,
+    seed: int,
+    show_progress: bool,
+) -> Ranked:
+    """Attribute both data sets, in batches, and rank.
+
+    Args:
+        name: Of the attribution.
+        attributor: An attribution, a function, or ready attributions of training and test examples.
+        splits: Training and test inputs and labels.
+        elements: What is ranked.
+        target: Which class is attributed.
+        folder: Where the rankings are written.
+        blurred: Whether to rank blurred attributions, too.
+        agnostic: Whether to make one ranking of the training examples' mean, too.
+        max_examples_per_batch: How many examples are attributed at once.
+        seed: Of what an attributor draws.
+        show_progress: Whether to show a progress bar.
+
+    Returns:
+        The rankings.
+    """
+    attribute = _attribute_function(name, attributor, splits, target)
+    writers = {kind: _Writer(folder, splits, elements.d) for kind, wanted in (("", True), ("b", blurred)) if wanted}
+    total = torch.zeros(elements.shape, dtype=torch.float64)
+    constant = 0
+    device = _device(attributor, splits[0][0])
+    count = sum(len(inputs) for inputs, _ in splits)
+    with (
+        replayable(device),
+        fixed_modules(_model(attributor) or (lambda: None)),
+        tqdm(total=count, desc=f"attributing, {name}", unit="example", disable=not show_progress) as bar,
+    ):
+        seed_generators(seed, device)
+        for split, (inputs, _) in enumerate(splits):
+            for low, high in _batches(len(inputs), max_examples_per_batch):
+                magnitude = elements.magnitude(attribute(split, slice(low, high), device), high - low, name)
+                importance = elements.importance(magnitude)
+                constant += int((importance == importance[:, :1]).all(1).sum())
+                writers[""].write(split, importance)
+                if blurred:
+                    writers["b"].write(split, elements.importance(_blurred(magnitude)))
+                if split == 0:
+                    total += magnitude.sum(0, dtype=torch.float64)
+                bar.update(high - low)
+    done = {kind: writer.done() for kind, writer in writers.items()}
+    shared = None
+    if agnostic:
+        one = _small(ranks(elements.importance((total / len(splits[0][0])).float()[None])), elements.d)
+        shared = _constant(folder, splits, one)
+    return Ranked(done[""], done.get("b"), shared, constant / count)
+
+
+def random_ranks(folder: Path, splits: tuple[Split, Split], d: int, seed: int) -> Pair:
+    """A ranking of its own for every example, drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    writer = _Writer(folder, splits, d)
+    for split, (inputs, _) in enumerate(splits):
+        for low, high in _batches(len(inputs), _ROWS):
+            writer.write(split, torch.rand(high - low, d, generator=generator, dtype=torch.float64))
+    return writer.done()
+
+
+class _Writer:
+    """Ranks of both splits, written row by row to files of 16 bits a rank where that is enough."""
+
+    def __init__(self, folder: Path, splits: tuple[Split, Split], d: int) -> None:
+        number = len(list(folder.iterdir()))
+        self._d = d
+        self._paths = [folder / f"ranks-{number}-{split}.npy" for split in ("train", "test")]
+        self._files = [
+            np.lib.format.open_memmap(path, "w+", dtype=_dtype(d), shape=(len(inputs), d))
+            for path, (inputs, _) in zip(self._paths, splits, strict=True)
+        ]
+        self._rows = [0, 0]
+
+    def write(self, split: int, importance: Tensor) -> None:
+        start = self._rows[split]
+        self._rows[split] += len(importance)
+        self._files[split][start : self._rows[split]] = _small(ranks(importance), self._d)
+
+    def done(self) -> Pair:
+        for file in self._files:
+            file.flush()
+        self._files.clear()
+        train, test = (np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths)
+        return train, test
+
+
+def _constant(folder: Path, splits: tuple[Split, Split], one: npt.NDArray[Any]) -> Pair:
+    writer = _Writer(folder, splits, one.shape[1])
+    for file in writer._files:
+        file[:] = one
+    return writer.done()
+
+
+def _small(order: Tensor, d: int) -> npt.NDArray[Any]:
+    return order.numpy().astype(_dtype(d))
+
+
+def _dtype(d: int) -> type[np.signedinteger[Any]]:
+    return np.int16 if d < 2**15 else np.int32
+
+
+def _batches(n: int, size: int) -> Iterator[tuple[int, int]]:
+    return pairwise([*range(0, n, size), n])
+
+
+def _blurred(magnitude: Tensor) -> Tensor:
+    """Blurred by a Gaussian of one pixel in 28, at least 1, and rounded, so that all processors find the same."""
+    height, width = magnitude.shape[-2:]
+    sigma = max(1.0, min(height, width) / 28)
+    # An odd kernel that reaches three deviations, as far as the image's reflection goes.
+    sizes = [min(2 * round(3 * sigma) + 1, 2 * side - 1) for side in (width, height)]
+    flat = magnitude.reshape(len(magnitude), -1, height, width).double()
+    return gaussian_blur(flat, sizes, [sigma, sigma]).reshape(magnitude.shape).float()
+
+
+def _groups(shape: tuple[int, ...], groups: Any) -> Tensor:
+    if isinstance(groups, Tensor):
+        if groups.is_floating_point() or int(groups.min()) < 0:
+            raise ValueError("groups must be integers from 0, one for each element")
+        try:
+            return groups.detach().cpu().long().expand(shape).contiguous()
+        except RuntimeError as error:
+            raise ValueError(f"groups must broadcast to an input, {shape}, but have {tuple(groups.shape)}") from error
+    if len(shape) < 2:
+        raise ValueError(f"inputs of shape {shape} have no channels or patches; pass groups as a tensor, or None")
+    if groups == "channels":
+        return torch.arange(int(np.prod(shape[1:]))).view(1, *shape[1:]).expand(shape).contiguous()
+    patch = (groups, groups) if isinstance(groups, int) else groups
+    if not (isinstance(patch, tuple | list) and len(patch) == 2 and all(isinstance(p, int) and p >= 1 for p in patch)):
+        raise ValueError(f"groups must be None, 'channels', a patch's size, or a tensor of integers, but is {groups!r}")
+    if len(shape) != 3:
+        raise ValueError(f"patches need inputs (channels, height, width), but they are {shape}")
+    rows, columns = (torch.arange(side) // p for side, p in zip(shape[1:], patch, strict=True))
+    return (rows[:, None] * (int(columns[-1]) + 1) + columns).expand(shape).contiguous()
+
+
+def _attribute_function(
+    name: str, attributor: Attributor, splits: tuple[Split, Split], target: str
+) -> Callable[[int, slice, torch.device], Any]:
+    """What gives the attributions of some rows of a split."""
+    if isinstance(attributor, tuple | list):
+        if len(attributor) != 2 or not all(isinstance(a, Tensor | np.ndarray) for a in attributor):
+            raise TypeError(f"ready attributions {name!r} must be a pair of tensors or arrays, of train and test")
+        for array, (inputs, _), what in zip(attributor, splits, ("training", "test"), strict=True):
+            if len(array) != len(inputs):
+                raise ValueError(f"attributions {name!r} are of {len(array)} {what} examples, not of {len(inputs)}")
+        ready = attributor
+        return lambda split, rows, device: ready[split][rows]
+    if not callable(attributor) and not isinstance(attributor, Attribution):
+        raise TypeError(
+            f"attributions[{name!r}] must be a Captum attribution, a function, or a pair of arrays, but is "
+            f"{type(attributor).__name__}"
+        )
+    bound = _bound(attributor)
+    function = attributor.attribute if isinstance(attributor, Attribution) else attributor
+
+    def attribute(split: int, rows: slice, device: torch.device) -> Any:
+        # A copy of an array's rows, as PyTorch warns of memory that may not be written to.
+        parts = (a[rows] if isinstance(a, Tensor) else torch.from_numpy(np.array(a[rows])) for a in splits[split])
+        inputs, labels = (part.to(device) for part in parts)
+        if target == "true":
+            return function(inputs, target=labels.long())
+        if bound is None:
+            return function(inputs)
+        with torch.no_grad():
+            logits = run_forward(bound.forward_func, inputs)
+        return function(inputs, target=logits.argmax(1))
+
+    return attribute
+
+
+def _bound(attributor: Any) -> Attribution | None:
+    """The Captum attribution that an attributor is, or is a method of."""
+    while isinstance(attributor, functools.partial):
+        attributor = attributor.func
+    owner = getattr(attributor, "__self__", attributor)
+    return owner if isinstance(owner, Attribution) else None
+
+
+def _model(attributor: Any) -> nn.Module | None:
+    bound = None if isinstance(attributor, tuple | list) else _bound(attributor)
+    model = getattr(bound, "forward_func", None)
+    return model if isinstance(model, nn.Module) else None
+
+
+def _device(attributor: Any, inputs: Array) -> torch.device:
+    model = _model(attributor)
+    parameter = None if model is None else next(model.parameters(), None)
+    if parameter is not None:
+        return parameter.device
+    return inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")

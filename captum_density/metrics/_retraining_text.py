@@ -1,0 +1,217 @@
+"""A retraining result in words, as a table and as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from captum_density._figures import COLORS, LINE, MARKS, lines_of, write_caption
+
+if TYPE_CHECKING:
+    from captum_density.metrics._retraining_result import RetrainingResult
+
+__all__ = ["conclusions", "draw", "rows_of", "table"]
+
+_WIDTH, _HEIGHT = 3.1, 2.9  # inches, of one attribution's axes
+_CONTROLS = ("random", "input_agnostic", "mask_only", "blurred")  # the order of colours
+
+
+def conclusions(result: RetrainingResult) -> tuple[str, ...]:
+    """Sentences, each from the figures alone."""
+    if all(count == result.d for count in result.counts):
+        return ("nothing was removed, so there is nothing to conclude: give fractions below 1",)
+    words = []
+    learned = result.unmasked.double().mean().item()
+    if learned < result.chance + 0.05:
+        words.append(
+            f"Even on whole examples the models reach an accuracy of {learned:.2f} only (largest class: "
+            f"{result.chance:.2f}): train them longer or otherwise before reading anything into this."
+        )
+    for i, name in enumerate(result.attributions):
+        claim, sign = _claim(result, i)
+        undone = _undone(result, i, sign) if sign else []
+        but = "".join(f"; but {reason}" for reason in undone)
+        words.append(f"{name}: {claim}{but}.")
+    if "mask_only" in result.controls and result.metric == "roar":
+        accuracy = result.control_power("mask_only").mean().item()
+        if result.means("mask_only")[:, 1].max() > result.chance:
+            words.append(
+                f"The masks alone, without a pixel, predict the class with accuracy {accuracy:.2f} (largest class: "
+                f"{result.chance:.2f}): ROAR overstates what the remaining pixels tell."
+            )
+    return tuple(words)
+
+
+def _claim(result: RetrainingResult, i: int) -> tuple[str, int]:
+    """What an attribution's figures say, and which sign of a difference would agree; 0 where they say nothing."""
+    mean = result.means()[i]
+    spread = f"{result.name} {_signed(result, mean[0])} [{_signed(result, mean[1])}, {_signed(result, mean[2])}]"
+    spread += ", mean over fractions below 1"
+    if result.metric == "diff_roar":
+        if mean[1] > 0:
+            return f"what it ranks high predicts better than what it ranks low ({spread})", 1
+        if mean[2] < 0:
+            return f"what it ranks low predicts better than what it ranks high ({spread})", -1
+        return f"what it ranks high and low predict alike, as far as these runs tell ({spread})", 0
+    better = -1 if result.metric == "roar" else 1
+    if "random" not in result.controls:
+        return f"{spread}; without the random control there is nothing to compare it with", 0
+    difference = result.difference("random")[i] * better
+    ends = sorted(difference[1:].tolist())
+    if ends[0] > 0:
+        return f"it finds what predicts better than a random ranking does ({spread})", better
+    if ends[1] < 0:
+        return f"it finds what predicts worse than a random ranking does ({spread})", -better
+    return f"not told from a random ranking by these runs ({spread})", 0
+
+
+def _undone(result: RetrainingResult, i: int, sign: int) -> list[str]:
+    """Controls that do as well, where they should not."""
+    reasons = []
+    texts = {
+        "random": "a random ranking scores {} as well, so that this shows nothing",
+        "input_agnostic": "one ranking for all examples scores {}, so that nothing is shown of single examples",
+        "mask_only": "the masks alone, without a pixel, score {}, so that the class may be read off the masks' shape",
+    }
+    for control, text in texts.items():
+        if control not in result.controls or (result.metric == "roar" and control == "mask_only"):
+            continue
+        if result.metric != "diff_roar" and control == "random":
+            continue  # it is the claim
+        ends = sorted((result.difference(control)[i, 1:] * sign).tolist())
+        if not ends[0] > 0:
+            mean = result.means(control)
+            reasons.append(text.format(_signed(result, mean[min(i, len(mean) - 1), 0])))
+    if "blurred" in result.controls:
+        better = -1 if result.metric == "roar" else 1
+        ends = sorted((-result.difference("blurred")[i, 1:] * better).tolist())
+        if ends[0] > 0:
+            score = _signed(result, result.means("blurred")[i, 0])
+            reasons.append(
+                f"the same attribution blurred, which knows nothing more of the model, scores better ({score}), so "
+                "that smoothness is rewarded"
+            )
+    return reasons
+
+
+def rows_of(result: RetrainingResult) -> list[list[str]]:
+    """The table's cells, headings first."""
+    what = "removed" if result.metric == "roar" else "kept"
+    heads = [f"{fraction:g} ({count})" for fraction, count in zip(result.fractions, result.counts, strict=True)]
+    rows = [["ranking", f"mean, {result.level:.0%} interval", *(f"{what} {head}" for head in heads)]]
+    for i, name in enumerate(result.attributions):
+        rows.append([name, *_cells(result, None, i)])
+        rows += [
+            [f"{name}, {control}", *_cells(result, control, i)] for control in result.controls if control != "random"
+        ]
+    if "random" in result.controls:
+        rows.append(["random", *_cells(result, "random", 0)])
+    return rows
+
+
+def table(result: RetrainingResult) -> str:
+    """Markdown, then the words."""
+    rows = rows_of(result)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = [f"| {row[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, row[1:], widths[1:])) + " |" for row in rows]
+    accuracies = result.unmasked.double().mean(-1)
+    runs, examples = result.unmasked.shape
+    meaning = {
+        "diff_roar": "DiffROAR: accuracy of models retrained on what ranks high minus on what ranks low; higher is "
+        "better, 0 is no better than random.",
+        "roar": "ROAR: accuracy of models retrained without what ranks high; lower is better.",
+        "kar": "KAR: accuracy of models retrained on what ranks high; higher is better.",
+    }[result.metric]
+    lines += [
+        "",
+        meaning,
+        f"Means over {runs} runs and {examples} test examples; nothing removed: accuracy {accuracies.mean():.3f}, "
+        f"largest class: {result.chance:.3f}.",
+        *result.conclusions,
+        *result.notes,
+    ]
+    return "\n".join(lines)
+
+
+def draw(result: RetrainingResult) -> Figure:
+    """One axes for each attribution, its controls beside it, one scale for all."""
+    count = len(result.attributions)
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i >= count:
+            axes.set_visible(False)
+            continue
+        for control in result.controls:
+            j = min(i, len(result.controls[control]) - 1)
+            style = _CONTROLS.index(control) + 1
+            _draw(axes, result, result.control_score(control)[j], None, control.replace("_", " "), style)
+        _draw(axes, result, result.score[i], result.intervals[i], "attribution", 0)
+        if result.metric == "diff_roar":
+            axes.axhline(0.0, color="grey", linewidth=0.8)
+        else:
+            axes.axhline(result.chance, color="grey", linewidth=0.8)
+        axes.set_title(result.attributions[i], fontsize="medium")
+        axes.grid(visible=True, alpha=0.3)
+        if i % columns == 0:
+            axes.set_ylabel(result.name)
+        if i + columns >= count:
+            axes.set_xlabel(f"fraction {'removed' if result.metric == 'roar' else 'kept'}")
+            axes.tick_params(labelbottom=True)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    width = max(5.0, _WIDTH * columns)
+    per_row = max(1, int(width / 1.5))
+    figure.legend(
+        handles[-1:] + handles[:-1],
+        labels[-1:] + labels[:-1],
+        loc="outside upper center",
+        ncols=per_row,
+        fontsize="small",
+        frameon=False,
+    )
+    line = "0: no better than random" if result.metric == "diff_roar" else "grey line: the largest class's share"
+    caption = lines_of(f"Mean over {result.correct.shape[3]} runs, {result.level:.0%} interval; {line}", width)
+    write_caption(figure, caption)
+    legend = LINE * -(-len(labels) // per_row)
+    figure.set_size_inches(width, _HEIGHT * rows + legend + LINE * len(caption))
+    return figure
+
+
+def _draw(
+    axes: Axes, result: RetrainingResult, line: torch.Tensor, band: torch.Tensor | None, label: str, style: int
+) -> None:
+    at = list(result.fractions)
+    axes.plot(
+        at,
+        line.tolist(),
+        color=COLORS[style],
+        marker=MARKS[style],
+        markersize=4,
+        label=label,
+        linestyle="-" if band is not None else "--",
+        linewidth=1.8 if band is not None else 1.0,
+        alpha=1.0 if band is not None else 0.8,
+    )
+    if band is not None:
+        axes.fill_between(at, band[:, 0].tolist(), band[:, 1].tolist(), color=COLORS[style], alpha=0.2, linewidth=0)
+
+
+def _cells(result: RetrainingResult, control: str | None, i: int) -> list[str]:
+    scores = result.score if control is None else result.control_score(control)
+    mean = [_signed(result, value) for value in result.means(control)[i]]
+    summary = "-" if mean[0] == "nan" else f"{mean[0]} [{mean[1]}, {mean[2]}]"
+    return [summary, *(_signed(result, value) for value in scores[i])]
+
+
+def _signed(result: RetrainingResult, value: torch.Tensor) -> str:
+    number = value.item()
+    if number != number:
+        return "nan"
+    text = f"{number:+.3f}" if result.metric == "diff_roar" else f"{number:.3f}"
+    return "0.000" if text in ("-0.000", "+0.000") else text

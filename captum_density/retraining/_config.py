@@ -1,0 +1,110 @@
+"""How a model is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Fit", "FitConfig", "FitFunction"]
+
+# Trains a model in place on inputs (N, ...) and labels (N,); the seed is for whatever it draws itself.
+FitFunction = Callable[[nn.Module, Tensor, Tensor, int], object]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How each of many models is trained: the mean cross-entropy of shuffled batches, every example once an epoch.
+
+    Args:
+        epochs: Passes over the training examples. The model after the last one counts: to choose the best by the test
+            examples would be optimistic.
+        batch_size: Examples a step; what is left over makes a smaller last batch, but never one of a single example.
+        lr: Learning rate at the first step.
+        optimizer: "adamw", or "sgd" with `momentum`.
+        momentum: Of "sgd"; 0 for none.
+        weight_decay: As `torch.optim.AdamW`'s (decoupled) or `torch.optim.SGD`'s.
+        schedule: "linear" lowers the learning rate to 0 step by step, "constant" does not.
+        stack_size: How many models are trained at once at most, where they are stacked.
+        threads: PyTorch's threads while a model is trained on the CPU. 1 gives the same numbers on every number of
+            cores; to use more cores, give an executor.
+        devices: Where to train, such as ``("cuda:0", "cuda:1")``: work is dealt over them in turn. Empty for the device
+            of the training inputs.
+
+    Raises:
+        ValueError: A figure that is out of range; the message names it.
+
+    Example:
+        >>> import torch
+        >>> FitConfig(epochs=3, optimizer="sgd", lr=0.1).optimizer
+        'sgd'
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 3e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["linear", "constant"] = "linear"
+    stack_size: int = 32
+    threads: int = 1
+    devices: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "stack_size", "threads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, but is {value!r}")
+        for name in ("lr", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, but is {value!r}")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer must be 'adamw' or 'sgd', but is {self.optimizer!r}")
+        if self.schedule not in ("linear", "constant"):
+            raise ValueError(f"schedule must be 'linear' or 'constant', but is {self.schedule!r}")
+        if isinstance(self.devices, str):
+            raise ValueError(f"devices must be a sequence of names, but is {self.devices!r}; write [{self.devices!r}]")
+        object.__setattr__(self, "devices", tuple(str(torch.device(device)) for device in self.devices))
+
+
+class Fit:
+    """The optimizer of one model, or of a stack of them: each of its steps is elementwise.
+
+    Args:
+        config: What to do.
+        parameters: What to change; their gradients are given to `step`.
+        steps: How many there will be.
+    """
+
+    def __init__(self, config: FitConfig, parameters: Sequence[Tensor], steps: int) -> None:
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._steps = steps if config.schedule == "linear" else None
+        self._lr = config.lr
+        self._taken = 0
+        # Fused: on models this small a step's time is that of starting operations.
+        options: dict[str, Any] = {"weight_decay": config.weight_decay}
+        options["fused"] = all(p.device.type in ("cpu", "cuda") for p in self._parameters)
+        self._optimizer: torch.optim.Optimizer
+        if config.optimizer == "sgd":
+            self._optimizer = torch.optim.SGD(self._parameters, config.lr, momentum=config.momentum, **options)
+        else:
+            self._optimizer = torch.optim.AdamW(self._parameters, config.lr, **options)
+
+    def step(self, loss: Tensor) -> None:
+        """Descend: the loss is a scalar, the sum over models of what each of them minimises."""
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is not None and gradient.stride() != parameter.stride():
+                # Fused steps go through memory in order, and those of a vmapped product may lie transposed.
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
+        if self._steps is not None:
+            self._optimizer.param_groups[0]["lr"] = self._lr * (1 - self._taken / self._steps)
+        self._taken += 1
+        self._optimizer.step()

@@ -1,0 +1,178 @@
+"""Two ways to train the same models: one after another, or all at once as a stack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.nn.functional import cross_entropy
+
+from captum_density._random import derived_seed
+from captum_density.retraining._config import Fit, FitConfig
+from captum_density.retraining._seeds import batches, count_batches, seeded
+from captum_density.retraining._view import CellSpec, View
+
+__all__ = ["Check", "correct_of", "correct_of_stack", "train_loop", "train_stack"]
+
+# Called before every step: raises where the work is no longer wanted.
+Check = Callable[[], None]
+Attack = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+
+_TEST_BATCH = 1024
+
+
+def train_loop(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    config: FitConfig,
+    *,
+    seed: int,
+    run: int,
+    check: Check = lambda: None,
+    attack: Attack | None = None,
+    max_steps: int | None = None,
+) -> None:
+    """Train one model in place: a loop over batches of tensors.
+
+    Args:
+        model: On the inputs' device.
+        inputs: (N, ...).
+        labels: (N,) int64.
+        config: How.
+        seed: The base seed.
+        run: Which order of batches, and which random numbers for what the model draws.
+        check: Called before every step.
+        attack: What to make of a batch first, from (model, inputs, labels, generator).
+        max_steps: To stop early; None for all.
+    """
+    device, n = inputs.device, len(inputs)
+    model.train()
+    fit = Fit(config, list(model.parameters()), count_batches(n, config.batch_size, config.epochs))
+    generator = torch.Generator(device).manual_seed(derived_seed(seed, "attack", run))
+    with seeded(derived_seed(seed, "training", run), device), torch.enable_grad():
+        for step, batch in enumerate(batches(n, config.batch_size, config.epochs, seed, run)):
+            if step == max_steps:
+                return
+            check()
+            rows = batch.to(device)
+            x, y = inputs[rows], labels[rows]
+            if attack is not None:
+                x = attack(model, x, y, generator)
+            logits = model(x)
+            if step == 0:
+                _check_logits(logits, labels)
+            fit.step(cross_entropy(logits, y))
+
+
+@torch.no_grad()
+def correct_of(model: nn.Module, view: View, cell: CellSpec, check: Check) -> Tensor:
+    """(M,) whether the class of each test example is predicted, in evaluation mode."""
+    model.eval()
+    labels = view.labels[1]
+    inputs = None if view.lazy else view.whole(1, cell)
+    found = []
+    for start in range(0, len(labels), _TEST_BATCH):
+        check()
+        part = slice(start, start + _TEST_BATCH)
+        x = view.rows(1, part, cell) if inputs is None else inputs[part]
+        found.append(model(x).argmax(1) == labels[part])
+    return torch.cat(found).cpu()
+
+
+def train_stack(
+    models: Sequence[nn.Module],
+    view: View,
+    cells: Sequence[CellSpec],
+    config: FitConfig,
+    *,
+    seed: int,
+    check: Check = lambda: None,
+    max_steps: int | None = None,
+) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
+    """Train models at once: their parameters stacked, the forward pass vmapped over them.
+
+    Each model's loss reaches its own slice of the stack alone, and steps of the optimizer are elementwise: the numbers
+    are those of `train_loop`, up to rounding.
+
+    Returns:
+        A module without values, and the trained parameters and buffers, stacked.
+
+    Raises:
+        RuntimeError: What vmap cannot do: data-dependent control flow, random numbers, and more.
+    """
+    device, labels = view.labels[0].device, view.labels[0]
+    parameters, buffers = _stacked(models)
+    skeleton = copy.deepcopy(models[0]).train()
+    n = view.size(0)
+    fit = Fit(config, list(parameters.values()), count_batches(n, config.batch_size, config.epochs))
+    low, high = _places(cells, device)
+    runs = sorted({cell.run for cell in cells})
+    of_run = torch.tensor([runs.index(cell.run) for cell in cells], device=device)
+    forward = _vmapped(skeleton)
+    orders = zip(*(batches(n, config.batch_size, config.epochs, seed, run) for run in runs), strict=True)
+    with torch.enable_grad():
+        for step, order in enumerate(orders):
+            if step == max_steps:
+                break
+            check()
+            rows = order[0].to(device) if len(runs) == 1 else torch.stack(order).to(device)[of_run]
+            y = labels[rows].expand(len(cells), -1)
+            logits = forward(parameters, buffers, view.stacked(0, rows, low, high))
+            if step == 0:
+                _check_logits(logits[0], labels)
+            losses = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+            fit.step(losses.view(y.shape).mean(1).sum())
+    return skeleton, parameters, buffers
+
+
+@torch.no_grad()
+def correct_of_stack(
+    trained: tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]],
+    view: View,
+    cells: Sequence[CellSpec],
+    check: Check,
+) -> Tensor:
+    """(models, M) whether the class of each test example is predicted, in evaluation mode."""
+    skeleton, parameters, buffers = trained
+    forward = _vmapped(skeleton.eval())
+    labels = view.labels[1]
+    low, high = _places(cells, labels.device)
+    found = []
+    size = max(1, _TEST_BATCH // len(cells))
+    for start in range(0, len(labels), size):
+        check()
+        part = slice(start, min(start + size, len(labels)))
+        found.append(forward(parameters, buffers, view.stacked(1, part, low, high)).argmax(2) == labels[part])
+    return torch.cat(found, dim=1).cpu()
+
+
+def _stacked(models: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    trainable = {name: p.requires_grad for name, p in models[0].named_parameters()}
+    parameters, buffers = stack_module_state(list(models))
+    # stack_module_state makes everything require a gradient, what the model has frozen too.
+    parameters = {name: p.detach().requires_grad_(trainable[name]) for name, p in parameters.items()}
+    return parameters, {name: b.detach().clone() for name, b in buffers.items()}
+
+
+def _vmapped(skeleton: nn.Module) -> Callable[..., Tensor]:
+    def forward(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(skeleton, (parameters, buffers), (x,))
+
+    return torch.vmap(forward, randomness="error")
+
+
+def _places(cells: Sequence[CellSpec], device: torch.device) -> tuple[Tensor, Tensor]:
+    low, high = (torch.tensor([getattr(c, end) for c in cells], device=device) for end in ("low", "high"))
+    return low, high
+
+
+def _check_logits(output: object, labels: Tensor) -> None:
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the model must return logits (N, classes), but returned {found}")
+    if int(labels.max()) >= output.shape[1]:
+        raise ValueError(f"the model has {output.shape[1]} outputs, but label {int(labels.max())} is among the labels")

@@ -1,0 +1,180 @@
+"""What models are trained on and judged by: examples, of which each cell keeps some elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["Cell", "Examples", "Impute"]
+
+# What removed elements become: images (B, ...), which of their elements are kept (B, ...), and a generator by name.
+Impute = Callable[..., Tensor]
+Array: TypeAlias = Tensor | npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Training and test examples, and an order of the elements of each, by which to keep some of them.
+
+    Args:
+        train: Inputs (N, ...), floating-point, and labels (N,), integers from 0. Tensors or NumPy arrays;
+            `numpy.memmap` arrays are read from their files, by each worker too, and need not fit in memory.
+        test: Inputs (M, ...) and labels (M,).
+        ranks: For each example the places 0..d-1 of its d elements or groups, (N, d) and (M, d), integers; 0 for the
+            most important. None where nothing is ever removed.
+        groups: The group of each element, of an input's shape, integers 0..d-1; None for every element singly.
+        fill: What a removed element becomes: a number, or a tensor that broadcasts to an input.
+        impute: Instead of `fill`, ``impute(inputs, kept, generator=generator)``, such as `noisy_linear_imputation`.
+        mask_only: Whether the model sees the mask, 1 where an element is kept, and nothing of the input.
+
+    Raises:
+        TypeError: Inputs that are not floating-point, labels or ranks that are not integers.
+        ValueError: Nothing to train on or to test, shapes that do not fit, NaN or infinite inputs, negative labels, or
+            test labels that no training example has.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.randn(8, 4), torch.arange(8) % 2
+        >>> examples = Examples((x, y), (x, y), ranks=(x.argsort(1), x.argsort(1)))
+        >>> examples.n_train, examples.n_test, examples.d
+        (8, 8, 4)
+    """
+
+    train: tuple[Array, Array]
+    test: tuple[Array, Array]
+    ranks: tuple[Array, Array] | None = None
+    groups: Tensor | None = None
+    fill: float | Tensor = 0.0
+    impute: Impute | None = None
+    mask_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name, pair in (("train", self.train), ("test", self.test)):
+            _check_split(name, pair)
+        if tuple(self.train[0].shape[1:]) != tuple(self.test[0].shape[1:]):
+            raise ValueError(
+                f"training inputs have shape {tuple(self.train[0].shape)}, test inputs {tuple(self.test[0].shape)}: "
+                "all but the first dimension must agree"
+            )
+        classes, tested = (set(np.unique(_numpy(labels)).tolist()) for _, labels in (self.train, self.test))
+        if not tested <= classes:
+            raise ValueError(f"the test labels {sorted(tested - classes)} are of no training example")
+        if self.ranks is not None:
+            self._check_ranks(self.ranks)
+        elif self.mask_only or self.groups is not None:
+            raise ValueError("mask_only and groups have a meaning with ranks only; pass ranks")
+
+    @property
+    def n_train(self) -> int:
+        """How many training examples there are."""
+        return len(self.train[0])
+
+    @property
+    def n_test(self) -> int:
+        """How many test examples there are."""
+        return len(self.test[0])
+
+    @property
+    def d(self) -> int:
+        """How many elements or groups of an example can be kept or removed."""
+        if self.ranks is not None:
+            return int(self.ranks[0].shape[1])
+        return int(np.prod(self.train[0].shape[1:], dtype=int))
+
+    def _check_ranks(self, ranks: tuple[Array, Array]) -> None:
+        shape = tuple(self.train[0].shape[1:])
+        d = int(np.prod(shape, dtype=int))
+        if self.groups is not None:
+            if tuple(self.groups.shape) != shape or self.groups.is_floating_point():
+                raise ValueError(
+                    f"groups must be integers of an input's shape {shape}, but are {self.groups.dtype} of "
+                    f"{tuple(self.groups.shape)}"
+                )
+            d = int(self.groups.max()) + 1
+            if int(self.groups.min()) < 0:
+                raise ValueError("groups must be numbered from 0, but some are negative")
+        for name, r, (inputs, _) in zip(("training", "test"), ranks, (self.train, self.test), strict=True):
+            if tuple(r.shape) != (len(inputs), d):
+                raise ValueError(f"the ranks of {name} examples must be ({len(inputs)}, {d}), but are {tuple(r.shape)}")
+            if not _numpy(r[:1]).dtype.kind == "i":
+                raise TypeError(f"ranks must be signed integers, but are {r.dtype}")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One model to train: on which examples, with what kept, in which run.
+
+    Args:
+        examples: What to train and test on.
+        kept: Places ``(low, high)``: elements whose rank is in low..high-1 are kept. None for all.
+        run: Which initial weights and order of batches; cells of one run share them.
+
+    Raises:
+        ValueError: Places outside 0..d, or without ranks.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.randn(8, 4), torch.arange(8) % 2
+        >>> Cell(Examples((x, y), (x, y)), run=3).kept
+        (0, 4)
+    """
+
+    examples: Examples
+    kept: tuple[int, int] | None = None
+    run: int = 0
+
+    def __post_init__(self) -> None:
+        d = self.examples.d
+        low, high = (0, d) if self.kept is None else self.kept
+        if not 0 <= low <= high <= d:
+            raise ValueError(f"kept must be places (low, high) with 0 <= low <= high <= {d}, but is {self.kept}")
+        if self.run < 0:
+            raise ValueError(f"run must be at least 0, but is {self.run}")
+        object.__setattr__(self, "kept", (int(low), int(high)))
+        if not self.complete and self.examples.ranks is None:
+            raise ValueError("to keep some elements and not others, the examples need ranks")
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """The places kept, (low, high)."""
+        assert self.kept is not None  # set above
+        return self.kept
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model sees its examples whole, whatever the ranks."""
+        return self.places == (0, self.examples.d) and not self.examples.mask_only
+
+
+def _check_split(name: str, pair: Any) -> None:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"{name} must be a pair (inputs, labels), but is {type(pair).__name__}")
+    inputs, labels = pair
+    for what, array in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(array, Tensor | np.ndarray):
+            raise TypeError(f"the {what} of {name} must be a tensor or array, but are {type(array).__name__}")
+    if len(inputs.shape) < 2 or 0 in inputs.shape:
+        raise ValueError(f"the inputs of {name} must be (N, ...), none of it empty, but are {tuple(inputs.shape)}")
+    if tuple(labels.shape) != (len(inputs),):
+        raise ValueError(f"the labels of {name} must be ({len(inputs)},), but are {tuple(labels.shape)}")
+    if inputs.dtype == torch.bfloat16:
+        raise TypeError(f"the inputs of {name} are bfloat16, which NumPy does not know; give float32")
+    if _numpy(inputs[:1]).dtype.kind != "f":
+        raise TypeError(f"the inputs of {name} must be floating-point, but are {inputs.dtype}")
+    if _numpy(labels[:1]).dtype.kind not in "iu":
+        raise TypeError(f"the labels of {name} must be integers, but are {labels.dtype}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"the labels of {name} must be classes from 0, but {int(labels.min())} is among them")
+    for start in range(0, len(inputs), 4096):
+        if not np.isfinite(_numpy(inputs[start : start + 4096])).all():
+            raise ValueError(f"the inputs of {name} contain NaN or infinity")
+
+
+def _numpy(array: Array) -> npt.NDArray[Any]:
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else array

@@ -1,0 +1,187 @@
+"""Projected gradient ascent on the loss within a ball: the attack of adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_density._fixed_modules import fixed_modules, modules_of
+from captum_density._langevin import Bounds, check_bounds, check_steps
+from captum_density._random import standard_noise
+from captum_density._validation import class_targets, validate_inputs
+
+__all__ = ["pgd"]
+
+
+def pgd(
+    model: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    target: Any,
+    *,
+    norm: Literal["linf", "l2"],
+    radius: float,
+    step_size: float | None = None,
+    n_steps: int = 10,
+    bounds: Bounds | None = None,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+    loss: Callable[[Tensor, Any], Tensor] | None = None,
+) -> Tensor:
+    r"""Adversarial examples by projected gradient descent: steps up each example's loss, each projected on a ball.
+
+    .. math:: x_{t+1} = \Pi \left( x_t + \alpha \, s(\nabla_x L(f(x_t), y)) \right), \qquad
+        s(g) = \operatorname{sign} g \ \text{(linf)} \ \text{or} \ g / \lVert g \rVert_2 \ \text{(l2)}
+
+    Pi projects on the ball around the input and then on the bounds. An example whose gradient is zero stays where it
+    is: for a network so sure that its loss is 0 to rounding, use float64 or another loss.
+
+    The model runs in evaluation mode and is put back after. In training mode an example's gradient would be another one
+    for each batch it is in (batch norm) and each step (dropout), and the attack would move the running statistics that
+    it is meant to be tested with. MadryLab's `robustness` package does the same, and Pang et al. found higher clean
+    accuracy and equal robustness. Of a function that is no module or method of one, only batch norm is held still.
+
+    Args:
+        model: Returns logits (N, C), or what `loss` takes.
+        inputs: Floating-point, (N, ...), the centres of the balls.
+        target: The true class: an integer, or (N,); with a `loss`, what it takes.
+        norm: "linf" or "l2", over all elements of an example.
+        radius: epsilon, in units of the inputs; 0 gives the inputs back.
+        step_size: alpha, in units of the inputs; None for 2.5 * radius / n_steps, with which a point can cross the ball
+            (Madry et al.).
+        n_steps: Gradient steps.
+        bounds: (low, high) for every element, such as (0, 1) for pixels; the inputs must lie within.
+        random_start: Whether to start from a uniform draw in the ball, clamped to the bounds, and not from the inputs.
+        generator: What the start is drawn from; None for the global generator.
+        loss: Takes the model's output and the target, returns each example's loss, (N,); None for cross-entropy.
+
+    Returns:
+        (N, ...), of the inputs' dtype and device, without gradient, within ball and bounds to rounding.
+
+    Raises:
+        TypeError: If inputs are not floating-point tensors.
+        ValueError: If a number or norm is out of range, inputs are empty, NaN, infinite or out of bounds, the target is
+            no class for each example, the output or loss has another shape than said, the loss does not depend on the
+            inputs, its gradient is NaN or infinite, or batch norm keeps no running statistics.
+
+    References:
+        A. Madry, A. Makelov, L. Schmidt, D. Tsipras and A. Vladu, "Towards Deep Learning Models Resistant to
+        Adversarial Attacks", ICLR 2018, arXiv:1706.06083, section 2.1; T. Pang et al., "Bag of Tricks for Adversarial
+        Training", ICLR 2021, arXiv:2010.00467 (evaluation mode).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> inputs = torch.tensor([[1.0, 1.0]])
+        >>> attacked = pgd(model, inputs, 0, norm="l2", radius=0.5, random_start=False)
+        >>> attacked - inputs  # against w0 - w1 = (3, 4)
+        tensor([[-0.3000, -0.4000]])
+    """
+    _check(norm, radius, step_size, n_steps, bounds)
+    validate_inputs(model, (inputs,))
+    if bounds is not None and not bool(((inputs >= bounds[0]) & (inputs <= bounds[1])).all()):
+        raise ValueError(f"inputs must lie within the bounds {bounds}, but are from {inputs.min()} to {inputs.max()}")
+    centre = inputs.detach()
+    if loss is None:
+        loss, target = _cross_entropy, class_targets(target, len(inputs), inputs.device)
+    step_size = 2.5 * radius / n_steps if step_size is None else step_size
+    direction, project = (_sign, _clamp) if norm == "linf" else (_unit, _shrink)
+
+    def within(x: Tensor) -> Tensor:
+        x = centre + project(x - centre, radius)
+        return x if bounds is None else x.clamp(*bounds)
+
+    x = within(centre + _start(centre, norm, radius, generator)) if random_start else centre
+    with _evaluation_mode(model), fixed_modules(model):
+        for _ in range(n_steps):
+            x = within(x + step_size * direction(_gradient(model, x, target, loss)))
+    return x
+
+
+def _gradient(model: Callable[..., Any], x: Tensor, target: Any, loss: Callable[..., Tensor]) -> Tensor:
+    """Of each example's loss by itself: the sum, unlike the mean, does not shrink with the batch."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        losses = loss(model(x.clone()), target)  # a copy, as a model may write to its input
+        if losses.shape != x.shape[:1]:
+            raise ValueError(
+                f"the loss must return one value for each of {len(x)} examples, but has shape {tuple(losses.shape)}; "
+                "use reduction='none'"
+            )
+        gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
+    if gradient is None:
+        raise ValueError("the loss does not depend on the inputs; does the model detach them or run without gradients?")
+    if not bool(gradient.isfinite().all()):  # and torch.sign(nan) is 0
+        raise ValueError("the gradient of the loss is NaN or infinite within the ball")
+    return gradient
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(target):
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must return logits ({len(target)}, C), but returned {returned}; or pass a loss")
+    if int(target.max()) >= logits.shape[1]:
+        raise ValueError(f"target holds class {int(target.max())}, but the model has {logits.shape[1]} classes")
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def _start(centre: Tensor, norm: str, radius: float, generator: torch.Generator | None) -> Tensor:
+    """A uniform draw from the ball around 0, for each example."""
+    device = centre.device if generator is None else generator.device
+    # In l2, a uniform direction at distance radius * u^(1/d): the share of the volume within r grows as r^d.
+    shape = centre.shape if norm == "linf" else (len(centre), *[1] * (centre.ndim - 1))
+    uniform = torch.rand(shape, generator=generator, device=device, dtype=centre.dtype).to(centre.device)
+    if norm == "linf":
+        return radius * (2 * uniform - 1)
+    noise = standard_noise((centre,), 1, "gaussian", generator)[0][0]
+    return radius * uniform ** (1 / centre[0].numel()) * _unit(noise)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+def _sign(gradient: Tensor) -> Tensor:
+    return gradient.sign()
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Divided by its norm; 0 stays 0. By its largest element first, as squares of small ones are 0."""
+    largest = gradient.abs().flatten(1).amax(1).view(-1, *[1] * (gradient.ndim - 1))
+    gradient = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / _norm(gradient).clamp_min(1.0)
+
+
+def _clamp(change: Tensor, radius: float) -> Tensor:
+    return change.clamp(-radius, radius)
+
+
+def _shrink(change: Tensor, radius: float) -> Tensor:
+    norm = _norm(change)
+    return torch.where(norm > radius, change * (radius / norm), change)
+
+
+@contextmanager
+def _evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
+    modes = [(module, module.training) for module in modules_of(model)]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check(norm: str, radius: float, step_size: float | None, n_steps: int, bounds: Bounds | None) -> None:
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm must be 'linf' or 'l2', but is {norm!r}")
+    if not 0 <= radius < float("inf"):
+        raise ValueError(f"radius must be at least 0 and finite, but is {radius}")
+    check_steps(n_steps, 1.0 if step_size is None else step_size)
+    check_bounds(bounds)

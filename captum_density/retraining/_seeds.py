@@ -1,0 +1,68 @@
+"""Seeds for everything that is drawn, and models that depend on nothing else."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_density._random import derived_seed, replayable, seed_generators
+
+__all__ = ["RANDOM_STATE", "batches", "count_batches", "initial_model", "seeded"]
+
+# The generators are global: threads that seed them in turn would draw each other's numbers.
+RANDOM_STATE = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, the global generators start from a seed; after, they are as before. One thread at a time."""
+    with RANDOM_STATE, replayable(device):
+        seed_generators(seed, device)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+
+
+def initial_model(make_model: Callable[[], nn.Module], seed: int, run: int) -> nn.Module:
+    """The model of a run before training, made on whatever device the factory makes it on.
+
+    Raises:
+        TypeError: The factory makes no module.
+        ValueError: The module has parameters without values (lazy ones), or none to train.
+    """
+    with seeded(derived_seed(seed, "initial", run), torch.device("cpu")):
+        model = make_model()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"make_model must return a torch.nn.Module, but returned {type(model).__name__}")
+    parameters = list(model.parameters())
+    if any(nn.parameter.is_lazy(p) for p in [*parameters, *model.buffers()]):
+        raise ValueError(
+            "make_model returned a module with lazy parameters; run it once on an example before returning"
+        )
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError("make_model returned a module without a parameter that requires a gradient")
+    return model
+
+
+def batches(n: int, batch_size: int, epochs: int, seed: int, run: int) -> Iterator[Tensor]:
+    """The examples of each step of a run, on the CPU: a fresh permutation each epoch, cut in batches.
+
+    All models of a run see the same order, so that their difference is what they were trained on.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "order", run))
+    for _ in range(epochs):
+        for batch in torch.randperm(n, generator=generator).split(batch_size):
+            if len(batch) > 1 or n == 1 or batch_size == 1:  # batch norm has no statistics of one example
+                yield batch
+
+
+def count_batches(n: int, batch_size: int, epochs: int) -> int:
+    """How many steps `batches` gives."""
+    full, rest = divmod(n, batch_size)
+    return epochs * (full + (rest > 1 or (rest == 1 and n == 1)))

@@ -1,0 +1,252 @@
+"""What a worker does: train and judge the models of one piece of work, or try which engine is faster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_density._random import derived_seed
+from captum_density.retraining._config import FitConfig, FitFunction
+from captum_density.retraining._engines import Check, correct_of, correct_of_stack, train_loop, train_stack
+from captum_density.retraining._identity import state_name
+from captum_density.retraining._seeds import RANDOM_STATE, initial_model, seeded
+from captum_density.retraining._view import CellSpec, ExamplesSpec, View
+
+__all__ = ["Done", "Engine", "Piece", "StoppedError", "Trial", "run_piece", "try_engines"]
+
+Engine = Literal["loop", "vmap", "fit"]
+
+_TRIAL_SECONDS = 0.25
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Models that are trained together: one, or a stack.
+
+    Args:
+        make_model: The factory.
+        states: Name of each run's model before training, by which a factory that does as it likes is noticed.
+        examples: What all of them see.
+        cells: Each one's share of it.
+        fit: How they are trained.
+        engine: By which engine.
+        seed: The base seed.
+        device: Where.
+        threads: Of PyTorch, on the CPU.
+        alive: A folder whose end tells to stop; None for never.
+    """
+
+    make_model: Callable[[], nn.Module]
+    states: dict[int, str]
+    examples: ExamplesSpec
+    cells: tuple[CellSpec, ...]
+    fit: FitConfig | FitFunction
+    engine: Engine
+    seed: int
+    device: str
+    threads: int
+    alive: Path | None
+
+
+class Done(NamedTuple):
+    """What came of a piece.
+
+    Args:
+        correct: For each cell, (M,) bool on the CPU.
+        seconds: For each cell; a stack's are shared evenly.
+    """
+
+    correct: list[Tensor]
+    seconds: float
+
+
+class Trial(NamedTuple):
+    """Which engine a short trial chose, and why.
+
+    Args:
+        engine: "loop" or "vmap".
+        reason: One sentence.
+    """
+
+    engine: Engine
+    reason: str
+
+
+class StoppedError(RuntimeError):
+    """The call that wanted this work has ended."""
+
+
+class _Pinned:
+    """PyTorch's threads, for as long as a piece runs; one piece at a time in a process, whose threads they are."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def __enter__(self) -> None:
+        RANDOM_STATE.acquire()
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+        RANDOM_STATE.release()
+
+
+def run_piece(piece: Piece) -> Done:
+    """Train and judge.
+
+    Raises:
+        StoppedError: Nobody waits for it any more.
+        ValueError: The factory made another model here than where the call was made, or the model does not fit.
+    """
+    check = _check(piece.alive)
+    with _Pinned(piece.threads):
+        start = time.perf_counter()
+        device = torch.device(piece.device)
+        view = View(piece.examples, device, piece.seed)
+        models = [_model(piece, cell.run).to(device) for cell in piece.cells]
+        if piece.engine == "vmap":
+            assert isinstance(piece.fit, FitConfig)
+            trained = train_stack(models, view, piece.cells, piece.fit, seed=piece.seed, check=check)
+            correct = list(correct_of_stack(trained, view, piece.cells, check))
+        else:
+            correct = [_one(piece, model, view, cell, check) for model, cell in zip(models, piece.cells, strict=True)]
+        return Done(correct, (time.perf_counter() - start) / len(piece.cells))
+
+
+def _one(piece: Piece, model: nn.Module, view: View, cell: CellSpec, check: Check) -> Tensor:
+    inputs, labels = view.whole(0, cell), view.labels[0]
+    if isinstance(piece.fit, FitConfig):
+        train_loop(model, inputs, labels, piece.fit, seed=piece.seed, run=cell.run, check=check)
+    else:
+        seed = derived_seed(piece.seed, "training", cell.run)
+        model.train()
+        # A copy where it would else be the caller's own data: a function may write to what it is given.
+        with seeded(seed, inputs.device):
+            piece.fit(model, inputs.clone() if cell.complete else inputs, labels.clone(), seed)
+    del inputs
+    return correct_of(model, view, cell, check)
+
+
+def _model(piece: Piece, run: int) -> nn.Module:
+    model = initial_model(piece.make_model, piece.seed, run)
+    if state_name(model) != piece.states[run]:
+        raise ValueError(
+            f"make_model made another model for run {run} than before: its weights must depend on nothing but "
+            "PyTorch's, NumPy's and Python's global random generators, which are seeded for it"
+        )
+    return model
+
+
+def try_engines(piece: Piece) -> Trial:
+    """Take some steps with each engine: whether the stack gives the same models, and whether it is faster."""
+    assert isinstance(piece.fit, FitConfig)
+    check = _check(piece.alive)
+    with _Pinned(piece.threads):
+        device = torch.device(piece.device)
+        view = View(piece.examples, device, piece.seed)
+        config, cells = piece.fit, piece.cells
+
+        def models(some: tuple[CellSpec, ...]) -> list[nn.Module]:
+            return [_model(piece, cell.run).to(device) for cell in some]
+
+        rows = view.whole(0, cells[-1])
+        looped = models(cells[-1:])[0]
+
+        def loop(config: FitConfig, steps: int) -> None:
+            run = cells[-1].run
+            train_loop(looped, rows, view.labels[0], config, seed=piece.seed, run=run, check=check, max_steps=steps)
+
+        def stack(config: FitConfig, steps: int) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
+            return train_stack(models(cells), view, cells, config, seed=piece.seed, check=check, max_steps=steps)
+
+        # Adam divides by the gradient's size, and makes steps of what is nothing but rounding.
+        compared = replace(config, optimizer="sgd", momentum=0.0)
+        loop(compared, 2)
+        try:
+            _, parameters, buffers = stack(compared, 2)
+        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+            if isinstance(error, StoppedError):
+                raise
+            return Trial("loop", f"vmap cannot run this model ({str(error).strip().splitlines()[0][:200]})")
+        stacked = {**parameters, **buffers}
+        for name, value in looped.state_dict().items():
+            if name in stacked and not _close(stacked[name][-1], value):
+                return Trial("loop", f"a stack gives {name!r} other values than a loop does")
+        steps, times = _steps(lambda n: loop(config, n), device), []
+        for run in (lambda: loop(config, steps), lambda: stack(config, steps)):
+            _synchronize(device)
+            start = time.perf_counter()
+            run()
+            _synchronize(device)
+            times.append(time.perf_counter() - start)
+    ratio = times[0] * len(cells) / times[1]
+    words = f"a stack of {len(cells)} trains {ratio:.2f} times as fast as a loop"
+    return Trial("vmap" if ratio > 1.05 else "loop", words)
+
+
+def _steps(loop: Callable[[int], None], device: torch.device) -> int:
+    """How many steps take long enough to be timed."""
+    _synchronize(device)
+    start = time.perf_counter()
+    loop(3)
+    _synchronize(device)
+    return max(3, min(100, int(_TRIAL_SECONDS / max(1e-6, (time.perf_counter() - start) / 3))))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    scale = b.abs().max().clamp_min(1e-3) if b.numel() else b.new_ones(())
+    return bool(((a - b).abs() <= 1e-3 * scale).all())
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _check(alive: Path | None) -> Check:
+    """Something to call often: it looks whether the work is wanted, now and then."""
+    if alive is None:
+        return lambda: None
+    _leave_with_parent()
+    looked = 0.0
+
+    def check() -> None:
+        nonlocal looked
+        now = time.monotonic()
+        if now - looked > _SECONDS_BETWEEN_LOOKS:
+            looked = now
+            if not alive.exists():
+                raise StoppedError(f"the call that this work was for has ended, or this machine cannot see {alive}")
+
+    return check
+
+
+_watching = False
+
+
+def _leave_with_parent() -> None:
+    """End this worker process when the one that started it is gone: a pool's workers else wait for work for ever."""
+    global _watching
+    parent: Any = multiprocessing.parent_process()
+    if parent is None or _watching:
+        return
+    _watching = True
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="captum-density-parent").start()
