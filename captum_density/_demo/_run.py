@@ -10,6 +10,7 @@ import torch
 
 from captum_density._demo._attributions import METHODS, draw_attributions
 from captum_density._demo._density import study_density
+from captum_density._demo._diff_roar import draw_retraining, retrain
 from captum_density._demo._network import train
 from captum_density._demo._softmax_shift import draw_fooled, fool
 from captum_density.audit import audit
@@ -52,17 +53,18 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def run(out: Path, *, seed: int, device: str, effort: Effort = FULL) -> float:
+def run(out: Path, *, seed: int, device: str, effort: Effort = FULL, with_diff_roar: bool = False) -> float:
     """Train, explain, measure, fool, compare; print the figures and write the files.
 
     Written are ``saliency.png``, ``softmax_shift.png``, ``density_ratio.png``, ``samples.png``,
-    ``pixel_perturbation.png``, ``table.md`` and ``report.json``.
+    ``pixel_perturbation.png``, ``table.md`` and ``report.json``; with DiffROAR, ``diff_roar.png``.
 
     Args:
         out: folder to write to, made where it is missing.
         seed: of the initial weights, the order of training and every perturbation.
         device: "cpu" or "cuda".
         effort: how much of everything to take.
+        with_diff_roar: whether to retrain networks on the patches that methods rank highest, and lowest.
 
     Returns:
         The network's accuracy on all test digits, in [0, 1]; higher is better.
@@ -86,18 +88,26 @@ def run(out: Path, *, seed: int, device: str, effort: Effort = FULL) -> float:
         plain=model,
     )
 
+    retrained = retrain(model, data, seed=seed, epochs=effort.epochs) if with_diff_roar else None
+
     heading = f"accuracy on {len(predicted)} test digits: {accuracy:.4f} (higher is better)"
     if effort == QUICK:
         heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
     explained, densities = f"{heading}\n\n{report.table()}\n", f"{study.table()}\n"
-    print(f"{explained}\n{fooled.text()}\n\n{densities}")
-    (out / "table.md").write_text(f"{explained}\n{densities}", encoding="utf-8")
+    retraining = "" if retrained is None else f"\n{retrained.table()}\n"
+    print(f"{explained}\n{fooled.text()}\n\n{densities}{retraining}")
+    (out / "table.md").write_text(f"{explained}\n{densities}{retraining}", encoding="utf-8")
     facts = {"accuracy": accuracy, "test_digits": len(predicted), "seed": seed, "device": device, **asdict(effort)}
     facts |= {**report.to_dict(), "softmax_shift": fooled.to_dict(), "density": study.to_dict()}
+    if retrained is not None:
+        facts["diff_roar"] = retrained.to_dict()
     (out / "report.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     draw_attributions(report, images, target, out / "saliency.png")
     draw_fooled(fooled, out / "softmax_shift.png")
     drawn = study.draw(out, data.test_images, data.test_labels)
+    if retrained is not None:
+        draw_retraining(retrained, out / "diff_roar.png")
+        drawn = [*drawn, "diff_roar.png"]
     files = ["saliency.png", "softmax_shift.png", *drawn, "table.md", "report.json"]
     print(f"written to {out}: {', '.join(files)}")
     return accuracy

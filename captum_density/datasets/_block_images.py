@@ -67,7 +67,6 @@ class BlockImages(Dataset[tuple[Tensor, Tensor]]):
         self,
         images: Tensor,
         labels: Tensor,
-        *,
         null: Null = "square",
         position: Position = "random",
         seed: int = 0,

@@ -183,5 +183,5 @@ def _load(name: str, root: str | PathLike[str], download: bool, **split: Any) ->
 def _joined(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> ImageSplits:
     """Splits of (bytes, labels) as tensors of one kind."""
     # Put in order as bytes, and divided in place: the floats exist once.
-    (x, y), (x_test, y_test) = ((x.contiguous().to(torch.float32).div_(255), y.long()) for x, y in (train, test))
+    (x, y), (x_test, y_test) = ((x.contiguous().to(torch.float32).div_(255), y) for x, y in (train, test))
     return ImageSplits(x, y, x_test, y_test)

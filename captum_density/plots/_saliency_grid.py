@@ -82,8 +82,10 @@ def saliency_grid(
             last.text(1.1, 0.5, row_notes[row], transform=last.transAxes, va="center", family="monospace", size="small")
         for column, values in enumerate(maps.values(), start=1):
             _draw_map(figure, grid[row, column], values[row], bool((values < 0).any()), outlier_percent)
+    # The picture of a tall image is narrower than its cell.
+    title_width = max(8, int(_TITLE_WIDTH * min(1.0, images.shape[3] / images.shape[2])))
     for axes, title in zip(grid[0], ("image", *maps), strict=True):
-        axes.set_title(textwrap.fill(title, _TITLE_WIDTH), fontsize="small")
+        axes.set_title(textwrap.fill(title, title_width), fontsize="small")
     write_caption(figure, lines, fontsize="medium")
     return figure
 

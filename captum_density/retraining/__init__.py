@@ -10,4 +10,14 @@ from captum_density.retraining._pgd import pgd as pgd
 from captum_density.retraining._plan import Fitted as Fitted
 from captum_density.retraining._work import StoppedError as StoppedError
 
-__all__ = ["Cell", "Examples", "FitConfig", "Fitted", "StoppedError", "fit_many", "noisy_linear_imputation", "pgd"]
+__all__ = [
+    "Cell",
+    "Examples",
+    "FitConfig",
+    "Fitted",
+    "StoppedError",
+    "adversarial_fit",
+    "fit_many",
+    "noisy_linear_imputation",
+    "pgd",
+]

@@ -61,8 +61,9 @@ def forget_arrays() -> None:
 def _tensor(array: Any) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach()
-    # What may not be written to makes a tensor only with a warning.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    # What may not be written to makes a tensor only with a warning, and what is read backwards none at all.
+    usable = array.flags.writeable and min(array.strides, default=0) >= 0
+    return torch.from_numpy(array if usable else array.copy())
 
 
 class Arrays:
@@ -100,6 +101,8 @@ def _file_of(array: Any) -> str | None:
     """The .npy file whose whole content an array is, if it is a map of one."""
     if not (isinstance(array, np.memmap) and array.filename is not None and str(array.filename).endswith(".npy")):
         return None
+    if array.mode == "c":
+        return None  # it may have been written to, which its file does not know
     path = str(Path(str(array.filename)).absolute())
     whole = np.load(path, mmap_mode="r", allow_pickle=False)
     same = (whole.shape, whole.dtype, whole.strides) == (array.shape, array.dtype, array.strides)

@@ -70,7 +70,11 @@ class FitConfig:
             raise ValueError(f"schedule must be 'linear' or 'constant', but is {self.schedule!r}")
         if isinstance(self.devices, str):
             raise ValueError(f"devices must be a sequence of names, but is {self.devices!r}; write [{self.devices!r}]")
-        object.__setattr__(self, "devices", tuple(str(torch.device(device)) for device in self.devices))
+        try:
+            devices = tuple(str(torch.device(device)) for device in self.devices)
+        except RuntimeError as error:
+            raise ValueError(f"devices must be names such as 'cuda:0', but are {self.devices!r}: {error}") from error
+        object.__setattr__(self, "devices", devices)
 
 
 class Fit:

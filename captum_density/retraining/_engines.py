@@ -114,7 +114,7 @@ def train_stack(
     of_run = torch.tensor([runs.index(cell.run) for cell in cells], device=device)
     forward = _vmapped(skeleton)
     orders = zip(*(batches(n, config.batch_size, config.epochs, seed, run) for run in runs), strict=True)
-    with torch.enable_grad():
+    with seeded(derived_seed(seed, "training", *runs), device), torch.enable_grad():
         for step, order in enumerate(orders):
             if step == max_steps:
                 break

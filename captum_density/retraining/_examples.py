@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -69,6 +70,7 @@ class Examples:
             self._check_ranks(self.ranks)
         elif self.mask_only or self.groups is not None:
             raise ValueError("mask_only and groups have a meaning with ranks only; pass ranks")
+        self._check_fill()
 
     @property
     def n_train(self) -> int:
@@ -86,6 +88,19 @@ class Examples:
         if self.ranks is not None:
             return int(self.ranks[0].shape[1])
         return int(np.prod(self.train[0].shape[1:], dtype=int))
+
+    def _check_fill(self) -> None:
+        shape = tuple(self.train[0].shape[1:])
+        fill = torch.as_tensor(self.fill)
+        try:
+            fits = tuple(torch.broadcast_shapes(fill.shape, shape)) == shape
+        except RuntimeError:
+            fits = False
+        if not fits or not bool(fill.isfinite().all()):
+            found = "is NaN or infinite" if fits else f"has shape {tuple(fill.shape)}"
+            raise ValueError(f"fill must be finite and broadcast to an input {shape}, but {found}")
+        if self.impute is not None and (self.mask_only or bool((fill != 0).any())):
+            raise ValueError("impute says what removed elements become: fill and mask_only have no meaning beside it")
 
     def _check_ranks(self, ranks: tuple[Array, Array]) -> None:
         shape = tuple(self.train[0].shape[1:])
@@ -131,12 +146,13 @@ class Cell:
 
     def __post_init__(self) -> None:
         d = self.examples.d
-        low, high = (0, d) if self.kept is None else self.kept
+        low, high = (0, d) if self.kept is None else map(operator.index, self.kept)
         if not 0 <= low <= high <= d:
             raise ValueError(f"kept must be places (low, high) with 0 <= low <= high <= {d}, but is {self.kept}")
-        if self.run < 0:
+        if operator.index(self.run) < 0:
             raise ValueError(f"run must be at least 0, but is {self.run}")
-        object.__setattr__(self, "kept", (int(low), int(high)))
+        object.__setattr__(self, "run", operator.index(self.run))
+        object.__setattr__(self, "kept", (low, high))
         if not self.complete and self.examples.ranks is None:
             raise ValueError("to keep some elements and not others, the examples need ranks")
 
@@ -163,6 +179,9 @@ def _check_split(name: str, pair: Any) -> None:
         raise ValueError(f"the inputs of {name} must be (N, ...), none of it empty, but are {tuple(inputs.shape)}")
     if tuple(labels.shape) != (len(inputs),):
         raise ValueError(f"the labels of {name} must be ({len(inputs)},), but are {tuple(labels.shape)}")
+    for what, array in (("inputs", inputs), ("labels", labels)):
+        if isinstance(array, np.ndarray) and not (array.dtype.isnative and array.dtype.itemsize <= 8):
+            raise TypeError(f"the {what} of {name} are {array.dtype.str}, which PyTorch does not know; convert them")
     if inputs.dtype == torch.bfloat16:
         raise TypeError(f"the inputs of {name} are bfloat16, which NumPy does not know; give float32")
     if _numpy(inputs[:1]).dtype.kind != "f":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -86,12 +87,13 @@ def fit_many(
         raise ValueError(f"strategy must be 'auto', 'loop' or 'vmap', but is {strategy!r}")
     if executor is not None and not callable(getattr(executor, "submit", None)):
         raise TypeError(f"executor must have the interface of concurrent.futures.Executor, but is {executor!r}")
-    kept = None if store is None else Store(Path(store))
+    # Absolute: workers may be in another folder.
+    kept = None if store is None else Store(Path(store).absolute())
     with ExitStack() as stack:
         alive = None
         if executor is not None:
             alive = stack.enter_context(scratch_folder(None if kept is None else kept.folder))
         stack.callback(forget_arrays)
-        plan = Plan(make_model, cells, config, seed, strategy, executor, kept, alive)
+        plan = Plan(make_model, cells, config, operator.index(seed), strategy, executor, kept, alive)
         with tqdm(total=len(cells), desc="training", unit="model", disable=not show_progress) as bar:
             return plan.run(bar.update)

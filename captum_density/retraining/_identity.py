@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density.retraining._arrays import content_name
+from captum_density.retraining._seeds import seeded
 
 __all__ = ["described", "identity_of_model", "name_of", "state_name"]
 
@@ -38,6 +40,8 @@ def described(value: Any) -> Any:
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, Tensor | np.ndarray | np.generic):
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16:  # NumPy has none
+            return f"bfloat16 {described(value.detach().view(torch.int16))}"
         plain = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         return f"array {content_name(plain)}"
     if isinstance(value, torch.dtype | torch.device | PurePath):
@@ -58,12 +62,14 @@ def described(value: Any) -> Any:
         return _named(value)
     if isinstance(value, nn.Module):
         return ["module", _named(type(value)), repr(value), described(list(value.state_dict().items()))]
+    # What is called is told by its code as well.
+    kind = [_named(type(value)), *([_source(type(value))] if callable(value) else [])]
     if dataclasses.is_dataclass(value):
-        return [_named(type(value)), [[f.name, described(getattr(value, f.name))] for f in dataclasses.fields(value)]]
+        return [kind, [[f.name, described(getattr(value, f.name))] for f in dataclasses.fields(value)]]
     if getattr(type(value), "__repr__", None) is object.__repr__ and hasattr(value, "__dict__"):
-        return [_named(type(value)), described(vars(value))]
+        return [kind, described(vars(value))]
     if " at 0x" not in repr(value):
-        return [_named(type(value)), repr(value)]
+        return [kind, repr(value)]
     raise TypeError(
         f"{value!r} cannot be told from another {type(value).__name__} in a later process, so no cell in the store can "
         "be recognised; give its class a __repr__ that tells, or do without a store"
@@ -73,10 +79,13 @@ def described(value: Any) -> Any:
 def _function(value: types.FunctionType) -> Any:
     # Its text, where there is one; what it closes over; its defaults. Not the functions it calls: of a model's factory
     # those show in the model.
+    code: Any
     try:
-        code = inspect.getsource(value)
+        code = inspect.getsource(value.__code__)
     except (OSError, TypeError):
-        code = value.__code__.co_code.hex() + repr([c for c in value.__code__.co_consts if not inspect.iscode(c)])
+        code = _instructions(value.__code__)
+    if value.__name__ == "<lambda>":  # several may stand on one line
+        code = [code, _instructions(value.__code__)]
     closed = []
     for cell in value.__closure__ or ():
         try:
@@ -85,6 +94,11 @@ def _function(value: types.FunctionType) -> Any:
             continue
     defaults = [value.__defaults__, value.__kwdefaults__]
     return ["function", _named(value), code, described([c for c in closed if c is not value]), described(defaults)]
+
+
+def _instructions(code: types.CodeType) -> Any:
+    constants = [_instructions(c) if inspect.iscode(c) else described(c) for c in code.co_consts if c is not Ellipsis]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def state_name(model: nn.Module) -> str:
@@ -121,18 +135,26 @@ def identity_of_model(make_model: Callable[[], nn.Module], model: nn.Module, exa
     was_training = [module.training for module in model.modules()]
     parameter = next(model.parameters())
     try:
-        with torch.no_grad():
+        with seeded(0, parameter.device), torch.no_grad():
             output = model.eval()(example.to(parameter.device))
     finally:
         for module, training in zip(model.modules(), was_training, strict=True):
             module.training = training
-    classes = {type(module) for module in model.modules()}
-    own = sorted(_source(kind) for kind in classes if not kind.__module__.startswith("torch."))
+    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+    own = sorted(_source(kind) for kind in classes if not kind.__module__.startswith(("torch.", "builtins")))
+    # What training may use and no output shows, such as a rate of dropout.
+    settings = [
+        f"{name} {key} {value!r}"
+        for name, module in model.named_modules()
+        for key, value in sorted(vars(module).items())
+        if not key.startswith("_") and key != "training" and isinstance(value, bool | int | float | str | tuple | list)
+    ]
     shown = [f"{v:.3g}" for v in output.double().flatten().tolist()] if isinstance(output, Tensor) else []
-    factory = make_model.func if isinstance(make_model, functools.partial) else make_model
+    factory: Any = make_model.func if isinstance(make_model, functools.partial) else make_model
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join([repr(model), *own, *settings]))
     return {
-        "factory": _named(factory),
-        "text": hashlib.blake2b("\n".join([repr(model), *own]).encode(), digest_size=16).hexdigest(),
+        "factory": _named(factory if hasattr(factory, "__qualname__") else type(factory)),
+        "text": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
         "state": state_name(model),
         "output": hashlib.blake2b(" ".join(shown).encode(), digest_size=16).hexdigest(),
     }

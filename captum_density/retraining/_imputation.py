@@ -72,9 +72,10 @@ def noisy_linear_imputation(
     planes = images.reshape(-1, height, width)
     stays = kept.expand_as(images).reshape(-1, height, width)
     at_once = max(1, _PIXELS_AT_ONCE // (height * width))
-    filled = torch.cat(
-        [_solve(x, k, default).to(images) for x, k in zip(planes.split(at_once), stays.split(at_once), strict=True)]
-    ).view_as(images)
+    filled = torch.empty_like(planes)
+    for out, x, k in zip(filled.split(at_once), planes.split(at_once), stays.split(at_once), strict=True):
+        out.copy_(_solve(x, k, default))
+    filled = filled.view_as(images)
     if noise_std > 0:
         filled += noise_std * standard_noise((images,), 1, "gaussian", generator)[0][0]
     return torch.where(kept, images, filled)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from captum_density.retraining._arrays import Arrays
+from captum_density.retraining._arrays import ArrayRef, Arrays
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._examples import Cell, Examples
 from captum_density.retraining._identity import described, identity_of_model, state_name
@@ -71,7 +71,7 @@ class Plan:
         self._arrays = Arrays(alive)
         self._specs: dict[int, ExamplesSpec] = {}
         self._states: dict[int, str] = {}
-        self._models: dict[int, dict[str, Any]] = {}
+        self._models: dict[tuple[int, str], dict[str, Any]] = {}
         for run in sorted({cell.run for cell in cells}):
             self._look_at_model(run)
         self._config = fit if isinstance(fit, FitConfig) else FitConfig()
@@ -81,7 +81,7 @@ class Plan:
         model = initial_model(self._make_model, self._seed, run)
         if not self._states:
             again = initial_model(self._make_model, self._seed, run)
-            shared = {id(p) for p in model.parameters()} & {id(p) for p in again.parameters()}
+            shared = _memory(model) & _memory(again)
             if again is model or shared:
                 raise ValueError(
                     "make_model returned the same object (or the same parameters) twice; it must build a new model "
@@ -93,9 +93,13 @@ class Plan:
                     "PyTorch's, NumPy's and Python's global random generators, which are seeded for it"
                 )
         self._states[run] = state_name(model)
-        if self._store is not None:
-            example = torch.as_tensor(self._cells[0].examples.test[0][:4]).detach().cpu()
-            self._models[run] = identity_of_model(self._make_model, model, example)
+
+    def _identity_of_model(self, run: int, inputs: ArrayRef) -> dict[str, Any]:
+        if (run, inputs.name) not in self._models:
+            model = initial_model(self._make_model, self._seed, run)
+            example = inputs.tensor(torch.device("cpu"))[:4].cpu()
+            self._models[run, inputs.name] = identity_of_model(self._make_model, model, example)
+        return self._models[run, inputs.name]
 
     def run(self, advance: Callable[[int], object]) -> list[Fitted]:
         """Train what is not known yet."""
@@ -105,28 +109,28 @@ class Plan:
             unique.setdefault(self._same(cell), []).append(i)
         found: list[Fitted | None] = [None] * len(self._cells)
 
-        def take(at: Sequence[int], cell: Cell, correct: Tensor, engine: str, seconds: float, stored: bool) -> None:
+        def take(at: Sequence[int], correct: Tensor, engine: str, seconds: float, stored: bool) -> None:
             for i in at:
-                found[i] = Fitted(self._cells[i], correct, engine, seconds, stored, reasons[engine])
+                found[i] = Fitted(self._cells[i], correct, engine, seconds, stored, reasons[at[0]])
             advance(len(at))
 
         groups: dict[int, list[list[int]]] = {}
         for at in unique.values():
             groups.setdefault(id(self._cells[at[0]].examples), []).append(at)
-        reasons: dict[str, str] = {}
+        reasons: dict[int, str] = {}
         todo: list[tuple[Piece, list[list[int]], list[dict[str, Any]]]] = []
         devices = iter(self._devices())
         chosen: Trial | None = None
         for group in sorted(groups.values(), key=len, reverse=True):
             engine, reason, chosen = self._engine(group, chosen)
-            reasons[engine] = reason
+            reasons |= {at[0]: reason for at in group}
             for part in self._parts(group, engine):
                 piece = self._piece([self._cells[at[0]] for at in part], engine, next(devices))
                 identities = [self._identity(piece, cell) for cell in piece.cells] if self._store else [{}] * len(part)
                 known = [self._known(identity, at) for identity, at in zip(identities, part, strict=True)]
                 for at, correct in zip(part, known, strict=True):
                     if correct is not None:
-                        take(at, self._cells[at[0]], correct, engine, 0.0, True)
+                        take(at, correct, engine, 0.0, True)
                 if any(correct is None for correct in known):
                     todo.append((piece, part, identities))
         for n, done in self._done([piece for piece, _, _ in todo]):
@@ -136,7 +140,7 @@ class Plan:
                     continue  # it came from the store, and was trained again for the sake of its stack
                 if self._store is not None:
                     self._store.write(identity, packed(correct), seconds=done.seconds, engine=piece.engine)
-                take(at, self._cells[at[0]], correct, piece.engine, done.seconds, False)
+                take(at, correct, piece.engine, done.seconds, False)
         return [fitted for fitted in found if fitted is not None]
 
     def _same(self, cell: Cell) -> tuple[object, ...]:
@@ -175,7 +179,7 @@ class Plan:
         stored = None if self._store is None else self._store.read(identity)
         if stored is not None:
             return Trial(stored["engine"], stored["reason"])
-        trial: Trial = self._anywhere(try_engines, piece).result()
+        trial: Trial = _result(self._anywhere(try_engines, piece))
         if self._store is not None:
             self._store.write(identity, trial._asdict())
         return trial
@@ -239,7 +243,7 @@ class Plan:
         return {
             "schema": SCHEMA,
             "examples": seen,
-            "model": self._models[cell.run] if self._models else None,
+            "model": None if self._store is None else self._identity_of_model(cell.run, spec.inputs[1]),
             "fit": how,
             "engine": piece.engine,
             "device": device,
@@ -264,8 +268,19 @@ class Plan:
         try:
             for n, piece in enumerate(pieces):
                 waiting[self._anywhere(run_piece, piece)] = n
+            failure: Exception | None = None
             for future in as_completed(waiting):
-                yield waiting[future], _result(future)
+                try:
+                    done = _result(future)
+                except Exception as error:
+                    failure = error
+                    break
+                yield waiting.pop(future), done
+            if failure is not None:  # what else is finished by now is kept, before it is said
+                for future, n in list(waiting.items()):
+                    if future.done() and not future.cancelled() and future.exception() is None:
+                        yield n, future.result()
+                raise failure
         finally:
             for future in waiting:
                 future.cancel()
@@ -283,7 +298,12 @@ def _device(examples: Examples) -> str:
     return str(inputs.device) if isinstance(inputs, Tensor) else "cpu"
 
 
-def _result(future: Future[Done]) -> Done:
+def _memory(model: nn.Module) -> set[int]:
+    # Not the parameters themselves: different ones of the same memory would be trained together as well.
+    return {p.untyped_storage().data_ptr() for p in model.parameters() if p.numel()}
+
+
+def _result(future: Future[Any]) -> Any:
     try:
         return future.result()
     except (pickle.PicklingError, AttributeError, TypeError) as error:

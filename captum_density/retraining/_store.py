@@ -11,6 +11,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ class Store:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._write(folder / f"probe-{os.getpid()}.json", {})
-            (folder / f"probe-{os.getpid()}.json").unlink()
+            # Processes of several machines may have one number.
+            probe = folder / f"probe-{os.getpid()}-{secrets.token_hex(4)}.json"
+            self._write(probe, {})
+            probe.unlink()
         except OSError as error:
             raise OSError(error.errno, f"the store cannot be written to ({error.strerror})", str(folder)) from error
 
@@ -64,7 +67,8 @@ class Store:
             return result
         except (ValueError, KeyError, TypeError) as error:
             aside = path.with_name(f"{path.name}.rejected-{time.time_ns()}")
-            os.replace(path, aside)
+            with suppress(FileNotFoundError):  # another process was faster
+                os.replace(path, aside)
             warnings.warn(
                 f"{path} is no finished cell ({type(error).__name__}: {error}); it is computed again, and the "
                 f"file kept as {aside.name}",

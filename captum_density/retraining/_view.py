@@ -36,7 +36,8 @@ class ExamplesSpec:
         pairs = zip(examples.train, examples.test, strict=True)
         inputs, labels = ((arrays.ref(a), arrays.ref(b)) for a, b in pairs)
         ranks = examples.ranks
-        fill = torch.as_tensor(examples.fill)
+        # A number is that number for inputs in double precision too.
+        fill = torch.as_tensor(examples.fill, dtype=None if isinstance(examples.fill, Tensor) else torch.float64)
         return cls(
             inputs,
             labels,
@@ -110,7 +111,7 @@ class View:
         if self._ranks is None:
             return x.expand(len(low), *x.shape[1:])
         per_model = [-1] + [1] * (x.ndim - 1)
-        low, high = (places.to(self._ranks[split].dtype).view(per_model) for places in (low, high))
+        low, high = (places.view(per_model) for places in (low, high))
         return self._filled(x, self._kept(split, rows, low, high, x.shape))
 
     def whole(self, split: int, cell: CellSpec) -> Tensor:
@@ -141,7 +142,11 @@ class View:
         if self._groups is not None:
             ranks = ranks.index_select(ranks.ndim - 1, self._groups)
         ranks = ranks.view(shape)
-        return (ranks >= low) & (ranks < high)
+        # The last place always fits the ranks' type; the number of places, 128 of int8 say, does not.
+        before, last = low - 1, high - 1
+        if isinstance(before, Tensor):
+            before, last = before.to(ranks.dtype), last.to(ranks.dtype)
+        return (ranks > before) & (ranks <= last)
 
     def _filled(self, x: Tensor, kept: Tensor) -> Tensor:
         if self._spec.mask_only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,6 +112,7 @@ def run_piece(piece: Piece) -> Done:
         ValueError: The factory made another model here than where the call was made, or the model does not fit.
     """
     check = _check(piece.alive)
+    check()
     with _Pinned(piece.threads):
         start = time.perf_counter()
         device = torch.device(piece.device)
@@ -118,7 +121,8 @@ def run_piece(piece: Piece) -> Done:
         if piece.engine == "vmap":
             assert isinstance(piece.fit, FitConfig)
             trained = train_stack(models, view, piece.cells, piece.fit, seed=piece.seed, check=check)
-            correct = list(correct_of_stack(trained, view, piece.cells, check))
+            with seeded(derived_seed(piece.seed, "testing"), device):
+                correct = list(correct_of_stack(trained, view, piece.cells, check))
         else:
             correct = [_one(piece, model, view, cell, check) for model, cell in zip(models, piece.cells, strict=True)]
         return Done(correct, (time.perf_counter() - start) / len(piece.cells))
@@ -132,10 +136,12 @@ def _one(piece: Piece, model: nn.Module, view: View, cell: CellSpec, check: Chec
         seed = derived_seed(piece.seed, "training", cell.run)
         model.train()
         # A copy where it would else be the caller's own data: a function may write to what it is given.
-        with seeded(seed, inputs.device):
+        with seeded(seed, inputs.device), torch.enable_grad():
             piece.fit(model, inputs.clone() if cell.complete else inputs, labels.clone(), seed)
+    device = inputs.device
     del inputs
-    return correct_of(model, view, cell, check)
+    with seeded(derived_seed(piece.seed, "testing", cell.run), device):
+        return correct_of(model, view, cell, check)
 
 
 def _model(piece: Piece, run: int) -> nn.Module:
@@ -152,6 +158,7 @@ def try_engines(piece: Piece) -> Trial:
     """Take some steps with each engine: whether the stack gives the same models, and whether it is faster."""
     assert isinstance(piece.fit, FitConfig)
     check = _check(piece.alive)
+    check()
     with _Pinned(piece.threads):
         device = torch.device(piece.device)
         view = View(piece.examples, device, piece.seed)
@@ -161,7 +168,9 @@ def try_engines(piece: Piece) -> Trial:
             return [_model(piece, cell.run).to(device) for cell in some]
 
         rows = view.whole(0, cells[-1])
-        looped = models(cells[-1:])[0]
+        looped, other = models((cells[-1], cells[-1]))
+        if _draws(other, rows[: config.batch_size], device):
+            return Trial("loop", "vmap cannot run this model (it draws random numbers, which a stack would share)")
 
         def loop(config: FitConfig, steps: int) -> None:
             run = cells[-1].run
@@ -193,6 +202,20 @@ def try_engines(piece: Piece) -> Trial:
     ratio = times[0] * len(cells) / times[1]
     words = f"a stack of {len(cells)} trains {ratio:.2f} times as fast as a loop"
     return Trial("vmap" if ratio > 1.05 else "loop", words)
+
+
+def _draws(model: nn.Module, x: Tensor, device: torch.device) -> bool:
+    """Whether a model draws from the global generators as it trains; of NumPy's and Python's, vmap knows nothing."""
+    with seeded(0, device), torch.no_grad():
+        before = _random_state(device)
+        model.train()(x)
+        return _random_state(device) != before
+
+
+def _random_state(device: torch.device) -> tuple[object, ...]:
+    of_torch = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    of_numpy = np.random.get_state(legacy=False)
+    return (*(state.numpy().tobytes() for state in of_torch), repr(of_numpy), random.getstate())
 
 
 def _steps(loop: Callable[[int], None], device: torch.device) -> int:
