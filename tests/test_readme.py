@@ -65,3 +65,12 @@ def test_density_example_runs():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in names["model"].parameters())
     assert names["score_matching"].trace.isfinite()
     assert names["ratio"].shape == (8,)
+
+
+def test_diff_roar_example_runs():
+    names: dict[str, object] = {}
+    exec(compile(_block("example: diff_roar", "python"), "README.md", "exec"), names)
+    result = names["result"]
+    assert result.predictive_power.shape == (2, 2, 3, 2)
+    assert set(result.controls) == {"random", "input_agnostic", "mask_only", "blurred"}
+    assert "2x2" not in result.table() and "kept 0.25 (4)" in result.table()

@@ -41,10 +41,16 @@ class Bootstrap:
         out = []
         for start in range(0, self._resamples, _AT_ONCE):
             size = min(_AT_ONCE, self._resamples - start)
-            drawn = [random.multinomial(k, [1 / k] * k, size=size) / k for k in (runs, n)]
-            by_run, by_example = (torch.from_numpy(weights) for weights in drawn)
+            # Of the few runs, R, one less: the mean of R draws varies by (R - 1) / R of what the mean of R runs does.
+            by_run = _weights(random, runs, max(1, runs - 1), size)
+            by_example = _weights(random, n, n, size)
             out.append(torch.einsum("xrb,br->xb", flat @ by_example.T, by_run))
         return torch.cat(out, dim=1).reshape(*correct.shape[:-2], self._resamples)
+
+
+def _weights(random: np.random.Generator, k: int, drawn: int, size: int) -> Tensor:
+    """(size, k) how often each of k is drawn, as a share."""
+    return torch.from_numpy(random.multinomial(drawn, [1 / k] * k, size=size) / drawn)
 
 
 def interval(means: Tensor, level: float) -> Tensor:

@@ -74,9 +74,9 @@ def diff_roar(
         controls: Which of the following to train as well.
             "random": a random ranking for each example and run. "input_agnostic": one ranking for all examples, by the
             mean |attribution| of the training set. "mask_only": the mask itself, 1 where an element is kept, in place
-            of the masked example. "blurred": |attribution| after a Gaussian blur, of a standard deviation of one 28th
-            of the image and at least a pixel: it knows nothing more of the model, so that a higher score rewards
-            smoothness.
+            of the masked example; as the masks of both sides may tell the class, each one's accuracy counts, and not
+            their difference. "blurred": |attribution| after a Gaussian blur, of a standard deviation of one 28th of the
+            image and at least a pixel: it knows nothing more of the model, so that a higher score rewards smoothness.
         seed: Of everything that is drawn.
         strategy: As `captum_density.retraining.fit_many`'s.
         executor: As `captum_density.retraining.fit_many`'s: where to train.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_density._masks import top_count
 from captum_density._random import derived_seed
 from captum_density._scratch import scratch_folder
-from captum_density.metrics._ranking import Attributor, Elements, random_ranks, ranked
+from captum_density.metrics._ranking import Attributor, Elements, check_attributor, random_ranks, ranked
 from captum_density.metrics._retraining_result import RetrainingResult
 from captum_density.retraining import Cell, Examples, Fitted, fit_many
 
@@ -68,6 +68,8 @@ def retrain(
 ) -> RetrainingResult:
     fractions = _checked(attributions, options)
     whole = Examples(train, test)
+    for name, attributor in attributions.items():
+        check_attributor(name, attributor, (whole.train, whole.test))
     elements = Elements(train[0].shape[1:], options.groups)
     d = elements.d
     counts = [max(1, top_count(fraction, d)) for fraction in fractions]
@@ -79,6 +81,10 @@ def retrain(
     ]
     controls, notes = _possible(options.controls, whole)
     masked = _Masked(whole, elements, options, places)
+    if masked.imputes and "mask_only" in controls:
+        notes.append("Imputation hides the masks' shape in part, and the control 'mask_only' shows it bare.")
+    if options.runs == 1:
+        notes.append("One run: the intervals leave out how much runs differ.")
     folder = None if how.store is None else Path(how.store)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +136,7 @@ def retrain(
             show_progress=how.show_progress,
         )
     correct = _gathered(cells, fitted, (len(_SIDES[metric]), len(counts), options.runs))
-    labels = torch.as_tensor(np.asarray(torch.as_tensor(test[1]).cpu()))
+    labels = test[1].cpu().numpy() if isinstance(test[1], Tensor) else test[1]
     return RetrainingResult(
         metric=metric,
         attributions=tuple(attributions),
@@ -141,7 +147,7 @@ def retrain(
         correct=torch.stack([correct["", name] for name in attributions]),
         controls={control: torch.stack([correct[key] for key in correct if key[0] == control]) for control in controls},
         unmasked=correct["unmasked", ""],
-        chance=float(labels.bincount().max() / len(labels)),
+        chance=float(np.unique(labels, return_counts=True)[1].max() / len(labels)),
         engines=_engines(fitted),
         stored=sum(f.stored for f in fitted),
         seconds=sum(f.seconds for f in fitted),
@@ -161,6 +167,11 @@ class _Masked:
             self._removed["impute"] = options.baselines
         else:
             self._removed["fill"] = _fill(options.baselines, whole)
+
+    @property
+    def imputes(self) -> bool:
+        """Whether what is removed is filled in by a function."""
+        return "impute" in self._removed
 
     def cells(self, ranks: Any, *, mask_only: bool = False, runs: Sequence[int] | None = None) -> list[Cell]:
         """By place, then by run."""
@@ -189,7 +200,10 @@ def _fill(baselines: Any, whole: Examples) -> Tensor:
         mean = total / len(inputs)
         # Of each channel; of inputs without positions, of each feature.
         return mean.mean([i - 1 for i in kept], keepdim=True).float() if kept else mean.float()
-    fill = torch.as_tensor(baselines)
+    try:
+        fill = torch.as_tensor(baselines)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"baselines must be a number, 'mean', a tensor or a function, but is {baselines!r}") from error
     if not bool(fill.isfinite().all()):
         raise ValueError("baselines contain NaN or infinity")
     try:
@@ -213,9 +227,9 @@ def _checked(attributions: Mapping[str, Attributor], options: Options) -> list[f
             raise ValueError(f"{name} must be an integer of at least 1, but is {value!r}")
     if options.target not in ("predicted", "true"):
         raise ValueError(f"target must be 'predicted' or 'true', but is {options.target!r}")
-    unknown = set(options.controls) - set(CONTROLS)
-    if unknown or isinstance(options.controls, str):
-        raise ValueError(f"controls must be some of {CONTROLS}, but {sorted(unknown)} are among them")
+    unknown = [control for control in options.controls if control not in CONTROLS]
+    if unknown:
+        raise ValueError(f"controls must be a sequence of some of {CONTROLS}, but {unknown} are among them")
     return fractions
 
 

@@ -100,7 +100,11 @@ class RetrainingResult:
 
     @property
     def intervals(self) -> Tensor:
-        """(A, K, 2) confidence intervals of the score, by the bootstrap over runs and test examples."""
+        """(A, K, 2) confidence intervals of the score, by the bootstrap over runs and test examples.
+
+        They are as sure as they say where test examples are most of what varies, as is usual. Where runs are, five of
+        them are few: 95% intervals then hold the truth about 88% of the time.
+        """
         return interval(self._resampled(), self.level)
 
     def control_power(self, control: str) -> Tensor:
@@ -169,8 +173,9 @@ class RetrainingResult:
     def digest(self) -> str:
         """A hash of every prediction's correctness: equal where two calls found the same, to the last example."""
         found = hashlib.blake2b(digest_size=16)
-        parts = [self.correct, *(self.controls[name] for name in sorted(self.controls)), self.unmasked]
-        for part in parts:
+        parts = {self.metric: self.correct, **dict(sorted(self.controls.items())), "unmasked": self.unmasked}
+        for name, part in parts.items():
+            found.update(f"{name}{tuple(part.shape)}".encode())
             found.update(np.packbits(part.numpy()).tobytes())
         return found.hexdigest()
 
@@ -264,8 +269,19 @@ class RetrainingResult:
             self._remembered[control] = Bootstrap(runs, n, _RESAMPLES, self._seed).means(self._of(correct))
         return self._remembered[control]
 
+    def _resampled_power(self, control: str | None = None) -> Tensor:
+        """(A, sides, resamples) predictive power, mean over fractions below 1; in pairs with `_resampled`."""
+        correct = self.correct if control is None else self.controls[control]
+        *_, runs, n = correct.shape
+        return Bootstrap(runs, n, _RESAMPLES, self._seed).means(correct[:, :, self._below]).mean(2)
+
+    @property
+    def _below(self) -> list[int]:
+        """Which fractions are below 1."""
+        return [i for i, count in enumerate(self.counts) if count < self.d]
+
     def _summary(self, scores: Tensor, resampled: Tensor) -> Tensor:
-        below = [i for i, count in enumerate(self.counts) if count < self.d]
+        below = self._below
         if not below:
             return torch.full((len(scores), 3), float("nan"), dtype=torch.float64)
         ends = interval(resampled[:, below].mean(1), self.level)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from captum_density._figures import COLORS, LINE, MARKS, lines_of, write_caption
+from captum_density.metrics._bootstrap import interval
 
 if TYPE_CHECKING:
     from captum_density.metrics._retraining_result import RetrainingResult
@@ -22,26 +23,19 @@ _CONTROLS = ("random", "input_agnostic", "mask_only", "blurred")  # the order of
 def conclusions(result: RetrainingResult) -> tuple[str, ...]:
     """Sentences, each from the figures alone."""
     if all(count == result.d for count in result.counts):
-        return ("nothing was removed, so there is nothing to conclude: give fractions below 1",)
+        what = "everything" if result.metric == "roar" else "nothing"
+        return (f"{what} was removed, so there is nothing to conclude: give fractions below 1",)
     words = []
     learned = result.unmasked.double().mean().item()
-    if learned < result.chance + 0.05:
+    if learned < result.chance + min(0.05, (1 - result.chance) / 2):
         words.append(
             f"Even on whole examples the models reach an accuracy of {learned:.2f} only (largest class: "
             f"{result.chance:.2f}): train them longer or otherwise before reading anything into this."
         )
     for i, name in enumerate(result.attributions):
         claim, sign = _claim(result, i)
-        undone = _undone(result, i, sign) if sign else []
-        but = "".join(f"; but {reason}" for reason in undone)
+        but = "".join(f"; but {reason}" for reason in _undone(result, i, sign))
         words.append(f"{name}: {claim}{but}.")
-    if "mask_only" in result.controls and result.metric == "roar":
-        accuracy = result.control_power("mask_only").mean().item()
-        if result.means("mask_only")[:, 1].max() > result.chance:
-            words.append(
-                f"The masks alone, without a pixel, predict the class with accuracy {accuracy:.2f} (largest class: "
-                f"{result.chance:.2f}): ROAR overstates what the remaining pixels tell."
-            )
     return tuple(words)
 
 
@@ -61,40 +55,84 @@ def _claim(result: RetrainingResult, i: int) -> tuple[str, int]:
         return f"{spread}; without the random control there is nothing to compare it with", 0
     difference = result.difference("random")[i] * better
     ends = sorted(difference[1:].tolist())
+    removed = result.metric == "roar"
+    what = (
+        "removing what it ranks high costs {} accuracy than removing as much at random"
+        if removed
+        else "what it ranks high predicts {} than as much taken at random"
+    )
     if ends[0] > 0:
-        return f"it finds what predicts better than a random ranking does ({spread})", better
+        return f"{what.format('more' if removed else 'better')} ({spread})", better
     if ends[1] < 0:
-        return f"it finds what predicts worse than a random ranking does ({spread})", -better
+        return f"{what.format('less' if removed else 'worse')} ({spread})", -better
     return f"not told from a random ranking by these runs ({spread})", 0
 
 
 def _undone(result: RetrainingResult, i: int, sign: int) -> list[str]:
-    """Controls that do as well, where they should not."""
+    """What takes from the claim: controls that do as well, masks that tell the class, smoothness that is rewarded."""
     reasons = []
     texts = {
-        "random": "a random ranking scores {} as well, so that this shows nothing",
-        "input_agnostic": "one ranking for all examples scores {}, so that nothing is shown of single examples",
-        "mask_only": "the masks alone, without a pixel, score {}, so that the class may be read off the masks' shape",
+        "random": "a random ranking ({}) is not told from it by these runs, so that this shows nothing",
+        "input_agnostic": "one ranking for all examples does as well, as far as these runs tell ({}), so that nothing "
+        "is shown of single examples",
     }
+    if not sign or result.metric != "diff_roar":
+        del texts["random"]  # it is in the claim
     for control, text in texts.items():
-        if control not in result.controls or (result.metric == "roar" and control == "mask_only"):
+        if not sign or control not in result.controls:
             continue
-        if result.metric != "diff_roar" and control == "random":
-            continue  # it is the claim
-        ends = sorted((result.difference(control)[i, 1:] * sign).tolist())
-        if not ends[0] > 0:
+        if not min((result.difference(control)[i, 1:] * sign).tolist()) > 0:
             mean = result.means(control)
             reasons.append(text.format(_signed(result, mean[min(i, len(mean) - 1), 0])))
+    if "mask_only" in result.controls:
+        reasons += _told_by_masks(result, i, sign)
     if "blurred" in result.controls:
         better = -1 if result.metric == "roar" else 1
-        ends = sorted((-result.difference("blurred")[i, 1:] * better).tolist())
-        if ends[0] > 0:
+        if max((result.difference("blurred")[i, 1:] * better).tolist()) < 0:
             score = _signed(result, result.means("blurred")[i, 0])
             reasons.append(
                 f"the same attribution blurred, which knows nothing more of the model, scores better ({score}), so "
-                "that smoothness is rewarded"
+                "that a better score may mean no more than a smoother map"
             )
     return reasons
+
+
+def _told_by_masks(result: RetrainingResult, i: int, sign: int) -> list[str]:
+    """Whether the masks' shape may be what predicts.
+
+    For DiffROAR, the score of the control "mask_only" does not show it: where the masks of top and bottom tell the
+    class alike, it is 0 however well they do. Accuracies do.
+    """
+    masks, pixels = result._resampled_power("mask_only")[i], result._resampled_power()[i]
+    of_masks, of_pixels = (
+        power[i][:, result._below].mean((1, 2)).tolist()
+        for power in (result.control_power("mask_only"), result.predictive_power)
+    )
+    leak = interval(masks, result.level)[:, 0] > result.chance
+    no_worse = leak & ~(interval(pixels - masks, result.level)[:, 0] > 0)
+    alone = "its masks alone, without any input value,"
+    if result.metric == "roar":
+        if leak[0]:
+            return [
+                f"{alone} predict the class with accuracy {of_masks[0]:.3f} (largest class: {result.chance:.3f}), so "
+                "that the accuracy left may overstate what remains"
+            ]
+    elif result.metric == "kar":
+        if no_worse[0]:
+            return [f"{alone} score {of_masks[0]:.3f}, so that the class may be read off the masks' shape"]
+    elif sign:
+        better, worse = (0, 1) if sign > 0 else (1, 0)
+        if leak[better] and interval(masks[better] - pixels[worse], result.level)[0] > 0:
+            return [
+                f"{alone} predict with accuracy {of_masks[better]:.3f} (what it ranks high with {of_pixels[0]:.3f}, "
+                f"low with {of_pixels[1]:.3f}), so that part or all of this may be the masks' shape"
+            ]
+    elif no_worse.any():
+        return [
+            f"{alone} predict the class with accuracy {of_masks[0]:.3f} and {of_masks[1]:.3f} (largest class: "
+            f"{result.chance:.3f}), so that the masks' shape may hide a difference"
+        ]
+    return []
 
 
 def rows_of(result: RetrainingResult) -> list[list[str]]:
@@ -114,7 +152,7 @@ def rows_of(result: RetrainingResult) -> list[list[str]]:
 
 def table(result: RetrainingResult) -> str:
     """Markdown, then the words."""
-    rows = rows_of(result)
+    rows = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows_of(result)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = [f"| {row[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, row[1:], widths[1:])) + " |" for row in rows]
@@ -144,6 +182,8 @@ def draw(result: RetrainingResult) -> Figure:
     rows = -(-count // columns)
     figure = Figure(layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    width = max(5.0, _WIDTH * columns)
+    titles = [lines_of(name, 0.85 * width / columns, "medium") for name in result.attributions]
     for i, axes in enumerate(grid.flat):
         if i >= count:
             axes.set_visible(False)
@@ -157,7 +197,7 @@ def draw(result: RetrainingResult) -> Figure:
             axes.axhline(0.0, color="grey", linewidth=0.8)
         else:
             axes.axhline(result.chance, color="grey", linewidth=0.8)
-        axes.set_title(result.attributions[i], fontsize="medium")
+        axes.set_title("\n".join(titles[i]), fontsize="medium")
         axes.grid(visible=True, alpha=0.3)
         if i % columns == 0:
             axes.set_ylabel(result.name)
@@ -165,7 +205,6 @@ def draw(result: RetrainingResult) -> Figure:
             axes.set_xlabel(f"fraction {'removed' if result.metric == 'roar' else 'kept'}")
             axes.tick_params(labelbottom=True)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    width = max(5.0, _WIDTH * columns)
     per_row = max(1, int(width / 1.5))
     figure.legend(
         handles[-1:] + handles[:-1],
@@ -179,7 +218,8 @@ def draw(result: RetrainingResult) -> Figure:
     caption = lines_of(f"Mean over {result.correct.shape[3]} runs, {result.level:.0%} interval; {line}", width)
     write_caption(figure, caption)
     legend = LINE * -(-len(labels) // per_row)
-    figure.set_size_inches(width, _HEIGHT * rows + legend + LINE * len(caption))
+    height = _HEIGHT + LINE * (max(map(len, titles)) - 1)
+    figure.set_size_inches(width, height * rows + legend + LINE * len(caption))
     return figure
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 __all__ = ["Fit", "FitConfig", "FitFunction"]
 
@@ -88,27 +90,68 @@ class Fit:
 
     def __init__(self, config: FitConfig, parameters: Sequence[Tensor], steps: int) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
-        self._steps = steps if config.schedule == "linear" else None
-        self._lr = config.lr
-        self._taken = 0
-        # Fused: on models this small a step's time is that of starting operations.
-        options: dict[str, Any] = {"weight_decay": config.weight_decay}
-        options["fused"] = all(p.device.type in ("cpu", "cuda") for p in self._parameters)
-        self._optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            self._optimizer = torch.optim.SGD(self._parameters, config.lr, momentum=config.momentum, **options)
-        else:
-            self._optimizer = torch.optim.AdamW(self._parameters, config.lr, **options)
+        self._config, self._steps, self._taken = config, steps, 0
+        # Fused, and by PyTorch's functions, whose classes take as long again to prepare a step: on models this small
+        # its time is that of starting operations.
+        self._fused = all(p.device.type in ("cpu", "cuda") for p in self._parameters)
+        self._states = [self._start(p) for p in self._parameters]
+
+    def _start(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Averages, the second one for "adamw" alone, and a count of steps."""
+        average = torch.zeros_like(parameter)
+        second = torch.zeros_like(parameter) if self._config.optimizer == "adamw" else average
+        count = torch.zeros((), dtype=torch.float32, device=parameter.device if self._fused else None)
+        return average, second, count
 
     def step(self, loss: Tensor) -> None:
         """Descend: the loss is a scalar, the sum over models of what each of them minimises."""
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            if gradient is not None and gradient.stride() != parameter.stride():
-                # Fused steps go through memory in order, and those of a vmapped product may lie transposed.
-                gradient = torch.empty_like(parameter).copy_(gradient)
-            parameter.grad = gradient
-        if self._steps is not None:
-            self._optimizer.param_groups[0]["lr"] = self._lr * (1 - self._taken / self._steps)
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        used = [
+            (parameter, _in_order_of(parameter, gradient), *state)
+            for parameter, gradient, state in zip(self._parameters, found, self._states, strict=True)
+            if gradient is not None
+        ]
+        config = self._config
+        lr = config.lr * (1 - self._taken / self._steps) if config.schedule == "linear" else config.lr
         self._taken += 1
-        self._optimizer.step()
+        parameters, gradients, first, second, counts = (list(tensors) for tensors in zip(*used, strict=True))
+        with torch.no_grad():
+            if config.optimizer == "adamw":
+                adamw(
+                    parameters,
+                    gradients,
+                    first,
+                    second,
+                    [],
+                    counts,
+                    fused=self._fused,
+                    amsgrad=False,
+                    beta1=0.9,
+                    beta2=0.999,
+                    lr=lr,
+                    weight_decay=config.weight_decay,
+                    eps=1e-8,
+                    maximize=False,
+                )
+            else:
+                # An average starts at 0, as the first gradient then makes it what PyTorch's class does; a fused step
+                # could not start it where a layer has its first gradient later than others.
+                sgd(
+                    parameters,
+                    gradients,
+                    [average if config.momentum else None for average in first],
+                    fused=self._fused,
+                    weight_decay=config.weight_decay,
+                    momentum=config.momentum,
+                    lr=lr,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
+
+
+def _in_order_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    # Fused steps go through memory in order, and gradients of a vmapped product may lie transposed.
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

@@ -70,8 +70,9 @@ def fit_many(
     Example:
         >>> import torch
         >>> from captum_density.retraining import Cell, Examples, FitConfig
-        >>> x = torch.randn(64, 2)
-        >>> examples = Examples((x[:48], (x[:48, 0] > 0).long()), (x[48:], (x[48:, 0] > 0).long()))
+        >>> x = torch.randn(400, 2)
+        >>> y = (x[:, 0] > 0).long()
+        >>> examples = Examples((x[:200], y[:200]), (x[200:], y[200:]))
         >>> cells = [Cell(examples, run=run) for run in range(3)]
         >>> fitted = fit_many(lambda: torch.nn.Linear(2, 2), cells, fit=FitConfig(lr=0.1))
         >>> min(f.accuracy for f in fitted) > 0.8

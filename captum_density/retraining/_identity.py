@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_density._random import seeded
 from captum_density.retraining._arrays import content_name
-from captum_density.retraining._seeds import seeded
 
 __all__ = ["described", "identity_of_model", "name_of", "state_name"]
 
@@ -112,8 +112,9 @@ def state_name(model: nn.Module) -> str:
 def _source(kind: type) -> str:
     try:
         return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return _named(kind)
+    except (OSError, TypeError):  # of a notebook's class there is no file
+        methods = {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
+        return json.dumps([_named(kind), *([name, _function(value)] for name, value in sorted(methods.items()))])
 
 
 def _named(value: Any) -> str:

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import random
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density._random import derived_seed, replayable, seed_generators
+from captum_density._random import derived_seed, seeded
 
-__all__ = ["RANDOM_STATE", "batches", "count_batches", "initial_model", "seeded"]
-
-# The generators are global: threads that seed them in turn would draw each other's numbers.
-RANDOM_STATE = threading.RLock()
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within, the global generators start from a seed; after, they are as before. One thread at a time."""
-    with RANDOM_STATE, replayable(device):
-        seed_generators(seed, device)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        yield
+__all__ = ["batches", "count_batches", "initial_model"]
 
 
 def initial_model(make_model: Callable[[], nn.Module], seed: int, run: int) -> nn.Module:

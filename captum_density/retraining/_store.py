@@ -65,7 +65,7 @@ class Store:
                 raise ValueError("its content was changed")
             result: dict[str, Any] = found["result"]
             return result
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             aside = path.with_name(f"{path.name}.rejected-{time.time_ns()}")
             with suppress(FileNotFoundError):  # another process was faster
                 os.replace(path, aside)

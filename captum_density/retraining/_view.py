@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._random import derived_seed
+from captum_density._random import derived_seed, seeded
 from captum_density.retraining._arrays import ArrayRef, Arrays
 from captum_density.retraining._examples import Cell, Examples, Impute
-from captum_density.retraining._seeds import seeded
 
 __all__ = ["CellSpec", "ExamplesSpec", "View"]
 
 _ROWS = 1024  # of a whole data set, handled at once
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class View:
         x = self._inputs[split][rows]
         if cell.complete:
             return x
-        return self._filled(x, self._kept(split, rows, cell.low, cell.high, x.shape))
+        return self._seen(x, self._of_rows(split, rows, x.shape), cell.low, cell.high)
 
     def stacked(self, split: int, rows: Any, low: Tensor, high: Tensor) -> Tensor:
         """Some examples as each of M models sees them, (M, B, ...).
@@ -112,7 +112,7 @@ class View:
             return x.expand(len(low), *x.shape[1:])
         per_model = [-1] + [1] * (x.ndim - 1)
         low, high = (places.view(per_model) for places in (low, high))
-        return self._filled(x, self._kept(split, rows, low, high, x.shape))
+        return self._seen(x, self._of_rows(split, rows, x.shape), low, high)
 
     def whole(self, split: int, cell: CellSpec) -> Tensor:
         """All examples as a cell's model sees them, (N, ...); a copy only where something is removed."""
@@ -132,26 +132,51 @@ class View:
         with seeded(seed, self._device):
             for part in parts:
                 x = self._inputs[split][part]
-                kept = self._kept(split, part, cell.low, cell.high, x.shape)
+                kept = _kept(self._of_rows(split, part, x.shape), cell.low, cell.high)
                 imputed.append(_checked(self._spec.impute(x.masked_fill(~kept, 0), kept, generator=generator), x))
         return torch.cat(imputed)
 
-    def _kept(self, split: int, rows: Any, low: Any, high: Any, shape: torch.Size) -> Tensor:
+    def _of_rows(self, split: int, rows: Any, shape: torch.Size) -> Tensor:
+        """The rank of each element of some examples."""
         assert self._ranks is not None
         ranks = self._ranks[split][rows]
         if self._groups is not None:
             ranks = ranks.index_select(ranks.ndim - 1, self._groups)
-        ranks = ranks.view(shape)
-        # The last place always fits the ranks' type; the number of places, 128 of int8 say, does not.
-        before, last = low - 1, high - 1
-        if isinstance(before, Tensor):
-            before, last = before.to(ranks.dtype), last.to(ranks.dtype)
-        return (ranks > before) & (ranks <= last)
+        return ranks.view(shape)
 
-    def _filled(self, x: Tensor, kept: Tensor) -> Tensor:
+    def _seen(self, x: Tensor, ranks: Tensor, low: Any, high: Any) -> Tensor:
         if self._spec.mask_only:
-            return kept.to(x.dtype)
-        return torch.where(kept, x, self._fill)
+            return _kept(ranks, low, high).to(x.dtype)
+        if x.device.type == "cpu":
+            return _where_kept(x, ranks, low, high, self._fill)
+        return torch.where(_kept(ranks, low, high), x, self._fill)
+
+
+def _kept(ranks: Tensor, low: Any, high: Any) -> Tensor:
+    before, last = _ends(ranks, low, high)
+    return (ranks > before) & (ranks <= last)
+
+
+def _ends(ranks: Tensor, low: Any, high: Any) -> tuple[Any, Any]:
+    # The last place always fits the ranks' type; the number of places, 128 of int8 say, does not.
+    before, last = low - 1, high - 1
+    if isinstance(before, Tensor):
+        return before.to(ranks.dtype), last.to(ranks.dtype)
+    return before, last
+
+
+def _where_kept(x: Tensor, ranks: Tensor, low: Any, high: Any, fill: Tensor) -> Tensor:
+    """`torch.where(kept, x, fill)` to the bit, and on a CPU many times as fast, as nothing is compared or branches.
+
+    The sign of `before - ranks`, and not that of `last - ranks`, is set where an element is kept; shifted all the way
+    it is a mask of the bits of x.
+    """
+    before, last = _ends(ranks, low, high)
+    sign = (before - ranks).bitwise_and_((last - ranks).bitwise_not_())
+    bits = _BITS[x.element_size()]
+    mask = sign.bitwise_right_shift_(8 * sign.element_size() - 1).to(bits)
+    of_fill = fill.view(bits)
+    return (mask & (x.view(bits) ^ of_fill)).bitwise_xor_(of_fill).view(x.dtype)
 
 
 def _checked(imputed: Any, x: Tensor) -> Tensor:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density._random import derived_seed
+from captum_density._random import RANDOM_STATE, derived_seed, seeded
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._engines import Check, correct_of, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._identity import state_name
-from captum_density.retraining._seeds import RANDOM_STATE, initial_model, seeded
+from captum_density.retraining._seeds import initial_model
 from captum_density.retraining._view import CellSpec, ExamplesSpec, View
 
 __all__ = ["Done", "Engine", "Piece", "StoppedError", "Trial", "run_piece", "try_engines"]
 
 Engine = Literal["loop", "vmap", "fit"]
 
-_TRIAL_SECONDS = 0.25
+_TRIAL_SECONDS = 0.1
+_TRIAL_ROUNDS = 3
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -169,37 +174,40 @@ def try_engines(piece: Piece) -> Trial:
 
         rows = view.whole(0, cells[-1])
         looped, other = models((cells[-1], cells[-1]))
-        if _draws(other, rows[: config.batch_size], device):
+        # Threads of others, as a Dask worker has, draw as well, but not every time.
+        if all(_draws(other, rows[: config.batch_size], device) for _ in range(4)):
             return Trial("loop", "vmap cannot run this model (it draws random numbers, which a stack would share)")
 
-        def loop(config: FitConfig, steps: int) -> None:
+        def loop(check: Check, config: FitConfig = config, steps: int | None = None) -> None:
             run = cells[-1].run
             train_loop(looped, rows, view.labels[0], config, seed=piece.seed, run=run, check=check, max_steps=steps)
 
-        def stack(config: FitConfig, steps: int) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
-            return train_stack(models(cells), view, cells, config, seed=piece.seed, check=check, max_steps=steps)
+        def stack(
+            check: Check, config: FitConfig = config, steps: int | None = None, some: tuple[CellSpec, ...] = cells
+        ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
+            return train_stack(models(some), view, some, config, seed=piece.seed, check=check, max_steps=steps)
 
         # Adam divides by the gradient's size, and makes steps of what is nothing but rounding.
         compared = replace(config, optimizer="sgd", momentum=0.0)
-        loop(compared, 2)
+        loop(check, compared, 2)
         try:
-            _, parameters, buffers = stack(compared, 2)
+            _, parameters, buffers = stack(check, compared, 2, cells[-2:])
+            stacked = {**parameters, **buffers}
+            for name, value in [*looped.named_parameters(), *looped.named_buffers()]:
+                if not _close(stacked[name][-1], value):
+                    return Trial("loop", f"a stack gives {name!r} other values than a loop does")
+            looping = stacking = math.inf
+            # In turn, and again where it is close: what else the machine does slows both.
+            for _ in range(_TRIAL_ROUNDS):
+                looping = min(looping, _seconds_per_step(loop, check, device))
+                stacking = min(stacking, _seconds_per_step(stack, check, device))
+                ratio = looping * len(cells) / stacking
+                if not 0.5 < ratio < 2:
+                    break
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             if isinstance(error, StoppedError):
                 raise
             return Trial("loop", f"vmap cannot run this model ({str(error).strip().splitlines()[0][:200]})")
-        stacked = {**parameters, **buffers}
-        for name, value in looped.state_dict().items():
-            if name in stacked and not _close(stacked[name][-1], value):
-                return Trial("loop", f"a stack gives {name!r} other values than a loop does")
-        steps, times = _steps(lambda n: loop(config, n), device), []
-        for run in (lambda: loop(config, steps), lambda: stack(config, steps)):
-            _synchronize(device)
-            start = time.perf_counter()
-            run()
-            _synchronize(device)
-            times.append(time.perf_counter() - start)
-    ratio = times[0] * len(cells) / times[1]
     words = f"a stack of {len(cells)} trains {ratio:.2f} times as fast as a loop"
     return Trial("vmap" if ratio > 1.05 else "loop", words)
 
@@ -218,13 +226,27 @@ def _random_state(device: torch.device) -> tuple[object, ...]:
     return (*(state.numpy().tobytes() for state in of_torch), repr(of_numpy), random.getstate())
 
 
-def _steps(loop: Callable[[int], None], device: torch.device) -> int:
-    """How many steps take long enough to be timed."""
-    _synchronize(device)
-    start = time.perf_counter()
-    loop(3)
-    _synchronize(device)
-    return max(3, min(100, int(_TRIAL_SECONDS / max(1e-6, (time.perf_counter() - start) / 3))))
+class _EnoughError(Exception):
+    """What was to be timed has been."""
+
+
+def _seconds_per_step(train: Callable[[Check], object], check: Check, device: torch.device) -> float:
+    """The median over some steps of a training, which calls what it is given before each of them."""
+    starts: list[float] = []
+
+    def start() -> None:
+        check()
+        _synchronize(device)
+        starts.append(time.perf_counter())
+        # The first step takes memory from the system: it counts only where it is so long that it has to do.
+        if starts[-1] - starts[0] > (_TRIAL_SECONDS if len(starts) > 2 else 10 * _TRIAL_SECONDS):
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        train(start)
+        start()
+    taken = [after - before for before, after in pairwise(starts)]
+    return median(taken[1:] or taken)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
