@@ -525,6 +525,12 @@ def test_arrays_in_files_and_labels_of_all_kinds(tmp_path):
     assert kar(linear(16), *wide, {"a": lambda x: x}, **options).digest == expected.digest
 
 
+def test_chance_is_the_largest_class_of_the_test_set():
+    train, test = some_data(5)
+    test = test[0], torch.tensor([2] * 12 + [0] * 7 + [1] * 5)
+    assert kar(linear(5), train, test, {"a": lambda x: x}, fractions=[0.5], runs=1, fit=QUICK).chance == 0.5
+
+
 def test_more_elements_than_16_bits_can_count():
     train, test = some_data(1, 182, 182, n=6, m=4, classes=2)  # 33124 > 2^15
     found = diff_roar(

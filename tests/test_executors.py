@@ -1,10 +1,10 @@
 """The same models wherever they are trained: this process, threads, and the workers of three kinds of pools."""
 
 import functools
+import itertools
 import multiprocessing
 import os
 import random
-import threading
 import time
 import warnings
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -199,42 +199,44 @@ def test_an_error_stops_what_runs(processes, tmp_path):
 
 
 def test_others_may_draw_while_a_model_is_tried():
-    """As the threads of a Dask worker do."""
-    over = threading.Event()
+    """As the threads of a Dask worker do, now and then; here in the first passes."""
+    passes = itertools.count()
 
-    def draws():
-        while not over.wait(0.0003):
-            random.random()
+    class Disturbed(nn.Linear):
+        def forward(self, x):
+            if next(passes) < 2:
+                random.random()
+            return super().forward(x)
 
-    thread = threading.Thread(target=draws)
-    thread.start()
-    try:
-        for _ in range(10):
-            fitted = fit_many(worker.make, worker.cells(1), fit=worker.CONFIG)
-            assert fitted[0].reason.startswith("a stack of 4 trains")
-    finally:
-        over.set()
-        thread.join()
+    fitted = fit_many(lambda: Disturbed(worker.D, 3), worker.cells(1), fit=worker.CONFIG)
+    assert fitted[0].reason.startswith("a stack of 4 trains")
 
 
-def test_work_is_dealt_over_devices():
-    given, found = worker.examples(), []
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_work_is_dealt_over_devices(strategy):
+    given, pieces = worker.examples(), []
+
+    class Records(ThreadPoolExecutor):
+        def submit(self, function, piece):
+            pieces.append((piece.device, len(piece.cells)))
+            return super().submit(function, piece)
 
     class Where(nn.Linear):
         def forward(self, x):
             assert x.device == self.weight.device
-            found.append(str(x.device))
             return super().forward(x)
 
+    def make():
+        return Where(worker.D, 3)
+
     cells = [Cell(given, (0, 4), run) for run in range(4)]
-    make = lambda: Where(worker.D, 3)  # noqa: E731
-    plain = fit_many(make, cells, fit=worker.CONFIG, strategy="loop")
-    assert set(found) == {"cpu"}
-    found.clear()
-    config = FitConfig(**{**vars(worker.CONFIG), "devices": ("cpu", "meta")})
-    assert config.devices == ("cpu", "meta")
-    dealt = FitConfig(**{**vars(worker.CONFIG), "devices": ["cpu", torch.device("cpu", 0)]})
-    assert worker.digest(fit_many(make, cells, fit=dealt, strategy="loop")) == worker.digest(plain)
+    config = FitConfig(**{**vars(worker.CONFIG), "devices": ["cpu", torch.device("cpu", 0)], "stack_size": 2})
+    with Records(2) as executor:
+        dealt = fit_many(make, cells, fit=config, strategy=strategy, executor=executor)
+    expected = [("cpu", 1), ("cpu:0", 1)] * 2 if strategy == "loop" else [("cpu", 2), ("cpu", 2), ("cpu:0", 2)]
+    assert pieces == expected  # of a stack, the trial comes first
+    plain = fit_many(make, cells, fit=worker.CONFIG, strategy=strategy)
+    assert worker.digest(dealt) == worker.digest(plain)
 
 
 def test_workers_in_another_folder_find_what_they_need(loky, tmp_path, monkeypatch):

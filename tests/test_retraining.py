@@ -3,9 +3,14 @@
 import functools
 import hashlib
 import math
+import os
 import random
 import re
+import shutil
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.testing import assert_close
 
+from captum_density._scratch import scratch_folder
 from captum_density.retraining import Cell, Examples, FitConfig, StoppedError, adversarial_fit, fit_many
 from captum_density.retraining._arrays import Arrays
 from captum_density.retraining._engines import correct_of, correct_of_stack, train_loop, train_stack
@@ -654,6 +660,22 @@ def test_python_draws_in_evaluation_of_a_stack_are_seeded():
     assert found[0] == found[1] == found[2]
 
 
+def test_python_draws_in_training_of_a_stack_are_seeded():
+    """A trial takes some steps only: what draws later than that must not draw from the caller's numbers."""
+    given, seen = examples(), view(examples())
+    cells, weights = [CellSpec.of(Cell(given, (0, 7), run)) for run in range(2)], []
+    for seed in range(2):
+        random.seed(seed)
+        np.random.seed(seed)
+        before = states()
+        models = [
+            initial_model(lambda: Depth(lambda: random.random() * np.random.rand()).double(), 0, run) for run in (0, 1)
+        ]
+        weights.append(train_stack(models, seen, cells, SGD, seed=0)[1]["last.weight"])
+        assert states() == before
+    assert torch.equal(*weights)
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_threads_are_those_asked_for_and_then_as_before(raises):
     before, found = torch.get_num_threads(), []
@@ -1028,6 +1050,19 @@ def test_work_that_nobody_waits_for_ends(work, tmp_path):
         work(piece)
 
 
+def test_work_for_a_process_that_was_killed_ends(tmp_path):
+    """Loky's workers outlive it, and the folder is still there."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    with scratch_folder(tmp_path) as folder:
+        piece = piece_of(folder)
+        run_piece(piece)
+        ended.wait()
+        left = folder.with_name(folder.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+        shutil.copytree(folder, left)
+        with pytest.raises(StoppedError, match="the call that this work was for has ended"):
+            run_piece(replace(piece, alive=left))
+
+
 def test_progress_is_of_models_and_silent_by_default(capfd):
     given = examples()
     cells = [Cell(given, (0, 9)), Cell(given, (0, 9)), Cell(given, (9, 18))]
@@ -1052,7 +1087,7 @@ def test_memory_is_that_of_a_masked_copy(kind, tmp_path):
     """
     size = worker.write(tmp_path)
     peak = peak_bytes(functools.partial(worker.trains_on, tmp_path, kind))
-    assert peak < {"tensor": 1.0, "memmap": 2.5, "impute": 2.0}[kind] * size + 25e6, f"{peak / 1e6:.0f} MB"
+    assert peak < {"tensor": 1.0, "memmap": 2.5, "impute": 2.0}[kind] * size + 40e6, f"{peak / 1e6:.0f} MB"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

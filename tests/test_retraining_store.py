@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import platform
 import random
 import re
 import resource
@@ -467,7 +468,7 @@ def test_a_scratch_folder_goes_with_its_process(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     left = tmp_path / folder.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
-    other_machine = tmp_path / f"scratch-elsewhere-{ended.pid}-x"
+    other_machine = tmp_path / left.name.replace(platform.node(), "elsewhere", 1)
     of_someone, of_the_first = tmp_path / "scratch-mine", tmp_path / folder.name.replace(f"-{os.getpid()}-", "-1-")
     for path in (left, other_machine, of_someone, of_the_first):
         path.mkdir()

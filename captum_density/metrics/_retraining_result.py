@@ -258,22 +258,25 @@ class RetrainingResult:
         return correct[:, 0]
 
     @cached_property
-    def _remembered(self) -> dict[str | None, Tensor]:
+    def _remembered(self) -> dict[tuple[str, str | None], Tensor]:
         return {}
+
+    def _means(self, what: str, control: str | None, correct: Tensor) -> Tensor:
+        """Of the resamples, of which there is one drawing for all."""
+        if (what, control) not in self._remembered:
+            *_, runs, n = correct.shape
+            self._remembered[what, control] = Bootstrap(runs, n, _RESAMPLES, self._seed).means(correct)
+        return self._remembered[what, control]
 
     def _resampled(self, control: str | None = None) -> Tensor:
         """(A, K, resamples) scores."""
-        if control not in self._remembered:
-            correct = self.correct if control is None else self.controls[control]
-            *_, runs, n = correct.shape
-            self._remembered[control] = Bootstrap(runs, n, _RESAMPLES, self._seed).means(self._of(correct))
-        return self._remembered[control]
+        correct = self.correct if control is None else self.controls[control]
+        return self._means("score", control, self._of(correct))
 
     def _resampled_power(self, control: str | None = None) -> Tensor:
         """(A, sides, resamples) predictive power, mean over fractions below 1; in pairs with `_resampled`."""
         correct = self.correct if control is None else self.controls[control]
-        *_, runs, n = correct.shape
-        return Bootstrap(runs, n, _RESAMPLES, self._seed).means(correct[:, :, self._below]).mean(2)
+        return self._means("power", control, correct[:, :, self._below]).mean(2)
 
     @property
     def _below(self) -> list[int]:

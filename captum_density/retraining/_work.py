@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._random import RANDOM_STATE, derived_seed, seeded
+from captum_density._scratch import left_behind
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._engines import Check, correct_of, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._identity import state_name
@@ -273,7 +274,7 @@ def _check(alive: Path | None) -> Check:
         now = time.monotonic()
         if now - looked > _SECONDS_BETWEEN_LOOKS:
             looked = now
-            if not alive.exists():
+            if not alive.exists() or left_behind(alive):
                 raise StoppedError(f"the call that this work was for has ended, or this machine cannot see {alive}")
 
     return check
