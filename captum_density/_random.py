@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RANDOM_STATE", "derived_seed", "replayable", "seed_generators", "seeded", "standard_noise"]
+__all__ = ["RANDOM_STATE", "derived_seed", "pinned", "replayable", "seed_generators", "seeded", "standard_noise"]
 
 
 @contextmanager
@@ -93,3 +93,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Within, PyTorch has so many threads; one thread of ours at a time, as these are the process's."""
+    with RANDOM_STATE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -700,6 +700,27 @@ def test_a_cell_is_known_by_its_model(tmp_path, load):
     assert key(again.Net) == key(functools.partial(again.Net, p=0.3)) == found["as it was"]
 
 
+def test_runs_that_start_alike_are_different_cells(tmp_path):
+    """With weights that are given, as from another training, a run is an order of batches."""
+
+    def make():
+        model = nn.Linear(12, 3)
+        nn.init.constant_(model.weight, 0.1)
+        nn.init.zeros_(model.bias)
+        return model
+
+    plain = keys(tmp_path / "s", cells=one(), make=make)
+    distinct(
+        {
+            "plain": min(plain),
+            **{
+                "run": min(keys(tmp_path / "s", cells=one(run=1), make=make)),
+                "seed": min(keys(tmp_path / "s", cells=one(), make=make, seed=1)),
+            },
+        }
+    )
+
+
 @pytest.mark.parametrize(("module", "name"), [("Net", "p"), ("attention", "dropout")])
 def test_a_rate_that_only_an_attribute_tells(tmp_path, load, module, name):
     """Of which neither a text nor an output in evaluation mode says anything."""
@@ -729,9 +750,12 @@ def test_a_class_of_a_notebook_is_known_by_its_code(tmp_path):
 def test_an_object_that_makes_models_is_known_again(tmp_path, load):
     """Where it lies in memory is no part of it; nor is that of a function that a module shows."""
 
+    shown = []  # which lie in different places, as long as all of them live
+
     class Shows(nn.Linear):
         def extra_repr(self):
-            return f"{object()}"
+            shown.append(object())
+            return f"{shown[-1]}"
 
     net = load()
     kept = [net.Factory(), net.Factory()]
@@ -769,7 +793,7 @@ FUNCTIONS = {
     "another object": ("", "", lambda net: net.Fit(lr=0.2)),
     "object's code": ("self.lr * 2", "self.lr * 3", lambda net: net.Fit()),
     "object that shows nothing": ("", "", lambda net: net.Silent()),
-    "its code": ('"Silent()"', '"Silent" + "()"', lambda net: net.Silent()),
+    "its code": ('"Silent()"', '"Silent( )"', lambda net: net.Silent()),
     "method": ("", "", lambda net: net.Fit().method),
     "another's method": ("", "", lambda net: net.Fit(lr=0.2).method),
     "left of a line": ("", "", lambda net: net.two[0]),
@@ -813,3 +837,122 @@ def test_a_function_that_knows_itself(store):
             fit(model, x, y, seed, again=False)
 
     assert not any(f.stored for f in run(store, fit=fit)) and all(f.stored for f in run(store, fit=fit))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What neither text nor values tell.
+
+
+RATE = 0.5
+DTYPE, D = GIVEN.train[0].dtype, GIVEN.train[0][0].numel()
+ADAMW = FitConfig(epochs=2, batch_size=16)
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(D, 20, dtype=DTYPE), nn.ReLU(), nn.Linear(20, 4, dtype=DTYPE))
+
+
+def _reads_a_global(x, training):
+    return nn.functional.dropout(x, RATE, training)
+
+
+class Hidden(nn.Module):
+    def __init__(self, *, private=0.5, config=0.5, frozen=False, hook=False, in_global=False):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(D, 20, dtype=DTYPE), nn.Linear(20, 4, dtype=DTYPE)
+        self._private, self.config, self._in_global = private, {"dropout": config}, in_global
+        self.hidden.weight.requires_grad_(not frozen)
+        if hook:
+            self.hidden.register_forward_hook(lambda module, _, y: y * 0.5 if module.training else y)
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.hidden(x.flatten(1)).relu(), self._private, self.training)
+        x = nn.functional.dropout(x, self.config["dropout"], self.training)
+        return self.out(_reads_a_global(x, self.training) if self._in_global else x)
+
+
+HIDDEN = {
+    "as it is": {},
+    "private attribute": {"private": 0.1},
+    "attribute that is a mapping": {"config": 0.1},
+    "frozen": {"frozen": True},
+    "hook": {"hook": True},
+    "global": {"in_global": True},
+}
+
+
+def _stored(make, store, **options):
+    fitted = fit_many(make, [Cell(options.pop("examples", GIVEN), (0, 6))], store=store, **{"fit": ADAMW, **options})
+    return fitted[0].stored
+
+
+def test_a_model_is_known_by_what_training_does_with_it(tmp_path):
+    for name, options in HIDDEN.items():
+        assert not _stored(lambda options=options: Hidden(**options), tmp_path), name
+        assert _stored(lambda options=options: Hidden(**options), tmp_path), name
+
+
+def test_a_model_is_known_by_the_globals_it_reads(tmp_path, monkeypatch):
+    make = functools.partial(Hidden, in_global=True)
+    assert not _stored(make, tmp_path) and _stored(make, tmp_path)
+    monkeypatch.setitem(globals(), "RATE", 0.1)
+    assert not _stored(make, tmp_path)
+
+
+LEARNING_RATE = 0.1
+
+
+def _step_size():
+    return LEARNING_RATE
+
+
+def _fit_by_global(model, x, y, seed):
+    optimizer = torch.optim.SGD(model.parameters(), lr=_step_size())
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def test_a_function_is_known_by_the_globals_it_and_its_helpers_read(tmp_path, monkeypatch):
+    assert not _stored(mlp, tmp_path, fit=_fit_by_global) and _stored(mlp, tmp_path, fit=_fit_by_global)
+    monkeypatch.setitem(globals(), "LEARNING_RATE", 0.3)
+    assert not _stored(mlp, tmp_path, fit=_fit_by_global)
+
+
+class Filling(nn.Module):
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
+
+    def __repr__(self):
+        return "Filling()"
+
+    def forward(self, inputs, kept, generator):
+        return torch.where(kept, inputs, self.level * LEARNING_RATE)
+
+
+def test_an_imputation_is_known_by_what_it_makes(tmp_path, monkeypatch):
+    def examples_with(level):
+        return options_of(impute=Filling(level))
+
+    assert not _stored(mlp, tmp_path, examples=examples_with(1.0))
+    assert _stored(mlp, tmp_path, examples=examples_with(1.0))
+    assert not _stored(mlp, tmp_path, examples=examples_with(5.0))
+    monkeypatch.setitem(globals(), "LEARNING_RATE", 0.3)
+    assert not _stored(mlp, tmp_path, examples=examples_with(1.0))
+
+
+def test_a_trial_is_remembered_for_more_cells_of_the_same_model(tmp_path, monkeypatch):
+    fit_many(mlp, [Cell(GIVEN, (0, 6))], fit=ADAMW, store=tmp_path)
+    monkeypatch.setattr("captum_density.retraining._plan.try_engines", None)  # would raise if it were called
+    fitted = fit_many(mlp, [Cell(GIVEN, kept) for kept in ((0, 3), (0, 6), (0, 9))], fit=ADAMW, store=tmp_path)
+    assert [f.stored for f in fitted] == [False, True, False]
+
+
+def test_a_folder_in_a_cell_s_place_is_set_aside(tmp_path):
+    assert not _stored(mlp, tmp_path, strategy="loop")
+    (path,) = tmp_path.glob("*.json")
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="is no finished cell"):
+        assert not _stored(mlp, tmp_path, strategy="loop")
+    assert _stored(mlp, tmp_path, strategy="loop")

@@ -74,10 +74,10 @@ def adversarial_fit(
         True
     """
     config = FitConfig() if fit is None else fit
-    inputs, labels = train
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"fit must be a FitConfig, but is {type(config).__name__}")
     Examples(train, train)  # refuses what cannot be trained on
-    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
-        raise TypeError("train must be a pair of tensors, on the device to train on")
+    inputs, labels = (torch.as_tensor(array) for array in train)
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return pgd(

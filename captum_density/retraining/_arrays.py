@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +62,11 @@ def forget_arrays() -> None:
 def _tensor(array: Any) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach()
-    # What may not be written to makes a tensor only with a warning, and what is read backwards none at all.
-    usable = array.flags.writeable and min(array.strides, default=0) >= 0
-    return torch.from_numpy(array if usable else array.copy())
+    if min(array.strides, default=0) < 0:  # PyTorch cannot read backwards
+        return torch.from_numpy(array.copy())
+    with warnings.catch_warnings():  # it may not be written to, and is not
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
 
 
 class Arrays:

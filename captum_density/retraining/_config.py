@@ -93,7 +93,7 @@ class Fit:
         self._config, self._steps, self._taken = config, steps, 0
         # Fused, and by PyTorch's functions, whose classes take as long again to prepare a step: on models this small
         # its time is that of starting operations.
-        self._fused = all(p.device.type in ("cpu", "cuda") for p in self._parameters)
+        self._fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in self._parameters)
         self._states = [self._start(p) for p in self._parameters]
 
     def _start(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from captum_density.retraining._config import Fit, FitConfig
 from captum_density.retraining._seeds import batches, count_batches
 from captum_density.retraining._view import CellSpec, View
 
-__all__ = ["Check", "correct_of", "correct_of_stack", "train_loop", "train_stack"]
+__all__ = ["Check", "check_logits", "correct_of", "correct_of_stack", "train_loop", "train_stack"]
 
 # Called before every step: raises where the work is no longer wanted.
 Check = Callable[[], None]
@@ -64,7 +64,7 @@ def train_loop(
                 x = attack(model, x, y, generator)
             logits = model(x)
             if step == 0:
-                _check_logits(logits, labels)
+                check_logits(logits, int(labels.max()))
             fit.step(cross_entropy(logits, y))
 
 
@@ -73,13 +73,13 @@ def correct_of(model: nn.Module, view: View, cell: CellSpec, check: Check) -> Te
     """(M,) whether the class of each test example is predicted, in evaluation mode."""
     model.eval()
     labels = view.labels[1]
-    inputs = None if view.lazy else view.whole(1, cell)
+    inputs = None if view.lazy else view.whole(1, cell, check)
     found = []
     for start in range(0, len(labels), _TEST_BATCH):
         check()
         part = slice(start, start + _TEST_BATCH)
         x = view.rows(1, part, cell) if inputs is None else inputs[part]
-        found.append(model(x).argmax(1) == labels[part])
+        found.append(_right(model(x), labels[part]))
     return torch.cat(found).cpu()
 
 
@@ -123,7 +123,7 @@ def train_stack(
             y = labels[rows].expand(len(cells), -1)
             logits = forward(parameters, buffers, view.stacked(0, rows, low, high))
             if step == 0:
-                _check_logits(logits[0], labels)
+                check_logits(logits[0], int(labels.max()))
             losses = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
             fit.step(losses.view(y.shape).mean(1).sum())
     return skeleton, parameters, buffers
@@ -135,18 +135,19 @@ def correct_of_stack(
     view: View,
     cells: Sequence[CellSpec],
     check: Check,
+    max_examples: int | None = None,
 ) -> Tensor:
     """(models, M) whether the class of each test example is predicted, in evaluation mode."""
     skeleton, parameters, buffers = trained
     forward = _vmapped(skeleton.eval())
-    labels = view.labels[1]
+    labels = view.labels[1][:max_examples]
     low, high = _places(cells, labels.device)
     found = []
     size = max(1, _TEST_BATCH // len(cells))
     for start in range(0, len(labels), size):
         check()
         part = slice(start, min(start + size, len(labels)))
-        found.append(forward(parameters, buffers, view.stacked(1, part, low, high)).argmax(2) == labels[part])
+        found.append(_right(forward(parameters, buffers, view.stacked(1, part, low, high)), labels[part]))
     return torch.cat(found, dim=1).cpu()
 
 
@@ -170,9 +171,14 @@ def _places(cells: Sequence[CellSpec], device: torch.device) -> tuple[Tensor, Te
     return low, high
 
 
-def _check_logits(output: object, labels: Tensor) -> None:
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each class is predicted; a model that returns NaN predicts none."""
+    return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
+
+
+def check_logits(output: object, largest: int) -> None:
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"the model must return logits (N, classes), but returned {found}")
-    if int(labels.max()) >= output.shape[1]:
-        raise ValueError(f"the model has {output.shape[1]} outputs, but label {int(labels.max())} is among the labels")
+    if largest >= output.shape[1]:
+        raise ValueError(f"the model has {output.shape[1]} outputs, but label {largest} is among the labels")

@@ -19,7 +19,7 @@ Impute = Callable[..., Tensor]
 Array: TypeAlias = Tensor | npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Examples:
     """Training and test examples, and an order of the elements of each, by which to keep some of them.
 
@@ -66,6 +66,9 @@ class Examples:
         classes, tested = (set(np.unique(_numpy(labels)).tolist()) for _, labels in (self.train, self.test))
         if not tested <= classes:
             raise ValueError(f"the test labels {sorted(tested - classes)} are of no training example")
+        dtypes = [_numpy(inputs[:1]).dtype for inputs, _ in (self.train, self.test)]
+        if dtypes[0] != dtypes[1]:
+            raise TypeError(f"training inputs are {dtypes[0]}, test inputs {dtypes[1]}; convert one of them")
         if self.ranks is not None:
             self._check_ranks(self.ranks)
         elif self.mask_only or self.groups is not None:
@@ -102,6 +105,9 @@ class Examples:
         if self.impute is not None and (self.mask_only or bool((fill != 0).any())):
             raise ValueError("impute says what removed elements become: fill and mask_only have no meaning beside it")
 
+    def __repr__(self) -> str:
+        return f"Examples({self.n_train} and {self.n_test} of {tuple(self.train[0].shape[1:])}, d={self.d})"
+
     def _check_ranks(self, ranks: tuple[Array, Array]) -> None:
         shape = tuple(self.train[0].shape[1:])
         d = int(np.prod(shape, dtype=int))
@@ -117,11 +123,15 @@ class Examples:
         for name, r, (inputs, _) in zip(("training", "test"), ranks, (self.train, self.test), strict=True):
             if tuple(r.shape) != (len(inputs), d):
                 raise ValueError(f"the ranks of {name} examples must be ({len(inputs)}, {d}), but are {tuple(r.shape)}")
-            if not _numpy(r[:1]).dtype.kind == "i":
+            if _numpy(r[:1]).dtype.kind != "i":
                 raise TypeError(f"ranks must be signed integers, but are {r.dtype}")
+            if int(r.min()) < 0 or int(r.max()) >= d:
+                raise ValueError(
+                    f"the ranks of {name} examples must be in 0..{d - 1}, but go from {int(r.min())} to {int(r.max())}"
+                )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cell:
     """One model to train: on which examples, with what kept, in which run.
 
@@ -155,6 +165,9 @@ class Cell:
         object.__setattr__(self, "kept", (low, high))
         if not self.complete and self.examples.ranks is None:
             raise ValueError("to keep some elements and not others, the examples need ranks")
+
+    def __repr__(self) -> str:
+        return f"Cell({self.examples}, kept={self.kept}, run={self.run})"
 
     @property
     def places(self) -> tuple[int, int]:

@@ -84,10 +84,23 @@ def fit_many(
     config = FitConfig() if fit is None else fit
     if not isinstance(config, FitConfig) and not callable(config):
         raise TypeError(f"fit must be a FitConfig or a function, but is {type(config).__name__}")
+    if strategy == "vmap" and not isinstance(config, FitConfig):
+        raise ValueError("strategy 'vmap' cannot train with a function of yours; use 'auto', or a FitConfig")
+    if strategy == "vmap" and any(cell.examples.impute is not None for cell in cells):
+        raise ValueError("strategy 'vmap' cannot train on imputed examples, made for one model at a time; use 'auto'")
     if strategy not in ("auto", "loop", "vmap"):
         raise ValueError(f"strategy must be 'auto', 'loop' or 'vmap', but is {strategy!r}")
-    if executor is not None and not callable(getattr(executor, "submit", None)):
+    if hasattr(executor, "get_executor"):  # Dask's Client, whose futures are of another kind
+        raise TypeError("executor is a client; pass its executor, client.get_executor(pure=False)")
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
         raise TypeError(f"executor must have the interface of concurrent.futures.Executor, but is {executor!r}")
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            f"make_model must be a function that returns a new module, such as `lambda: Net()`, but is a "
+            f"{type(make_model).__name__}"
+        )
+    if store is not None and not str(store):
+        raise ValueError("store is an empty name; name a folder")
     # Absolute: workers may be in another folder.
     kept = None if store is None else Store(Path(store).absolute())
     with ExitStack() as stack:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from captum_density import __version__
+from captum_density._random import pinned
 from captum_density.retraining._arrays import ArrayRef, Arrays
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._examples import Cell, Examples
-from captum_density.retraining._identity import described, identity_of_model, state_name
-from captum_density.retraining._seeds import initial_model
+from captum_density.retraining._identity import (
+    attributes_of,
+    described,
+    identity_of_imputation,
+    identity_of_model,
+    state_name,
+)
+from captum_density.retraining._seeds import initial_model, size_of
 from captum_density.retraining._store import SCHEMA, Store, packed, unpacked
 from captum_density.retraining._view import CellSpec, ExamplesSpec
 from captum_density.retraining._work import Done, Engine, Piece, Trial, run_piece, try_engines
@@ -26,7 +35,7 @@ __all__ = ["Fitted", "Plan", "Strategy"]
 Strategy = Literal["auto", "loop", "vmap"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fitted:
     """What came of one cell.
 
@@ -51,6 +60,9 @@ class Fitted:
         """Share of the test examples whose class is predicted, in [0, 1]; higher is better."""
         return self.correct.double().mean().item()
 
+    def __repr__(self) -> str:
+        return f"Fitted({self.cell}, accuracy={self.accuracy:.4f}, engine={self.engine!r}, stored={self.stored})"
+
 
 class Plan:
     """One call: its cells in pieces, and what is known of each."""
@@ -70,11 +82,14 @@ class Plan:
         self._strategy, self._executor, self._store, self._alive = strategy, executor, store, alive
         self._arrays = Arrays(alive)
         self._specs: dict[int, ExamplesSpec] = {}
-        self._states: dict[int, str] = {}
+        self._states: dict[int, list[float]] = {}
+        self._attributes: set[str] = set()
+        self._imputations: dict[ExamplesSpec, Any] = {}
         self._models: dict[tuple[int, str], dict[str, Any]] = {}
-        for run in sorted({cell.run for cell in cells}):
-            self._look_at_model(run)
         self._config = fit if isinstance(fit, FitConfig) else FitConfig()
+        with pinned(self._config.threads):
+            for run in sorted({cell.run for cell in cells}):
+                self._look_at_model(run)
         self._described_fit = described(fit) if store is not None and not isinstance(fit, FitConfig) else None
 
     def _look_at_model(self, run: int) -> None:
@@ -92,14 +107,23 @@ class Plan:
                     "make_model made two different models from the same seed; its weights must depend on nothing but "
                     "PyTorch's, NumPy's and Python's global random generators, which are seeded for it"
                 )
-        self._states[run] = state_name(model)
+        self._states[run] = size_of(model)
+        self._attributes.add(json.dumps(attributes_of(model)))
 
     def _identity_of_model(self, run: int, inputs: ArrayRef) -> dict[str, Any]:
         if (run, inputs.name) not in self._models:
-            model = initial_model(self._make_model, self._seed, run)
-            example = inputs.tensor(torch.device("cpu"))[:4].cpu()
-            self._models[run, inputs.name] = identity_of_model(self._make_model, model, example)
+            with pinned(self._config.threads):
+                model = initial_model(self._make_model, self._seed, run)
+                example = inputs.tensor(torch.device("cpu"))[:4]
+                self._models[run, inputs.name] = identity_of_model(self._make_model, model, example)
         return self._models[run, inputs.name]
+
+    def _identity_of_imputation(self, spec: ExamplesSpec) -> Any:
+        if spec not in self._imputations:
+            assert spec.impute is not None
+            example = spec.inputs[0].tensor(torch.device("cpu"))[:4].clone()
+            self._imputations[spec] = identity_of_imputation(spec.impute, example)
+        return self._imputations[spec]
 
     def run(self, advance: Callable[[int], object]) -> list[Fitted]:
         """Train what is not known yet."""
@@ -164,6 +188,8 @@ class Plan:
             return "loop", "it was asked for", chosen
         if cells[0].examples.impute is not None:
             return "loop", "imputed examples are made for one model at a time", chosen
+        if len(self._attributes) > 1:
+            chosen = Trial("loop", "models of different runs differ in more than parameters and buffers")
         if chosen is None:
             part = self._parts(group, "vmap")[0]
             piece = self._piece([self._cells[at[0]] for at in part], "vmap", next(self._devices()))
@@ -175,7 +201,13 @@ class Plan:
         return chosen.engine, chosen.reason, chosen
 
     def _tried(self, piece: Piece) -> Trial:
-        identity = {"trial": self._identity(piece, piece.cells[0]), "stack": len(piece.cells)}
+        # Not of which cells: with one more fraction or attribution, what is stored stays of use.
+        whole = self._identity(piece, piece.cells[0])
+        shape = list(self._cells[0].examples.train[0].shape[1:])
+        identity = {
+            "trial": {name: whole[name] for name in ("version", "model", "fit", "device", "threads")},
+            "of": shape,
+        }
         stored = None if self._store is None else self._store.read(identity)
         if stored is not None:
             return Trial(stored["engine"], stored["reason"])
@@ -232,7 +264,7 @@ class Plan:
                 "kept": [cell.low, cell.high],
                 "mask_only": spec.mask_only,
                 "fill": None if spec.mask_only else spec.fill.name,
-                "impute": described(spec.impute),
+                "impute": None if spec.impute is None else self._identity_of_imputation(spec),
             }
         if self._described_fit is not None:
             how: Any = self._described_fit
@@ -242,6 +274,7 @@ class Plan:
         device = torch.device(piece.device).type
         return {
             "schema": SCHEMA,
+            "version": __version__,
             "examples": seen,
             "model": None if self._store is None else self._identity_of_model(cell.run, spec.inputs[1]),
             "fit": how,
@@ -306,6 +339,12 @@ def _memory(model: nn.Module) -> set[int]:
 def _result(future: Future[Any]) -> Any:
     try:
         return future.result()
+    except BrokenExecutor as error:
+        raise RuntimeError(
+            f"a worker of the executor ended abruptly ({error}). Finished cells are kept in the store. It ran out of "
+            "memory, or could not start: workers of a spawned pool import the main module, which must be a file, and "
+            'do its work below `if __name__ == "__main__":`'
+        ) from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if "pickle" not in str(error) and "Can't get attribute" not in str(error):
             raise

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captum_density._random import derived_seed, seeded
 
-__all__ = ["batches", "count_batches", "initial_model"]
+__all__ = ["batches", "count_batches", "initial_model", "size_of"]
 
 
 def initial_model(make_model: Callable[[], nn.Module], seed: int, run: int) -> nn.Module:
@@ -19,7 +19,8 @@ def initial_model(make_model: Callable[[], nn.Module], seed: int, run: int) -> n
         TypeError: The factory makes no module.
         ValueError: The module has parameters without values (lazy ones), or none to train.
     """
-    with seeded(derived_seed(seed, "initial", run), torch.device("cpu")):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a factory may draw there
+    with seeded(derived_seed(seed, "initial", run), device):
         model = make_model()
     if not isinstance(model, nn.Module):
         raise TypeError(f"make_model must return a torch.nn.Module, but returned {type(model).__name__}")
@@ -31,6 +32,18 @@ def initial_model(make_model: Callable[[], nn.Module], seed: int, run: int) -> n
     if not any(p.requires_grad for p in parameters):
         raise ValueError("make_model returned a module without a parameter that requires a gradient")
     return model
+
+
+def size_of(model: nn.Module) -> list[float]:
+    """Two numbers for each parameter and buffer, which differ after another draw.
+
+    They are sums of what is positive, so that rounding hardly moves them.
+    """
+    sizes = []
+    for value in [*model.parameters(), *model.buffers()]:
+        flat = value.detach().abs().double().flatten().cpu()
+        sizes += [flat.sum().item(), (flat * torch.linspace(1, 2, len(flat), dtype=flat.dtype)).sum().item()]
+    return sizes
 
 
 def batches(n: int, batch_size: int, epochs: int, seed: int, run: int) -> Iterator[Tensor]:

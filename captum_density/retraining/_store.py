@@ -57,6 +57,8 @@ class Store:
             text = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError:  # a folder of this name, or what may not be read
+            text = b""
         try:
             found = json.loads(text)
             if found["schema"] != SCHEMA or found["key"] != name or name_of(found["identity"]) != name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,7 @@ class View:
         """Some examples as a cell's model sees them, (B, ...)."""
         x = self._inputs[split][rows]
         if cell.complete:
-            return x
+            return x.clone()  # a model may write to what it is given
         return self._seen(x, self._of_rows(split, rows, x.shape), cell.low, cell.high)
 
     def stacked(self, split: int, rows: Any, low: Tensor, high: Tensor) -> Tensor:
@@ -109,12 +110,12 @@ class View:
         x = self._inputs[split][rows]
         x = x if isinstance(rows, Tensor) and rows.ndim == 2 else x[None]
         if self._ranks is None:
-            return x.expand(len(low), *x.shape[1:])
+            return x.expand(len(low), *x.shape[1:]).clone()
         per_model = [-1] + [1] * (x.ndim - 1)
         low, high = (places.view(per_model) for places in (low, high))
         return self._seen(x, self._of_rows(split, rows, x.shape), low, high)
 
-    def whole(self, split: int, cell: CellSpec) -> Tensor:
+    def whole(self, split: int, cell: CellSpec, check: Callable[[], None] = lambda: None) -> Tensor:
         """All examples as a cell's model sees them, (N, ...); a copy only where something is removed."""
         if cell.complete:
             return self._inputs[split]
@@ -128,13 +129,14 @@ class View:
         assert self._spec.impute is not None
         seed = derived_seed(self._seed, "impute", cell.run, split)
         generator = torch.Generator(self._device).manual_seed(seed)
-        imputed = []
+        imputed = torch.empty_like(self._inputs[split])
         with seeded(seed, self._device):
             for part in parts:
+                check()
                 x = self._inputs[split][part]
                 kept = _kept(self._of_rows(split, part, x.shape), cell.low, cell.high)
-                imputed.append(_checked(self._spec.impute(x.masked_fill(~kept, 0), kept, generator=generator), x))
-        return torch.cat(imputed)
+                imputed[part] = _checked(self._spec.impute(x.masked_fill(~kept, 0), kept, generator=generator), x)
+        return imputed
 
     def _of_rows(self, split: int, rows: Any, shape: torch.Size) -> Tensor:
         """The rank of each element of some examples."""

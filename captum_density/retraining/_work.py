@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density._random import RANDOM_STATE, derived_seed, seeded
+from captum_density._random import derived_seed, pinned, seeded
 from captum_density._scratch import left_behind
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._engines import Check, correct_of, correct_of_stack, train_loop, train_stack
-from captum_density.retraining._identity import state_name
-from captum_density.retraining._seeds import initial_model
+from captum_density.retraining._seeds import initial_model, size_of
 from captum_density.retraining._view import CellSpec, ExamplesSpec, View
 
 __all__ = ["Done", "Engine", "Piece", "StoppedError", "Trial", "run_piece", "try_engines"]
@@ -43,7 +42,7 @@ class Piece:
 
     Args:
         make_model: The factory.
-        states: Name of each run's model before training, by which a factory that does as it likes is noticed.
+        states: The size of each run's model before training, by which a factory that does as it likes is noticed.
         examples: What all of them see.
         cells: Each one's share of it.
         fit: How they are trained.
@@ -55,7 +54,7 @@ class Piece:
     """
 
     make_model: Callable[[], nn.Module]
-    states: dict[int, str]
+    states: dict[int, list[float]]
     examples: ExamplesSpec
     cells: tuple[CellSpec, ...]
     fit: FitConfig | FitFunction
@@ -94,22 +93,6 @@ class StoppedError(RuntimeError):
     """The call that wanted this work has ended."""
 
 
-class _Pinned:
-    """PyTorch's threads, for as long as a piece runs; one piece at a time in a process, whose threads they are."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-
-    def __enter__(self) -> None:
-        RANDOM_STATE.acquire()
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
-        RANDOM_STATE.release()
-
-
 def run_piece(piece: Piece) -> Done:
     """Train and judge.
 
@@ -119,7 +102,7 @@ def run_piece(piece: Piece) -> Done:
     """
     check = _check(piece.alive)
     check()
-    with _Pinned(piece.threads):
+    with pinned(piece.threads):
         start = time.perf_counter()
         device = torch.device(piece.device)
         view = View(piece.examples, device, piece.seed)
@@ -135,7 +118,7 @@ def run_piece(piece: Piece) -> Done:
 
 
 def _one(piece: Piece, model: nn.Module, view: View, cell: CellSpec, check: Check) -> Tensor:
-    inputs, labels = view.whole(0, cell), view.labels[0]
+    inputs, labels = view.whole(0, cell, check), view.labels[0]
     if isinstance(piece.fit, FitConfig):
         train_loop(model, inputs, labels, piece.fit, seed=piece.seed, run=cell.run, check=check)
     else:
@@ -143,7 +126,9 @@ def _one(piece: Piece, model: nn.Module, view: View, cell: CellSpec, check: Chec
         model.train()
         # A copy where it would else be the caller's own data: a function may write to what it is given.
         with seeded(seed, inputs.device), torch.enable_grad():
-            piece.fit(model, inputs.clone() if cell.complete else inputs, labels.clone(), seed)
+            returned = piece.fit(model, inputs.clone() if cell.complete else inputs, labels.clone(), seed)
+        if isinstance(returned, nn.Module) and returned is not model:
+            raise TypeError("fit returned another module than it was given; it must train that one in place")
     device = inputs.device
     del inputs
     with seeded(derived_seed(piece.seed, "testing", cell.run), device):
@@ -152,10 +137,13 @@ def _one(piece: Piece, model: nn.Module, view: View, cell: CellSpec, check: Chec
 
 def _model(piece: Piece, run: int) -> nn.Module:
     model = initial_model(piece.make_model, piece.seed, run)
-    if state_name(model) != piece.states[run]:
+    found, expected = size_of(model), piece.states[run]
+    # Other processors draw the same numbers but for rounding.
+    if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-4, atol=1e-30, equal_nan=True):
         raise ValueError(
-            f"make_model made another model for run {run} than before: its weights must depend on nothing but "
-            "PyTorch's, NumPy's and Python's global random generators, which are seeded for it"
+            f"make_model made another model for run {run} than where the call was made: its weights must depend on "
+            "nothing but PyTorch's, NumPy's and Python's global random generators, which are seeded for it (is a "
+            "default dtype or device set there that workers do not have?)"
         )
     return model
 
@@ -165,7 +153,7 @@ def try_engines(piece: Piece) -> Trial:
     assert isinstance(piece.fit, FitConfig)
     check = _check(piece.alive)
     check()
-    with _Pinned(piece.threads):
+    with pinned(piece.threads):
         device = torch.device(piece.device)
         view = View(piece.examples, device, piece.seed)
         config, cells = piece.fit, piece.cells
@@ -189,10 +177,12 @@ def try_engines(piece: Piece) -> Trial:
             return train_stack(models(some), view, some, config, seed=piece.seed, check=check, max_steps=steps)
 
         # Adam divides by the gradient's size, and makes steps of what is nothing but rounding.
-        compared = replace(config, optimizer="sgd", momentum=0.0)
+        compared = replace(config, optimizer="sgd", momentum=0.0, lr=min(config.lr, 0.1))
         loop(check, compared, 2)
         try:
-            _, parameters, buffers = stack(check, compared, 2, cells[-2:])
+            skeleton, parameters, buffers = stack(check, compared, 2, cells[-2:])
+            with seeded(0, device):
+                correct_of_stack((skeleton, parameters, buffers), view, cells[-2:], check, max_examples=8)
             stacked = {**parameters, **buffers}
             for name, value in [*looped.named_parameters(), *looped.named_buffers()]:
                 if not _close(stacked[name][-1], value):
@@ -217,7 +207,7 @@ def _draws(model: nn.Module, x: Tensor, device: torch.device) -> bool:
     """Whether a model draws from the global generators as it trains; of NumPy's and Python's, vmap knows nothing."""
     with seeded(0, device), torch.no_grad():
         before = _random_state(device)
-        model.train()(x)
+        model.train()(x.clone())
         return _random_state(device) != before
 
 
@@ -292,7 +282,10 @@ def _leave_with_parent() -> None:
     _watching = True
 
     def watch() -> None:
-        parent.join()
+        try:
+            parent.join()
+        except (OSError, ValueError):  # not one of multiprocessing's own workers, such as loky's, which look themselves
+            return
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="captum-density-parent").start()
