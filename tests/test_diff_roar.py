@@ -131,8 +131,8 @@ SETUPS = {
 def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
     shape, groups, numbers, baselines, fill = SETUPS[setup]
     train, test = some_data(*shape)
-    if isinstance(fill, str):  # the training set's, of each channel, or feature where there are no positions
-        fill = train[0].double().mean([0, *range(2, train[0].ndim)], keepdim=True)[0].float()
+    if isinstance(fill, str):  # the training set's, of each channel of an image, or of each element
+        fill = train[0].double().mean([0, *range(2, 4)] if len(shape) > 2 else 0, keepdim=True)[0].float()
     maps = {"a": some_maps(train, test), "ties": some_maps(train, test, ties=True)}
     make_model, runs, d = linear(math.prod(shape)), 2, int(numbers.max()) + 1
     fractions = [0.5, 0.05, 1.0, 0.7] if metric != "kar" else [0.35]  # not in order; 0.05 of few is none, so one
@@ -154,7 +154,7 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
     assert found.metric == metric and found.sides == tuple(SIDES[metric]) and found.d == d
     assert found.fractions == tuple(sorted(fractions)) and found.attributions == ("a", "ties")
     assert found.counts == tuple(max(1, math.floor(Fraction(str(f)) * d + Fraction(1, 2))) for f in sorted(fractions))
-    image = len(shape) > 1
+    image = len(shape) > 2
     assert list(found.controls) == ["random", "input_agnostic", "mask_only"] + ["blurred"] * image
 
     for i, pair in enumerate(maps.values()):
@@ -183,9 +183,12 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
     whole = fit_many(make_model, [Cell(Examples(train, test), run=run) for run in range(runs)], fit=QUICK, seed=5)
     assert torch.equal(found.unmasked, torch.stack([f.correct for f in whole]))
     assert found.chance == 1 / 3
-    # Every cell once: with one fraction of everything, top and bottom are the same.
-    assert found.engines == {"loop": (found.correct.numel() // 24 * (len(found.controls)) + 2 * len(
-        SIDES[metric]) * len(fractions) + 2, found.engines["loop"][1])}  # fmt: skip
+    # Every model once: what keeps everything sees no mask, and DiffROAR's sides are the same there, but for bare masks.
+    rankings = 1 + 2 * (len(found.controls) - 1)  # random; of each attribution, its own and the others, but for masks
+    cells = len(SIDES[metric]) * len(fractions) * runs
+    masks = 2 * (cells - runs * (metric == "diff_roar"))
+    whole = {"diff_roar": 2, "roar": 0, "kar": 0}[metric] * runs
+    assert found.engines["loop"][0] == rankings * (cells - whole) + masks + runs
 
 
 @pytest.mark.parametrize("baselines", [0.0, 1.5, "mean"])
@@ -404,7 +407,7 @@ def test_masks_that_tell_the_class_are_shown_and_named_in_kar(shaped):
     assert (found.control_score("random") < 0.35).all() and (found.control_score("input_agnostic") < 0.35).all()
     words = found.conclusions[-1]
     assert "a: what it ranks high predicts better than as much taken at random" in words
-    assert "but its masks alone, without any input value, score" in words
+    assert "But its masks alone, without any input value, score" in words
     assert "the class may be read off the masks' shape" in words
     assert words in found.table()
 
@@ -415,7 +418,7 @@ def test_masks_that_tell_the_class_are_named_in_roar(shaped):
     assert (found.score > 0.95).all()  # as much is left without the top as with it
     words = found.conclusions[-1]
     assert "removing what it ranks high costs less accuracy than removing as much at random" in words
-    assert "but its masks alone, without any input value, predict the class with accuracy" in words
+    assert "But its masks alone, without any input value, predict the class with accuracy" in words
 
 
 def test_masks_of_both_sides_may_tell_alike_so_that_their_difference_does_not(shaped):
@@ -440,7 +443,7 @@ def test_a_difference_that_masks_make_is_named(shaped):
     words = found.conclusions[-1]
     assert "what it ranks high predicts better than what it ranks low" in words
     assert "its masks alone, without any input value, predict with accuracy 1.000" in words
-    assert "part or all of this may be the masks' shape" in words
+    assert "part or all of this may be their shape" in words
 
 
 def test_imputation_hides_the_masks_shape(shaped):
@@ -453,7 +456,7 @@ def test_imputation_hides_the_masks_shape(shaped):
     assert constant.score.item() > 0.95
     assert imputed.score.item() < constant.score.item() - 0.3
     assert torch.equal(imputed.controls["mask_only"], constant.controls["mask_only"])
-    assert "'mask_only' shows it bare" in imputed.notes[0] and not constant.notes
+    assert "'mask_only' shows it bare" in imputed.notes[0] and "bare" not in "".join(constant.notes)
 
 
 def test_smoothness_that_scores_higher_is_named():
@@ -496,17 +499,16 @@ def test_a_blur_is_left_out_where_there_is_no_image():
         assert list(found.controls) == ["random", "input_agnostic", "mask_only"]
         assert any(f"inputs of shape {shape} have no image plane to blur" in note for note in found.notes)
         assert any("One run" in note for note in found.notes)
-    found = kar(linear(d), train, test, {"a": lambda x: x}, fractions=[0.5], runs=2, fit=QUICK, controls=["random"])
+    found = kar(linear(d), train, test, {"a": lambda x: x}, fractions=[0.5], runs=5, fit=QUICK, controls=["random"])
     assert found.notes == ()
 
 
 def test_equal_attributions_are_noted():
     train, test = some_data(1, 3, 3, n=30, m=20)
     ready = torch.ones(30, 1, 3, 3), torch.rand(20, 1, 3, 3)
-    found = kar(linear(9), train, test, {"flat": ready}, fractions=[0.5], runs=2, fit=QUICK)
-    assert found.notes == (
-        "flat: 60.0% of the examples have the same attribution everywhere, and are ranked by position.",
-    )
+    found = kar(linear(9), train, test, {"flat": ready}, fractions=[0.5], runs=5, fit=QUICK)
+    assert found.notes == () and found.constant == (0.6,)
+    assert "60.0% of its examples have the same attribution everywhere, and are ranked by position" in found.table()
 
 
 # Kinds of data
@@ -638,3 +640,111 @@ def test_attributors_of_no_kind_are_refused_before_any_attributes():
     for other, error in ((3, TypeError), ((torch.rand(40, 1, 3, 3), torch.rand(3, 1, 3, 3)), ValueError)):
         with pytest.raises(error):
             kar(linear(9), train, test, {"a": expensive, "b": other})
+
+
+# What a user's trial found.
+
+
+def _small_call(function=None, **options):
+    x = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = (x.mean((1, 2, 3)) > 0).long()
+    given = {
+        "make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+        "train": (x[:40], y[:40]),
+        "test": (x[40:], y[40:]),
+        "attributions": {"a": function or (lambda x: x)},
+        "fractions": [0.25],
+        "runs": 1,
+        "controls": (),
+        "fit": FitConfig(epochs=1),
+        "strategy": "loop",
+        **options,
+    }
+    return diff_roar(**given)
+
+
+class _Tuple(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x
+
+
+class _Flat(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("attributor", "error", "message"),
+    [
+        (Saliency(_Tuple()), TypeError, "explains must return logits .* wrap it in a module"),
+        (Saliency(_Flat()), TypeError, r"returned \(40,\)"),
+        (Saliency, TypeError, "is the class Saliency; make it for a model first"),
+        (lambda x, target: x, TypeError, "let it predict the class itself"),
+        (lambda x: 1 / 0, RuntimeError, r"attributions\['a'\] raised ZeroDivisionError"),
+    ],
+)
+def test_what_cannot_attribute_is_named(attributor, error, message):
+    with pytest.raises(error, match=message):
+        _small_call(attributor)
+
+
+def test_an_attributor_may_write_to_what_it_is_given():
+    x = torch.randn(60, 1, 4, 4)
+    y = torch.arange(60) % 2
+    before = x.clone()
+    _small_call(lambda x: x.abs_(), train=(x[:40], y[:40]), test=(x[40:], y[40:]))
+    assert torch.equal(x, before)
+
+
+def test_notes_say_what_few_runs_and_equal_counts_mean():
+    found = _small_call(fractions=[0.01, 0.02, 0.5], runs=2)
+    assert any(note.startswith("2 runs tell little") for note in found.notes)
+    assert any(
+        note == "Fractions 0.01, 0.02 are the same number of elements or groups, 1 of 16." for note in found.notes
+    )
+    assert found.engines == {"loop": (10, "it was asked for")}  # 2 sides of 2 counts, and whole, 2 runs each
+
+
+def test_the_mean_of_what_has_no_channels_is_each_element_s():
+    x = torch.randn(60, 5, 3, generator=torch.Generator().manual_seed(0)) + 10 * torch.arange(3.0)
+    y = torch.arange(60) % 2
+    seen = []
+
+    def fit(model, inputs, labels, seed):
+        seen.append(inputs.clone())
+
+    kar(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(15, 2)),
+        (x[:40], y[:40]),
+        (x[40:], y[40:]),
+        {"a": lambda x: x},
+        fractions=[0.2],
+        runs=1,
+        fit=fit,
+        controls=(),
+    )
+    (masked,) = [inputs for inputs in seen if not torch.equal(inputs, x[:40])]
+    removed = masked != x[:40]
+    assert removed.sum() == 40 * 12
+    assert torch.allclose(masked[removed], x[:40].mean(0).expand_as(masked)[removed])
+
+
+def test_models_that_diverged_are_counted():
+    found = _small_call(fit=FitConfig(epochs=2, optimizer="sgd", lr=1e300))
+    assert any("3 of 3 models classify no test example rightly" in note for note in found.notes)
+
+
+def test_a_full_disk_is_said(monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: Full())
+    with pytest.raises(OSError, match=r"a ranking cannot be written .No space left on device.*TMPDIR"):
+        _small_call()

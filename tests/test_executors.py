@@ -112,7 +112,7 @@ def test_functions_without_a_name_are_sent_by_loky_and_dask(executor, strategy):
     assert worker.digest(found) == worker.digest(fit_many(make, worker.cells(1), fit=worker.CONFIG, strategy="loop"))
 
 
-@pytest.mark.parametrize("strategy", ["auto", "loop", "vmap"])
+@pytest.mark.parametrize("strategy", ["auto", "loop"])
 @pytest.mark.parametrize("what", ["make_model", "fit", "impute"])
 def test_functions_without_a_name_cannot_be_sent_by_the_library(processes, strategy, what):
     given = worker.examples()

@@ -1,6 +1,7 @@
 """Rankings against loops over numpy arrays; what attributes them, and that it is left as it was."""
 
 import functools
+import gc
 import math
 
 import numpy as np
@@ -17,7 +18,7 @@ from captum_density.metrics._ranking import Elements, _blurred, check_attributor
 
 def rank(attributor, train, test, groups=None, *, folder, target="predicted", batch=256, seed=0, **options):
     splits = tuple(part if isinstance(part, tuple) else (part, torch.zeros(len(part)).long()) for part in (train, test))
-    check_attributor("name", attributor, splits)
+    check_attributor("name", attributor, splits, target)
     number = len(list(folder.iterdir()))
     (folder / str(number)).mkdir()
     return ranked(
@@ -311,7 +312,7 @@ def test_true_labels_reach_whatever_attributes(tmp_path):
         assert np.array_equal(found.plain[0], ranks_by_hand(Saliency(model).attribute(train, target=labels[0])))
     assert torch.cat(seen).equal(torch.cat(labels).long())
     # With predicted targets, a function knows no label; a model would be needed to predict one.
-    with pytest.raises(TypeError, match="target"):
+    with pytest.raises(TypeError, match="let it predict the class itself"):
         rank(function, *splits, folder=tmp_path)
 
 
@@ -430,6 +431,17 @@ class Raises:
 
 
 # What is refused
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_file_is_left_open_where_an_attribution_does_not_fit(tmp_path):
+    def fails_at_the_test_set(x):
+        return x if len(x) == 14 else x[:, :, :5]
+
+    _, train, test = model_and_data()
+    with pytest.raises(ValueError, match="inputs' shape"):
+        rank(fails_at_the_test_set, train, test, folder=tmp_path, blurred=True)
+    gc.collect()  # an open file would warn here
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,14 @@ def test_what_a_stack_cannot_train_is_trained_alone(name):
     assert digest(fitted) == digest(fit_many(make, cells, fit=SGD, strategy="loop"))
 
 
+@pytest.mark.parametrize(("options", "fit"), [({"impute": lambda x, kept, generator: x}, SGD), ({}, lambda *_: None)])
+def test_a_stack_that_is_asked_for_is_no_loop(options, fit):
+    with pytest.raises(
+        ValueError, match=r"strategy 'vmap' cannot train (on imputed examples|with a function of yours)"
+    ):
+        fit_many(mlp, [Cell(examples(**options), (0, 9))], fit=fit, strategy="vmap")
+
+
 def test_each_reason_is_of_its_own_cells():
     plain, imputed = examples(), examples(impute=lambda x, kept, generator: x)
     cells = [Cell(plain, (0, 9), run) for run in range(3)] + [Cell(imputed, (0, 9), 0)]

@@ -297,7 +297,7 @@ def test_claims_of_diff_roar(accuracies, claim):
 )
 def test_claims_of_kar_and_roar(metric, accuracy, claim):
     (line,) = words(metric, [accuracy], random=[POOR])
-    assert line.startswith(claim) and "but" not in line
+    assert line.startswith(claim) and "But" not in line
     harmless = {"input_agnostic": [POOR], "mask_only": [CHANCE], "blurred": [accuracy]}
     assert words(metric, [accuracy], random=[POOR], **harmless) == (line,)
     (line,) = words(metric, [accuracy])
@@ -308,79 +308,79 @@ def test_claims_of_kar_and_roar(metric, accuracy, claim):
 def test_a_random_ranking_that_does_as_well_is_named(sign):
     (line,) = words("diff_roar", (GOOD, POOR)[::sign], random=(GOOD, POOR)[::sign])
     score = "+0.400" if sign > 0 else "-0.400"
-    assert f"; but a random ranking ({score}) is not told from it by these runs, so that this shows nothing." in line
+    assert f". But a random ranking ({score}) is not told from it by these runs, so that this shows nothing." in line
     (line,) = words("diff_roar", (GOOD, POOR)[::sign], random=(POOR, GOOD)[::sign])
-    assert "but" not in line
+    assert "But" not in line
 
 
 @pytest.mark.parametrize(
-    ("metric", "accuracies", "agnostic", "score"),
+    ("metric", "accuracies", "agnostic", "shows"),
     [
-        ("diff_roar", (GOOD, POOR), (GOOD, POOR), "+0.400"),
-        ("diff_roar", (GOOD, POOR), (0.895, POOR), "+0.395"),  # two of 400 examples less tell nothing
-        ("diff_roar", (GOOD, POOR), (GOOD, 0.3), "+0.600"),
-        ("diff_roar", (POOR, GOOD), (0.3, GOOD), "-0.600"),
-        ("kar", [GOOD], [0.95], "0.950"),
-        ("kar", [0.3], [0.2], "0.200"),
-        ("roar", [0.3], [0.2], "0.200"),
-        ("roar", [GOOD], [0.95], "0.950"),
+        ("diff_roar", (GOOD, POOR), (GOOD, POOR), "as much, as far as these runs tell (+0.400)"),
+        # Two of 400 examples less tell nothing.
+        ("diff_roar", (GOOD, POOR), (0.895, POOR), "as much, as far as these runs tell (+0.395)"),
+        ("diff_roar", (GOOD, POOR), (GOOD, 0.3), "more of it (+0.600)"),
+        ("diff_roar", (POOR, GOOD), (0.3, GOOD), "more of it (-0.600)"),
+        ("kar", [GOOD], [0.95], "more of it (0.950)"),
+        ("kar", [0.3], [0.2], "more of it (0.200)"),
+        ("roar", [0.3], [0.2], "more of it (0.200)"),
+        ("roar", [GOOD], [0.95], "more of it (0.950)"),
     ],
 )
-def test_one_ranking_that_does_as_well_for_all_examples_is_named(metric, accuracies, agnostic, score):
+def test_one_ranking_that_does_as_well_for_all_examples_is_named(metric, accuracies, agnostic, shows):
     random = (POOR, POOR)[: len(accuracies)]
     line = words(metric, accuracies, random=random, input_agnostic=agnostic)[0]
     assert line.endswith(
-        f"; but one ranking for all examples does as well, as far as these runs tell ({score}), so that nothing is "
-        "shown of single examples."
+        f". But one ranking for all examples shows {shows}, so that nothing is shown of single examples."
     )
-    assert "but" not in words(metric, accuracies, random=random, input_agnostic=random)[0]
+    assert "But" not in words(metric, accuracies, random=random, input_agnostic=random)[0]
 
 
 @pytest.mark.parametrize(
     ("accuracies", "masks", "named"),
     [
         # What the masks of the better side tell, against the worse side's pixels.
-        ((GOOD, POOR), (0.8, 0.8), "0.800 (what it ranks high with 0.900, low with 0.500)"),
+        ((GOOD, POOR), (0.8, 0.8), "0.800 (high) and 0.800 (low), where what they keep does with 0.900 and 0.500"),
         ((GOOD, POOR), (0.4, 0.4), None),
         ((GOOD, POOR), (0.3, 0.9), None),
-        ((POOR, GOOD), (0.3, 0.8), "0.800 (what it ranks high with 0.500, low with 0.900)"),
+        ((POOR, GOOD), (0.3, 0.8), "0.300 (high) and 0.800 (low), where what they keep does with 0.500 and 0.900"),
         ((POOR, GOOD), (0.9, 0.3), None),
     ],
 )
 def test_masks_that_may_make_the_difference_are_named(accuracies, masks, named):
     (line,) = words("diff_roar", accuracies, mask_only=masks)
     if named is None:
-        assert "but" not in line
+        assert "But" not in line
     else:
-        assert f"; but its masks alone, without any input value, predict with accuracy {named}, so that part or" in line
+        assert f". But its masks alone, without any input value, predict with accuracy {named}, so that part of" in line
 
 
 def test_masks_that_hide_a_difference_are_named():
     (line,) = words("diff_roar", (GOOD, GOOD), mask_only=(0.9, 0.95))
     assert line.endswith(
-        "; but its masks alone, without any input value, predict the class with accuracy 0.900 and 0.950 (largest "
+        ". But its masks alone, without any input value, predict the class with accuracy 0.900 and 0.950 (largest "
         "class: 0.250), so that the masks' shape may hide a difference."
     )
-    assert "but" not in words("diff_roar", (GOOD, GOOD), mask_only=(0.7, 0.7))[0]
+    assert "But" not in words("diff_roar", (GOOD, GOOD), mask_only=(0.7, 0.7))[0]
     # Pixels at chance, and masks as well.
-    assert "but" not in words("diff_roar", (CHANCE, CHANCE), mask_only=(CHANCE, CHANCE))[0]
+    assert "But" not in words("diff_roar", (CHANCE, CHANCE), mask_only=(CHANCE, CHANCE))[0]
 
 
 def test_masks_that_tell_the_class_are_named_in_kar_and_roar():
     for accuracy in (GOOD, POOR, 0.3):  # better than random, alike, worse
         line = words("kar", [accuracy], random=[POOR], mask_only=[0.92])[0]
         assert line.endswith(
-            "; but its masks alone, without any input value, score 0.920, so that the class may be read off the "
+            ". But its masks alone, without any input value, score 0.920, so that the class may be read off the "
             "masks' shape."
         )
-        assert "but" not in words("kar", [accuracy], random=[POOR], mask_only=[CHANCE])[0]
+        assert "But" not in words("kar", [accuracy], random=[POOR], mask_only=[CHANCE])[0]
         line = words("roar", [accuracy], random=[POOR], mask_only=[POOR])[0]
         assert line.endswith(
-            "; but its masks alone, without any input value, predict the class with accuracy 0.500 (largest class: "
+            ". But its masks alone, without any input value, predict the class with accuracy 0.500 (largest class: "
             "0.250), so that the accuracy left may overstate what remains."
         )
-        assert "but" not in words("roar", [accuracy], random=[POOR], mask_only=[CHANCE])[0]
-    assert "but" not in words("kar", [GOOD], random=[POOR], mask_only=[0.7])[0]  # values tell more
+        assert "But" not in words("roar", [accuracy], random=[POOR], mask_only=[CHANCE])[0]
+    assert "But" not in words("kar", [GOOD], random=[POOR], mask_only=[0.7])[0]  # values tell more
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_a_blur_that_scores_better_is_named(metric, accuracies, blurred, score):
     random = (POOR, POOR)[: len(accuracies)]
     line = words(metric, accuracies, random=random, blurred=blurred)[0]
     assert line.endswith(
-        f"; but the same attribution blurred, which knows nothing more of the model, scores better ({score}), so that "
+        f". But the same attribution blurred, which knows nothing more of the model, scores better ({score}), so that "
         "a better score may mean no more than a smoother map."
     )
     worse = accuracies[::-1] if metric == "diff_roar" else [0.05] if metric == "kar" else [0.95]
@@ -499,7 +499,7 @@ def test_html_is_well_formed_and_escaped():
     assert set(parsed.tags) == {"table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
     assert parsed.tags.count("tr") == 1 + 5 + 1 and parsed.tags.count("td") == 4 * 6
     assert all(name in parsed.cells for name in NASTY) and parsed.cells[-1] == "1 < 2 & <b>"
-    assert parsed.tags.count("li") == 5 + 1
+    assert parsed.tags.count("li") == 2 + 5 + 1  # what it is, of how many; a conclusion for each; the note
 
 
 def test_repr_is_a_line_of_what_follows():
@@ -524,17 +524,20 @@ def test_plot_has_axes_for_each_attribution(metric, count):
     assert [axes.get_title().replace("\n", " ") for axes in shown] == list(names)
     for i, axes in enumerate(shown):
         lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-        assert set(lines) == {"attribution", "random", "input agnostic", "mask only", "blurred"}
+        drawn = {"attribution", "random", "input agnostic", "mask only", "blurred"}
+        # What masks tell is no difference, and in the table.
+        assert set(lines) == (drawn - {"mask only"} if metric == "diff_roar" else drawn)
         assert np.allclose(lines["attribution"].get_ydata(), found.score[i])
         assert np.allclose(lines["blurred"].get_ydata(), found.control_score("blurred")[i])
         assert lines["attribution"].get_xdata().tolist() == [0.1, 0.25]
-        assert len({line.get_color() for line in lines.values()}) == 5
+        assert len({line.get_color() for line in lines.values()}) == len(lines)
         (band,) = axes.collections
         low, high = found.intervals[i].unbind(-1)
         assert np.allclose(sorted(band.get_paths()[0].vertices[:, 1])[0], low.min())
         assert np.allclose(sorted(band.get_paths()[0].vertices[:, 1])[-1], high.max())
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["attribution", "random", "input agnostic", "mask only", "blurred"]
+    drawn = ["attribution", "random", "input agnostic", "mask only", "blurred"]
+    assert legend == [name for name in drawn if name != "mask only" or metric != "diff_roar"]
     assert shown[0].get_ylabel() == found.name
     assert shown[-1].get_xlabel() == ("fraction removed" if metric == "roar" else "fraction kept")
     canvas = FigureCanvasAgg(figure)
@@ -551,3 +554,36 @@ def test_plot_without_controls_and_with_one_fraction():
     figure = result("kar", [GOOD], counts=(10,)).plot()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["attribution"]
     assert math.isclose(figure.axes[0].lines[0].get_ydata()[0], 0.9, abs_tol=0.01)
+
+
+def test_a_fraction_that_says_the_opposite_is_named():
+    found = result("diff_roar", (GOOD, POOR), {})
+    correct = found.correct.clone()
+    correct[:, :, 0] = correct.flip(1)[:, :, 0]  # at the first fraction, low is better
+    correct[:, 0, 1], correct[:, 1, 1] = True, False
+    (line,) = replace(found, correct=correct).conclusions
+    assert "ranks high predicts better" in line
+    assert "other way round at single fractions: -0.400 [" in line and "with 0.1 kept" in line
+    assert "other way round" not in found.conclusions[0]
+
+
+def test_attributions_that_rank_by_position_are_named():
+    found = result("diff_roar", (GOOD, POOR), {})
+    (line,) = replace(found, constant=(0.5,)).conclusions
+    assert "But 50.0% of its examples have the same attribution everywhere, and are ranked by position." in line
+    assert "position" not in replace(found, constant=(0.0,)).conclusions[0]
+
+
+def test_the_table_shows_both_accuracies_of_masks():
+    found = result("diff_roar", (GOOD, POOR), {"mask_only": (0.8, 0.7)})
+    (line,) = [line for line in found.table().splitlines() if line.startswith("| a, mask_only")]
+    assert line.count("0.800 / 0.700") == 3
+    assert "both accuracies" in found.table() and "both accuracies" in found._repr_html_()
+    assert "both accuracies" not in result("kar", [GOOD], {"mask_only": [0.8]}).table()
+
+
+def test_fractions_of_one_count_enter_the_mean_once():
+    found = replace(result("kar", [GOOD], {}), counts=(2, 2))
+    correct = found.correct.clone()
+    correct[:, :, 1] = False
+    assert replace(found, correct=correct).means()[0, 0].item() == pytest.approx(GOOD)

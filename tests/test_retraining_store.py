@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -430,7 +431,7 @@ def test_workers_go_with_who_started_them(tmp_path):
             assert worker.digest(again) == expected
     finally:
         for process in processes.values():
-            if process.poll() is None:
+            with suppress(ProcessLookupError):  # whatever of it is left, so that a failure is one and no waiting
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
@@ -447,8 +448,11 @@ def test_a_call_with_workers_is_killed_at_random_moments(seed, store):
         children = workers_of(process.pid)
         (os.killpg if delays.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
         process.wait(10)
-        assert wait(lambda found=children: not any(map(alive, found)), 15), "workers stay"
+        gone = wait(lambda found=children: not any(map(alive, found)), 15)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        assert gone, "workers stay"
     cells, _ = worker.fast_and_slow()
     with ThreadPoolExecutor(1) as executor:
         again = fit_many(worker.make, cells, fit=worker.LONG, strategy="loop", store=store, executor=executor)
@@ -815,6 +819,22 @@ def test_a_cell_is_known_by_the_function_that_trains(tmp_path, load):
     assert {name: key(name) for name in FUNCTIONS} == found
     some = [keys(tmp_path / "s", fit=load(*FUNCTIONS[name][:2]).fit) for name in ("function", "code", "function")]
     assert some[0] == some[2] and not some[0] & some[1]
+
+
+def test_functions_are_known_in_threads_too():
+    """Where one that names itself is noticed, another thread's description of it is none of it."""
+    words = {f"{i}": [i] for i in range(20000)}
+
+    def fit(model, x, y, seed):
+        return words
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(name_of({"fit": described(fit)}))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len(set(found)) == 1
 
 
 def test_what_cannot_be_known_again_is_refused(store):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import io
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -151,7 +153,7 @@ def ranked(
     Returns:
         The rankings.
     """
-    attribute = _attribute_function(attributor, splits, target)
+    attribute = _attribute_function(name, attributor, splits, target)
     writers = {kind: _Writer(folder, splits, elements.d) for kind, wanted in (("", True), ("b", blurred)) if wanted}
     total = torch.zeros(elements.shape, dtype=torch.float64)
     constant = 0
@@ -200,29 +202,42 @@ class _Writer:
         number = len(list(folder.iterdir()))
         self._d = d
         self._paths = [folder / f"ranks-{number}-{split}.npy" for split in ("train", "test")]
-        self._files = [
-            np.lib.format.open_memmap(path, "w+", dtype=_dtype(d), shape=(len(inputs), d))
-            for path, (inputs, _) in zip(self._paths, splits, strict=True)
-        ]
-        self._rows = [0, 0]
+        for split, (inputs, _) in enumerate(splits):
+            header = io.BytesIO()
+            shape = {"descr": np.dtype(_dtype(d)).str, "fortran_order": False, "shape": (len(inputs), d)}
+            np.lib.format.write_array_header_1_0(header, shape)
+            self._append(split, header.getvalue())
 
     def write(self, split: int, importance: Tensor) -> None:
-        start = self._rows[split]
-        self._rows[split] += len(importance)
-        self._files[split][start : self._rows[split]] = _small(ranks(importance), self._d)
+        self.write_ranks(split, _small(ranks(importance), self._d))
+
+    def write_ranks(self, split: int, rows: npt.NDArray[Any]) -> None:
+        self._append(split, np.ascontiguousarray(rows).tobytes())
+
+    def _append(self, split: int, content: bytes) -> None:
+        try:
+            # Written like any file: of a map, a full disk would end the process. Opened each time, so that nothing is
+            # left open or unwritten, whatever happens in between.
+            with self._paths[split].open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"a ranking cannot be written ({error.strerror}): it takes 16 bits for each element of each example, "
+                "several times for each attribution; let the environment variable TMPDIR name a larger place",
+                str(self._paths[split]),
+            ) from error
 
     def done(self) -> Pair:
-        for file in self._files:
-            file.flush()
-        self._files.clear()
         train, test = (np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths)
         return train, test
 
 
 def _constant(folder: Path, splits: tuple[Split, Split], one: npt.NDArray[Any]) -> Pair:
     writer = _Writer(folder, splits, one.shape[1])
-    for file in writer._files:
-        file[:] = one
+    for split, (inputs, _) in enumerate(splits):
+        for low, high in _batches(len(inputs), _ROWS):
+            writer.write_ranks(split, np.broadcast_to(one, (high - low, one.shape[1])))
     return writer.done()
 
 
@@ -280,7 +295,7 @@ def _groups(shape: tuple[int, ...], groups: Any) -> Tensor:
     return (rows[:, None] * (int(columns[-1]) + 1) + columns).expand(shape).contiguous()
 
 
-def check_attributor(name: str, attributor: Any, splits: tuple[Split, Split]) -> None:
+def check_attributor(name: str, attributor: Any, splits: tuple[Split, Split], target: str) -> None:
     """Refuse what cannot rank, before anything is computed.
 
     Raises:
@@ -294,6 +309,8 @@ def check_attributor(name: str, attributor: Any, splits: tuple[Split, Split]) ->
             if len(array) != len(inputs):
                 raise ValueError(f"attributions {name!r} are of {len(array)} {what} examples, not of {len(inputs)}")
         return
+    if isinstance(attributor, type):
+        raise TypeError(f"attributions[{name!r}] is the class {attributor.__name__}; make it for a model first")
     if not callable(attributor) and not isinstance(attributor, Attribution):
         raise TypeError(
             f"attributions[{name!r}] must be a Captum attribution, a function, or a pair of arrays, but is "
@@ -304,12 +321,23 @@ def check_attributor(name: str, attributor: Any, splits: tuple[Split, Split]) ->
             f"attributions[{name!r}] has a target of its own, which the argument target of this call would replace; "
             "leave it out, or pass a function that sets it"
         )
+    if target == "predicted" and _bound(attributor) is None and _needs_target(attributor):
+        raise TypeError(
+            f"attributions[{name!r}] is a function with an argument target, and is given none with target='predicted': "
+            "only Captum attributions say which model to predict with; let it predict the class itself, such as "
+            "`lambda x: explain(x, model(x).argmax(1))`"
+        )
 
 
 def _attribute_function(
-    attributor: Attributor, splits: tuple[Split, Split], target: str
+    name: str, attributor: Attributor, splits: tuple[Split, Split], target: str
 ) -> Callable[[int, slice, torch.device], Any]:
-    """What gives the attributions of some rows of a split."""
+    """What gives the attributions of some rows of a split.
+
+    Raises:
+        TypeError: The explained model returns no logits to predict a class with.
+        RuntimeError: The attributor raised; the message names it.
+    """
     if isinstance(attributor, tuple | list):
         ready = attributor
         return lambda split, rows, device: ready[split][rows]
@@ -317,18 +345,42 @@ def _attribute_function(
     function = attributor.attribute if isinstance(attributor, Attribution) else attributor
 
     def attribute(split: int, rows: slice, device: torch.device) -> Any:
-        # A copy of an array's rows, as PyTorch warns of memory that may not be written to.
-        parts = (a[rows] if isinstance(a, Tensor) else torch.from_numpy(np.array(a[rows])) for a in splits[split])
+        # Copies: an attributor may write to what it is given, and PyTorch warns of arrays that may not be written to.
+        parts = (
+            a[rows].clone() if isinstance(a, Tensor) else torch.from_numpy(np.array(a[rows])) for a in splits[split]
+        )
         inputs, labels = (part.to(device) for part in parts)
+        options = {}
         if target == "true":
-            return function(inputs, target=labels.long())
-        if bound is None:
-            return function(inputs)
-        with torch.no_grad():
-            logits = run_forward(bound.forward_func, inputs)
-        return function(inputs, target=logits.argmax(1))
+            options["target"] = labels.long()
+        elif bound is not None:
+            with torch.no_grad():
+                logits = run_forward(bound.forward_func, inputs.clone())
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise TypeError(
+                    f"the model that attributions[{name!r}] explains must return logits (N, classes), but returned "
+                    f"{found}: wrap it in a module that returns them, or pass a function of the inputs that returns "
+                    "attributions"
+                )
+            options["target"] = logits.argmax(1)
+        try:
+            return function(inputs, **options)
+        except Exception as error:
+            raise RuntimeError(
+                f"attributions[{name!r}] raised {type(error).__name__}: {error}. Options are passed as in "
+                "functools.partial(NoiseTunnel(Saliency(model)).attribute, nt_samples=10)"
+            ) from error
 
     return attribute
+
+
+def _needs_target(function: Callable[..., Any]) -> bool:
+    try:
+        parameter = inspect.signature(function).parameters.get("target")
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _bound(attributor: Any) -> Attribution | None:

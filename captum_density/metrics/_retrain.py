@@ -25,6 +25,7 @@ __all__ = ["CONTROLS", "Control", "Data", "How", "Options", "retrain"]
 
 Control = Literal["random", "input_agnostic", "mask_only", "blurred"]
 CONTROLS: tuple[Control, ...] = ("random", "input_agnostic", "mask_only", "blurred")
+_ENOUGH_RUNS = 5
 Metric = Literal["diff_roar", "roar", "kar"]
 Data = tuple[Any, Any]
 
@@ -69,7 +70,7 @@ def retrain(
     fractions = _checked(attributions, options)
     whole = Examples(train, test)
     for name, attributor in attributions.items():
-        check_attributor(name, attributor, (whole.train, whole.test))
+        check_attributor(name, attributor, (whole.train, whole.test), options.target)
     elements = Elements(train[0].shape[1:], options.groups)
     d = elements.d
     counts = [max(1, top_count(fraction, d)) for fraction in fractions]
@@ -85,12 +86,25 @@ def retrain(
         notes.append("Imputation hides the masks' shape in part, and the control 'mask_only' shows it bare.")
     if options.runs == 1:
         notes.append("One run: the intervals leave out how much runs differ.")
+    elif options.runs < _ENOUGH_RUNS:
+        notes.append(
+            f"{options.runs} runs tell little of how much runs differ: where that is what varies most, intervals are "
+            f"too narrow; take {_ENOUGH_RUNS} or more before you conclude."
+        )
+    for count, n in Counter(counts).items():
+        if n > 1:
+            same = ", ".join(f"{f:g}" for f, c in zip(fractions, counts, strict=True) if c == count)
+            notes.append(f"Fractions {same} are the same number of elements or groups, {count} of {d}.")
     folder = None if how.store is None else Path(how.store)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, f"the store cannot be made ({error.strerror})", str(folder)) from error
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder(folder if how.executor is not None else None))
         cells: dict[tuple[str, str], list[Cell]] = {}
+        constant: list[float] = []
         for name, attributor in attributions.items():
             found = ranked(
                 name,
@@ -105,11 +119,7 @@ def retrain(
                 seed=options.seed,
                 show_progress=how.show_progress,
             )
-            if found.constant > 0:
-                notes.append(
-                    f"{name}: {found.constant:.1%} of the examples have the same attribution everywhere, and are "
-                    "ranked by position."
-                )
+            constant.append(found.constant)
             cells["", name] = masked.cells(found.plain)
             if "mask_only" in controls:
                 cells["mask_only", name] = masked.cells(found.plain, mask_only=True)
@@ -135,6 +145,13 @@ def retrain(
             store=how.store,
             show_progress=how.show_progress,
         )
+    trained = list({id(f.correct): f for f in fitted}.values())  # cells that are the same share one model
+    failed = sum(not f.correct.any() for f in trained)
+    if failed:
+        notes.append(
+            f"{failed} of {len(trained)} models classify no test example rightly; where outputs are NaN, training "
+            "diverged: lower the learning rate."
+        )
     correct = _gathered(cells, fitted, (len(_SIDES[metric]), len(counts), options.runs))
     labels = test[1].cpu().numpy() if isinstance(test[1], Tensor) else test[1]
     return RetrainingResult(
@@ -148,9 +165,10 @@ def retrain(
         controls={control: torch.stack([correct[key] for key in correct if key[0] == control]) for control in controls},
         unmasked=correct["unmasked", ""],
         chance=float(np.unique(labels, return_counts=True)[1].max() / len(labels)),
-        engines=_engines(fitted),
-        stored=sum(f.stored for f in fitted),
-        seconds=sum(f.seconds for f in fitted),
+        constant=tuple(constant),
+        engines=_engines(trained),
+        stored=sum(f.stored for f in trained),
+        seconds=sum(f.seconds for f in trained),
         notes=tuple(notes),
         _seed=derived_seed(options.seed, "bootstrap"),
     )
@@ -198,8 +216,8 @@ def _fill(baselines: Any, whole: Examples) -> Tensor:
                 0, dtype=torch.float64
             )
         mean = total / len(inputs)
-        # Of each channel; of inputs without positions, of each feature.
-        return mean.mean([i - 1 for i in kept], keepdim=True).float() if kept else mean.float()
+        # Of each channel of images or volumes; of other inputs, of each element.
+        return mean.mean([i - 1 for i in kept], keepdim=True) if len(shape) > 2 else mean
     try:
         fill = torch.as_tensor(baselines)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -218,6 +236,8 @@ def _checked(attributions: Mapping[str, Attributor], options: Options) -> list[f
         raise TypeError(f"attributions must map names to attributions, but is {type(attributions).__name__}")
     if not attributions:
         raise ValueError("attributions is empty: give at least one {name: attribution}")
+    if isinstance(options.fractions, int | float):
+        raise ValueError(f"fractions must be a sequence, such as [{options.fractions}]")
     fractions = sorted(float(fraction) for fraction in options.fractions)
     if not fractions or len(set(fractions)) < len(fractions) or not all(0 < fraction <= 1 for fraction in fractions):
         raise ValueError(f"fractions must be different numbers in (0, 1], but are {list(options.fractions)}")
@@ -236,7 +256,7 @@ def _checked(attributions: Mapping[str, Attributor], options: Options) -> list[f
 def _possible(controls: tuple[str, ...], whole: Examples) -> tuple[list[str], list[str]]:
     """Those that these inputs allow, and what to say of the others."""
     shape = tuple(whole.train[0].shape[1:])
-    if "blurred" in controls and (len(shape) < 2 or min(shape[-2:]) < 2):
+    if "blurred" in controls and (len(shape) < 3 or min(shape[-2:]) < 2):
         text = f"The control 'blurred' was left out: inputs of shape {shape} have no image plane to blur."
         return [control for control in controls if control != "blurred"], [text]
     return list(controls), []

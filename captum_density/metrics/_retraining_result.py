@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_density.metrics._bootstrap import Bootstrap, interval
-from captum_density.metrics._retraining_text import conclusions, draw, rows_of, table
+from captum_density.metrics._retraining_text import conclusions, draw, rows_of, table, words_of
 
 __all__ = ["RetrainingResult"]
 
@@ -44,6 +44,8 @@ class RetrainingResult:
         engines: Engine to how many models it trained, and why it was taken.
         stored: How many models came from the store.
         seconds: Spent on training, by all workers together.
+        constant: (A,) of each attribution, the share of examples whose attributions are equal everywhere, so that
+            positions alone rank them.
         notes: What a reader ought to know of how this came about.
         level: Of the confidence intervals.
 
@@ -75,6 +77,7 @@ class RetrainingResult:
     engines: Mapping[str, tuple[int, str]]
     stored: int
     seconds: float
+    constant: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     level: float = 0.95
     _seed: int = field(default=0)
@@ -224,6 +227,7 @@ class RetrainingResult:
             },
             "unmasked_accuracy": self.unmasked.double().mean(-1).tolist(),
             "chance": self.chance,
+            "constant": list(self.constant),
             "engines": {engine: {"models": n, "reason": reason} for engine, (n, reason) in self.engines.items()},
             "models_from_store": self.stored,
             "seconds": self.seconds,
@@ -248,7 +252,7 @@ class RetrainingResult:
         head, *rows = rows_of(self)
         cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         names = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        words = "".join(f"<li>{html.escape(line)}</li>" for line in (*self.conclusions, *self.notes))
+        words = "".join(f"<li>{html.escape(line)}</li>" for line in words_of(self))
         return f"<table><thead><tr>{names}</tr></thead><tbody>{cells}</tbody></table><ul>{words}</ul>"
 
     def _of(self, correct: Tensor) -> Tensor:
@@ -280,8 +284,8 @@ class RetrainingResult:
 
     @property
     def _below(self) -> list[int]:
-        """Which fractions are below 1."""
-        return [i for i, count in enumerate(self.counts) if count < self.d]
+        """Which fractions are below 1, of those of one count the first."""
+        return [i for i, count in enumerate(self.counts) if count < self.d and count not in self.counts[:i]]
 
     def _summary(self, scores: Tensor, resampled: Tensor) -> Tensor:
         below = self._below

@@ -14,7 +14,7 @@ from captum_density.metrics._bootstrap import interval
 if TYPE_CHECKING:
     from captum_density.metrics._retraining_result import RetrainingResult
 
-__all__ = ["conclusions", "draw", "rows_of", "table"]
+__all__ = ["conclusions", "draw", "rows_of", "table", "words_of"]
 
 _WIDTH, _HEIGHT = 3.1, 2.9  # inches, of one attribution's axes
 _CONTROLS = ("random", "input_agnostic", "mask_only", "blurred")  # the order of colours
@@ -34,7 +34,8 @@ def conclusions(result: RetrainingResult) -> tuple[str, ...]:
         )
     for i, name in enumerate(result.attributions):
         claim, sign = _claim(result, i)
-        but = "".join(f"; but {reason}" for reason in _undone(result, i, sign))
+        reasons = _undone(result, i, sign)
+        but = f". But {'; and '.join(reasons)}" if reasons else ""
         words.append(f"{name}: {claim}{but}.")
     return tuple(words)
 
@@ -70,20 +71,26 @@ def _claim(result: RetrainingResult, i: int) -> tuple[str, int]:
 
 def _undone(result: RetrainingResult, i: int, sign: int) -> list[str]:
     """What takes from the claim: controls that do as well, masks that tell the class, smoothness that is rewarded."""
-    reasons = []
+    reasons = _elsewhere(result, i, sign)
+    if result.constant and result.constant[i] > 0:
+        reasons.append(
+            f"{result.constant[i]:.1%} of its examples have the same attribution everywhere, and are ranked by position"
+        )
     texts = {
         "random": "a random ranking ({}) is not told from it by these runs, so that this shows nothing",
-        "input_agnostic": "one ranking for all examples does as well, as far as these runs tell ({}), so that nothing "
-        "is shown of single examples",
+        "input_agnostic": "one ranking for all examples shows {} ({}), so that nothing is shown of single examples",
     }
     if not sign or result.metric != "diff_roar":
         del texts["random"]  # it is in the claim
     for control, text in texts.items():
         if not sign or control not in result.controls:
             continue
-        if not min((result.difference(control)[i, 1:] * sign).tolist()) > 0:
+        ends = sorted((result.difference(control)[i, 1:] * sign).tolist())
+        if not ends[0] > 0:
             mean = result.means(control)
-            reasons.append(text.format(_signed(result, mean[min(i, len(mean) - 1), 0])))
+            score = _signed(result, mean[min(i, len(mean) - 1), 0])
+            how = ["more of it"] if ends[1] < 0 else ["as much, as far as these runs tell"]
+            reasons.append(text.format(*(how if control == "input_agnostic" else []), score))
     if "mask_only" in result.controls:
         reasons += _told_by_masks(result, i, sign)
     if "blurred" in result.controls:
@@ -95,6 +102,18 @@ def _undone(result: RetrainingResult, i: int, sign: int) -> list[str]:
                 "that a better score may mean no more than a smoother map"
             )
     return reasons
+
+
+def _elsewhere(result: RetrainingResult, i: int, sign: int) -> list[str]:
+    """Fractions at which DiffROAR says the opposite of the mean."""
+    if result.metric != "diff_roar" or not sign:
+        return []
+    against = []
+    for k, fraction in enumerate(result.fractions):
+        score, low, high = (_signed(result, v) for v in (result.score[i, k], *result.intervals[i, k]))
+        if (-result.intervals[i, k, 1] if sign > 0 else result.intervals[i, k, 0]) > 0:
+            against.append(f"{score} [{low}, {high}] with {fraction:g} kept")
+    return [f"it is the other way round at single fractions: {', '.join(against)}"] if against else []
 
 
 def _told_by_masks(result: RetrainingResult, i: int, sign: int) -> list[str]:
@@ -123,9 +142,10 @@ def _told_by_masks(result: RetrainingResult, i: int, sign: int) -> list[str]:
     elif sign:
         better, worse = (0, 1) if sign > 0 else (1, 0)
         if leak[better] and interval(masks[better] - pixels[worse], result.level)[0] > 0:
+            part = "part" if interval(pixels[better] - masks[better], result.level)[0] > 0 else "part or all"
             return [
-                f"{alone} predict with accuracy {of_masks[better]:.3f} (what it ranks high with {of_pixels[0]:.3f}, "
-                f"low with {of_pixels[1]:.3f}), so that part or all of this may be the masks' shape"
+                f"{alone} predict with accuracy {of_masks[0]:.3f} (high) and {of_masks[1]:.3f} (low), where what they "
+                f"keep does with {of_pixels[0]:.3f} and {of_pixels[1]:.3f}, so that {part} of this may be their shape"
             ]
     elif no_worse.any():
         return [
@@ -156,7 +176,12 @@ def table(result: RetrainingResult) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = [f"| {row[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, row[1:], widths[1:])) + " |" for row in rows]
-    accuracies = result.unmasked.double().mean(-1)
+    return "\n".join([*lines, "", *words_of(result)])
+
+
+def words_of(result: RetrainingResult) -> list[str]:
+    """What stands below the table."""
+    accuracy = result.unmasked.double().mean().item()
     runs, examples = result.unmasked.shape
     meaning = {
         "diff_roar": "DiffROAR: accuracy of models retrained on what ranks high minus on what ranks low; higher is "
@@ -164,15 +189,15 @@ def table(result: RetrainingResult) -> str:
         "roar": "ROAR: accuracy of models retrained without what ranks high; lower is better.",
         "kar": "KAR: accuracy of models retrained on what ranks high; higher is better.",
     }[result.metric]
-    lines += [
-        "",
+    if result.metric == "diff_roar" and "mask_only" in result.controls:
+        meaning += " Of mask_only, both accuracies, high / low: their difference hides what both masks tell."
+    return [
         meaning,
-        f"Means over {runs} runs and {examples} test examples; nothing removed: accuracy {accuracies.mean():.3f}, "
-        f"largest class: {result.chance:.3f}.",
+        f"Means over {runs} {'run' if runs == 1 else 'runs'} and {examples} test examples; nothing removed: accuracy "
+        f"{accuracy:.3f}, largest class: {result.chance:.3f}.",
         *result.conclusions,
         *result.notes,
     ]
-    return "\n".join(lines)
 
 
 def draw(result: RetrainingResult) -> Figure:
@@ -182,13 +207,15 @@ def draw(result: RetrainingResult) -> Figure:
     rows = -(-count // columns)
     figure = Figure(layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    # The masks' accuracies have no place on DiffROAR's scale; they are in the table.
+    shown = [c for c in result.controls if not (result.metric == "diff_roar" and c == "mask_only")]
     width = max(5.0, _WIDTH * columns)
     titles = [lines_of(name, 0.85 * width / columns, "medium") for name in result.attributions]
     for i, axes in enumerate(grid.flat):
         if i >= count:
             axes.set_visible(False)
             continue
-        for control in result.controls:
+        for control in shown:
             j = min(i, len(result.controls[control]) - 1)
             style = _CONTROLS.index(control) + 1
             _draw(axes, result, result.control_score(control)[j], None, control.replace("_", " "), style)
@@ -243,6 +270,11 @@ def _draw(
 
 
 def _cells(result: RetrainingResult, control: str | None, i: int) -> list[str]:
+    if result.metric == "diff_roar" and control == "mask_only":
+        high, low = result.control_power(control)[i].mean(-1)
+        below = result._below
+        means = f"{high[below].mean():.3f} / {low[below].mean():.3f}" if below else "-"
+        return [means, *(f"{a:.3f} / {b:.3f}" for a, b in zip(high.tolist(), low.tolist(), strict=True))]
     scores = result.score if control is None else result.control_score(control)
     mean = [_signed(result, value) for value in result.means(control)[i]]
     summary = "-" if mean[0] == "nan" else f"{mean[0]} [{mean[1]}, {mean[2]}]"
