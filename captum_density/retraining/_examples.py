@@ -25,7 +25,8 @@ class Examples:
 
     Args:
         train: Inputs (N, ...), floating-point, and labels (N,), integers from 0. Tensors or NumPy arrays;
-            `numpy.memmap` arrays are read from their files, by each worker too, and need not fit in memory.
+            `numpy.memmap` arrays are read from their files, by each worker too; a model that is trained in a loop has
+            its masked training inputs in memory, one in a stack a batch of them.
         test: Inputs (M, ...) and labels (M,).
         ranks: For each example the places 0..d-1 of its d elements or groups, (N, d) and (M, d), integers; 0 for the
             most important. None where nothing is ever removed.
