@@ -88,7 +88,12 @@ def test_quick_takes_less_of_everything(monkeypatch, tmp_path):
     from captum_density import _demo
 
     taken = []
-    monkeypatch.setattr(_demo, "run", lambda out, *, seed, device, effort: taken.append(effort))
+
+    def run(out, *, seed, device, effort, with_diff_roar):
+        taken.append(effort)
+        assert not with_diff_roar
+
+    monkeypatch.setattr(_demo, "run", run)
     main(["--out", str(tmp_path)])
     main(["--out", str(tmp_path), "--quick"])
     full, quick = map(dataclasses.astuple, taken)
@@ -242,6 +247,23 @@ def test_seed_decides_everything_but_the_time(tmp_path, monkeypatch):
     torch.manual_seed(99)
     assert figures(0, "b") == first
     assert figures(1, "c") != first
+
+
+def test_diff_roar_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    from captum_density import _demo
+
+    run = _demo.run
+    brief = _demo.Effort(epochs=1, examples=4, samples_per_class=1, noise_samples=1)
+    monkeypatch.setattr(_demo, "run", lambda out, **options: run(out, **{**options, "effort": brief}))
+    main(["--out", str(tmp_path), "--diff-roar"])
+    found = json.loads((tmp_path / "report.json").read_text())["diff_roar"]
+    assert found["attributions"] == ["Saliency", "IntegratedGradients", "FullGrad, complete"]
+    assert found["counts"] == [1, 2, 4, 8] and found["d"] == 16
+    assert set(found["controls"]) == {"random", "input_agnostic", "mask_only", "blurred"}
+    assert (tmp_path / "diff_roar.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "table.md").read_text()
+    assert "| FullGrad, complete, input_agnostic |" in table and found["conclusions"][0] in table
+    assert "diff_roar.png" in capsys.readouterr().out
 
 
 @pytest.mark.cuda
