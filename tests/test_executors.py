@@ -181,8 +181,9 @@ def dies(model, inputs, labels, seed):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_of(tmp_path):
-    with spawned(1) as executor, pytest.raises(BrokenExecutor):
+    with spawned(1) as executor, pytest.raises(RuntimeError, match="a worker of the executor ended abruptly") as raised:
         fit_many(worker.make, worker.cells(1), fit=dies, executor=executor, store=tmp_path)
+    assert isinstance(raised.value.__cause__, BrokenExecutor)
     assert not list(tmp_path.iterdir())
 
 

@@ -207,7 +207,7 @@ def identity_of_model(make_model: Callable[[], nn.Module], model: nn.Module, exa
                 if mode:
                     cross_entropy(output, output.new_zeros(len(output), dtype=torch.int64)).backward()
                     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-                    computed += [text for g in gradients for text in _rounded(g.norm())]
+                    computed += _rounded(torch.stack([g.double().norm().cpu() for g in gradients]))
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             computed.append(type(error).__name__)  # training says what is wrong
     factory: Any = make_model.func if isinstance(make_model, functools.partial) else make_model
@@ -235,4 +235,9 @@ def identity_of_imputation(impute: Callable[..., Tensor], example: Tensor) -> An
 
 
 def _rounded(values: Any) -> list[str]:
-    return [f"{v:.3g}" for v in values.detach().double().flatten().tolist()] if isinstance(values, Tensor) else []
+    """To three digits; what is small beside the largest is rounding of other things, and nothing."""
+    if not isinstance(values, Tensor) or values.numel() == 0:
+        return []
+    flat = values.detach().double().flatten()
+    small = flat.abs() < 1e-4 * flat.abs().max()
+    return [f"{v:.3g}" for v in flat.masked_fill(small, 0.0).tolist()]

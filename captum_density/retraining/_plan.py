@@ -84,7 +84,7 @@ class Plan:
         self._specs: dict[int, ExamplesSpec] = {}
         self._states: dict[int, list[float]] = {}
         self._attributes: set[str] = set()
-        self._imputations: dict[ExamplesSpec, Any] = {}
+        self._imputations: dict[int, Any] = {}
         self._models: dict[tuple[int, str], dict[str, Any]] = {}
         self._config = fit if isinstance(fit, FitConfig) else FitConfig()
         with pinned(self._config.threads):
@@ -119,11 +119,11 @@ class Plan:
         return self._models[run, inputs.name]
 
     def _identity_of_imputation(self, spec: ExamplesSpec) -> Any:
-        if spec not in self._imputations:
+        if id(spec) not in self._imputations:
             assert spec.impute is not None
             example = spec.inputs[0].tensor(torch.device("cpu"))[:4].clone()
-            self._imputations[spec] = identity_of_imputation(spec.impute, example)
-        return self._imputations[spec]
+            self._imputations[id(spec)] = identity_of_imputation(spec.impute, example)
+        return self._imputations[id(spec)]
 
     def run(self, advance: Callable[[int], object]) -> list[Fitted]:
         """Train what is not known yet."""
