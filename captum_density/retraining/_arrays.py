@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ArrayRef", "Arrays", "forget_arrays"]
+__all__ = ["ArrayRef", "Arrays", "forget_arrays", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,13 @@ def _file_of(array: Any) -> str | None:
 def content_name(array: Any) -> str:
     """Hash an array's dtype, shape and content."""
     digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
-    for part in _parts(array):
+    for part in parts_of(array):
         digest.update(np.ascontiguousarray(part).view(np.uint8).reshape(-1).data)
     return digest.hexdigest()
 
 
-def _parts(array: Any) -> Iterable[Any]:
+def parts_of(array: Any) -> Iterable[Any]:
+    """An array, some rows at a time."""
     if array.ndim == 0:
         return [array.reshape(1)]
     rows = max(1, (1 << 24) // max(1, array[:1].nbytes))

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from captum_density.retraining._arrays import parts_of
+
 __all__ = ["Cell", "Examples", "Impute"]
 
 # What removed elements become: images (B, ...), which of their elements are kept (B, ...), and a generator by name.
@@ -126,9 +128,11 @@ class Examples:
                 raise ValueError(f"the ranks of {name} examples must be ({len(inputs)}, {d}), but are {tuple(r.shape)}")
             if _numpy(r[:1]).dtype.kind != "i":
                 raise TypeError(f"ranks must be signed integers, but are {r.dtype}")
-            if int(r.min()) < 0 or int(r.max()) >= d:
+            ends = [(int(part.min()), int(part.max())) for part in parts_of(_numpy(r))]
+            lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+            if lowest < 0 or highest >= d:
                 raise ValueError(
-                    f"the ranks of {name} examples must be in 0..{d - 1}, but go from {int(r.min())} to {int(r.max())}"
+                    f"the ranks of {name} examples must be in 0..{d - 1}, but go from {lowest} to {highest}"
                 )
 
 
