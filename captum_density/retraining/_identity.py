@@ -102,6 +102,8 @@ def _described_parts(value: Any) -> Any:
 
 def _of_library(module: str) -> bool:
     """Whether a module is of an installed package, whose insides are not looked into."""
+    if module == "__main__":  # whatever runs it, such as `python -m pytest`
+        return False
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return "site-packages" in file or "dist-packages" in file or module == "builtins"
 
