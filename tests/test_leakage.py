@@ -1,6 +1,6 @@
 """The paper's effects, where what decides is known: H. Shah, P. Jain and P. Netrapalli, arXiv:2102.12781.
 
-Bounds are the issue's, or below what 8 seeds gave: `python -m tests.leakage` prints those.
+Bounds were set beforehand, or lie below what 8 seeds gave: `python -m tests.leakage` prints those.
 """
 
 import gzip

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from captum_density.attr import FullGrad
-from captum_density.metrics._ranking import Elements, _blurred, check_attributor, random_ranks, ranked
+from captum_density.metrics._attributors import check_attributor
+from captum_density.metrics._elements import Elements
+from captum_density.metrics._ranking import _blurred, random_ranks, ranked
 
 
 def rank(attributor, train, test, groups=None, *, folder, target="predicted", batch=256, seed=0, **options):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from captum_density.metrics._ranking import Attributor
+from captum_density.metrics._attributors import Attributor
 from captum_density.metrics._retrain import CONTROLS, Control, Data, How, Options, retrain
 from captum_density.metrics._retraining_result import RetrainingResult
 from captum_density.retraining import FitConfig

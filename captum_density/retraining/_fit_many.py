@@ -15,7 +15,8 @@ from captum_density._scratch import scratch_folder
 from captum_density.retraining._arrays import forget_arrays
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._examples import Cell
-from captum_density.retraining._plan import Fitted, Plan, Strategy
+from captum_density.retraining._fitted import Fitted
+from captum_density.retraining._plan import Plan, Strategy
 from captum_density.retraining._store import Store
 
 __all__ = ["fit_many"]

@@ -6,7 +6,6 @@ import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from captum_density._random import pinned
 from captum_density.retraining._arrays import ArrayRef, Arrays
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._examples import Cell, Examples
+from captum_density.retraining._fitted import Fitted
 from captum_density.retraining._identity import (
     attributes_of,
     described,
@@ -30,38 +30,9 @@ from captum_density.retraining._store import SCHEMA, Store, packed, unpacked
 from captum_density.retraining._view import CellSpec, ExamplesSpec
 from captum_density.retraining._work import Done, Engine, Piece, Trial, run_piece, try_engines
 
-__all__ = ["Fitted", "Plan", "Strategy"]
+__all__ = ["Plan", "Strategy"]
 
 Strategy = Literal["auto", "loop", "vmap"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Fitted:
-    """What came of one cell.
-
-    Args:
-        cell: The cell.
-        correct: (M,) bool, whether each test example's class is predicted by the model after the last epoch.
-        engine: Which engine trained it: "loop", "vmap" or "fit", a function of yours.
-        seconds: What it took; those of a stack are shared evenly. 0 where it came from the store.
-        stored: Whether it came from the store.
-        reason: Why this engine.
-    """
-
-    cell: Cell
-    correct: Tensor
-    engine: str
-    seconds: float
-    stored: bool
-    reason: str
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the test examples whose class is predicted, in [0, 1]; higher is better."""
-        return self.correct.double().mean().item()
-
-    def __repr__(self) -> str:
-        return f"Fitted({self.cell}, accuracy={self.accuracy:.4f}, engine={self.engine!r}, stored={self.stored})"
 
 
 class Plan:

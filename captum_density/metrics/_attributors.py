@@ -1,0 +1,132 @@
+"""Whatever attributes: Captum's attributions and their methods, functions, and what is attributed already."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_density._captum import run_forward
+
+__all__ = ["Array", "Attributor", "Split", "attribute_function", "check_attributor", "device_of", "explained_module"]
+
+Array: TypeAlias = Tensor | npt.NDArray[Any]
+Split: TypeAlias = tuple[Array, Array]
+Attributor: TypeAlias = Attribution | Callable[..., Any] | tuple[Array, Array]
+
+
+def check_attributor(name: str, attributor: Any, splits: tuple[Split, Split], target: str) -> None:
+    """Refuse what cannot rank, before anything is computed.
+
+    Raises:
+        TypeError: It is of no known kind.
+        ValueError: Ready attributions of another number of examples; a target of its own.
+    """
+    if isinstance(attributor, tuple | list):
+        if len(attributor) != 2 or not all(isinstance(a, Tensor | np.ndarray) for a in attributor):
+            raise TypeError(f"ready attributions {name!r} must be a pair of tensors or arrays, of train and test")
+        for array, (inputs, _), what in zip(attributor, splits, ("training", "test"), strict=True):
+            if len(array) != len(inputs):
+                raise ValueError(f"attributions {name!r} are of {len(array)} {what} examples, not of {len(inputs)}")
+        return
+    if isinstance(attributor, type):
+        raise TypeError(f"attributions[{name!r}] is the class {attributor.__name__}; make it for a model first")
+    if not callable(attributor) and not isinstance(attributor, Attribution):
+        raise TypeError(
+            f"attributions[{name!r}] must be a Captum attribution, a function, or a pair of arrays, but is "
+            f"{type(attributor).__name__}"
+        )
+    if isinstance(attributor, functools.partial) and "target" in attributor.keywords:
+        raise ValueError(
+            f"attributions[{name!r}] has a target of its own, which the argument target of this call would replace; "
+            "leave it out, or pass a function that sets it"
+        )
+    if target == "predicted" and _bound(attributor) is None and _needs_target(attributor):
+        raise TypeError(
+            f"attributions[{name!r}] is a function with an argument target, and is given none with target='predicted': "
+            "only Captum attributions say which model to predict with; let it predict the class itself, such as "
+            "`lambda x: explain(x, model(x).argmax(1))`"
+        )
+
+
+def attribute_function(
+    name: str, attributor: Attributor, splits: tuple[Split, Split], target: str
+) -> Callable[[int, slice, torch.device], Any]:
+    """What gives the attributions of some rows of a split.
+
+    Raises:
+        TypeError: The explained model returns no logits to predict a class with.
+        RuntimeError: The attributor raised; the message names it.
+    """
+    if isinstance(attributor, tuple | list):
+        ready = attributor
+        return lambda split, rows, device: ready[split][rows]
+    bound = _bound(attributor)
+    function = attributor.attribute if isinstance(attributor, Attribution) else attributor
+
+    def attribute(split: int, rows: slice, device: torch.device) -> Any:
+        # Copies: an attributor may write to what it is given, and PyTorch warns of arrays that may not be written to.
+        parts = (
+            a[rows].clone() if isinstance(a, Tensor) else torch.from_numpy(np.array(a[rows])) for a in splits[split]
+        )
+        inputs, labels = (part.to(device) for part in parts)
+        options = {}
+        if target == "true":
+            options["target"] = labels.long()
+        elif bound is not None:
+            with torch.no_grad():
+                logits = run_forward(bound.forward_func, inputs.clone())
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise TypeError(
+                    f"the model that attributions[{name!r}] explains must return logits (N, classes), but returned "
+                    f"{found}: wrap it in a module that returns them, or pass a function of the inputs that returns "
+                    "attributions"
+                )
+            options["target"] = logits.argmax(1)
+        try:
+            return function(inputs, **options)
+        except Exception as error:
+            raise RuntimeError(
+                f"attributions[{name!r}] raised {type(error).__name__}: {error}. Options are passed as in "
+                "functools.partial(NoiseTunnel(Saliency(model)).attribute, nt_samples=10)"
+            ) from error
+
+    return attribute
+
+
+def _needs_target(function: Callable[..., Any]) -> bool:
+    try:
+        parameter = inspect.signature(function).parameters.get("target")
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _bound(attributor: Any) -> Attribution | None:
+    """The Captum attribution that an attributor is, or is a method of."""
+    while isinstance(attributor, functools.partial):
+        attributor = attributor.func
+    owner = getattr(attributor, "__self__", attributor)
+    return owner if isinstance(owner, Attribution) else None
+
+
+def explained_module(attributor: Any) -> nn.Module | None:
+    bound = None if isinstance(attributor, tuple | list) else _bound(attributor)
+    model = getattr(bound, "forward_func", None)
+    return model if isinstance(model, nn.Module) else None
+
+
+def device_of(attributor: Any, inputs: Array) -> torch.device:
+    model = explained_module(attributor)
+    parameter = None if model is None else next(model.parameters(), None)
+    if parameter is not None:
+        return parameter.device
+    return inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
