@@ -65,8 +65,9 @@ def diff_roar(
         fractions: Of elements (or groups) kept, in (0, 1].
         runs: How many models are trained for each masked data set, which differ in initial weights and order.
         fit: How: a `captum_density.retraining.FitConfig` or a function ``fit(model, inputs, labels, seed)``.
-        baselines: What a removed element becomes: a number; "mean", the training mean of each channel; a tensor that
-            broadcasts to an input; or a function ``impute(inputs, kept, generator=generator)``.
+        baselines: What a removed element becomes: a number; "mean", the training mean of each channel of images, and of
+            each element of inputs (N, D) or (N, L, E); a tensor that broadcasts to an input; or a function
+            ``impute(inputs, kept, generator=generator)``.
         target: Which class is attributed, "predicted" or "true"; with "true", a function is given ``target=labels``.
         groups: What is kept or removed as one: None for every element singly, as in the paper; "channels" for pixels in
             all channels; a patch's side or (height, width), in pixels, all channels together; or a tensor of group
@@ -76,7 +77,8 @@ def diff_roar(
             mean |attribution| of the training set. "mask_only": the mask itself, 1 where an element is kept, in place
             of the masked example; as the masks of both sides may tell the class, each one's accuracy counts, and not
             their difference. "blurred": |attribution| after a Gaussian blur, of a standard deviation of one 28th of the
-            image and at least a pixel: it knows nothing more of the model, so that a higher score rewards smoothness.
+            image and at least a pixel: it knows nothing more of the model, so that a higher score rewards smoothness;
+            left out, with a note, for inputs that are no images (N, C, H, W).
         seed: Of everything that is drawn.
         strategy: As `captum_density.retraining.fit_many`'s.
         executor: As `captum_density.retraining.fit_many`'s: where to train.

@@ -210,7 +210,6 @@ def _fill(baselines: Any, whole: Examples) -> Tensor:
     if isinstance(baselines, str):
         if baselines != "mean":
             raise ValueError(f"baselines must be a number, 'mean', a tensor or a function, but is {baselines!r}")
-        kept = tuple(range(2, len(shape) + 1))
         total = torch.zeros(shape, dtype=torch.float64)
         for start in range(0, len(inputs), 4096):
             rows = inputs[start : start + 4096]
@@ -219,7 +218,7 @@ def _fill(baselines: Any, whole: Examples) -> Tensor:
             )
         mean = total / len(inputs)
         # Of each channel of images or volumes; of other inputs, of each element.
-        return mean.mean([i - 1 for i in kept], keepdim=True) if len(shape) > 2 else mean
+        return mean.mean(list(range(1, len(shape))), keepdim=True) if len(shape) > 2 else mean
     try:
         fill = torch.as_tensor(baselines)
     except (RuntimeError, TypeError, ValueError) as error:

@@ -39,7 +39,7 @@ class ArrayRef:
 
     def tensor(self, device: torch.device) -> Tensor:
         """The array on a device; on the CPU not copied."""
-        return self._here() if device.type == "cpu" else _on_device(self, device)
+        return self._here().cpu() if device.type == "cpu" else _on_device(self, device)
 
     def _here(self) -> Tensor:
         if self.local is not None:

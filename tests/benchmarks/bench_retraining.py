@@ -17,9 +17,9 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import DataLoader, TensorDataset
 
+from captum_density._random import pinned
 from captum_density.datasets import BlockImages, digits
 from captum_density.metrics import RetrainingResult, diff_roar
 from captum_density.retraining import FitConfig, adversarial_fit
@@ -277,7 +278,7 @@ def compared(title: str, experiment: Experiment, runs: int, device: str) -> tupl
 def plain_diff_roar(experiment: Experiment, data: Data, threads: int) -> Tensor:
     """Mean predictive power of top side and bottom side, as published code finds it."""
     accuracies: dict[str, list[float]] = {"top": [], "bottom": []}
-    with _threads(threads):
+    with pinned(threads):
         for side in ("top", "bottom"):
             for fraction in experiment.fractions:
                 masked = [
@@ -332,20 +333,10 @@ def _faster_threads(experiment: Experiment, data: Data) -> int:
     for _ in range(5):
         for threads in seconds:
             start = time.perf_counter()
-            with _threads(threads):
+            with pinned(threads):
                 train_and_test(short, data.train, data.test)
             seconds[threads] = max(seconds[threads], time.perf_counter() - start)
     return min(seconds, key=lambda threads: seconds[threads])
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _diff_roar(
