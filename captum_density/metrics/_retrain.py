@@ -51,7 +51,7 @@ class Options:
 class How:
     """Who computes it."""
 
-    strategy: Literal["auto", "loop", "vmap"]
+    strategy: Literal["auto", "loop", "channels_last", "vmap"]
     executor: Executor | None
     store: str | Path | None
     show_progress: bool

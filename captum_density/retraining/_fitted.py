@@ -18,7 +18,7 @@ class Fitted:
     Args:
         cell: The cell.
         correct: (M,) bool, whether each test example's class is predicted by the model after the last epoch.
-        engine: Which engine trained it: "loop", "vmap" or "fit", a function of yours.
+        engine: Which engine trained it: "loop", "channels_last", "vmap" or "fit", a function of yours.
         seconds: What it took; those of a stack are shared evenly. 0 where it came from the store.
         stored: Whether it came from the store.
         reason: Why this engine.

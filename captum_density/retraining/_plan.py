@@ -27,12 +27,13 @@ from captum_density.retraining._identity import (
 )
 from captum_density.retraining._seeds import initial_model, size_of
 from captum_density.retraining._store import SCHEMA, Store, packed, unpacked
+from captum_density.retraining._trial import Trial, try_engines
 from captum_density.retraining._view import CellSpec, ExamplesSpec
-from captum_density.retraining._work import Done, Engine, Piece, Trial, run_piece, try_engines
+from captum_density.retraining._work import Done, Engine, Piece, run_piece
 
 __all__ = ["Plan", "Strategy"]
 
-Strategy = Literal["auto", "loop", "vmap"]
+Strategy = Literal["auto", "loop", "channels_last", "vmap"]
 
 
 class Plan:
@@ -155,18 +156,18 @@ class Plan:
         if not isinstance(self._fit, FitConfig):
             return "fit", "a function was given", chosen
         cells = [self._cells[at[0]] for at in group]
-        if self._strategy == "loop":
-            return "loop", "it was asked for", chosen
+        if self._strategy in ("loop", "channels_last"):
+            return self._strategy, "it was asked for", chosen
         if cells[0].examples.impute is not None:
             return "loop", "imputed examples are made for one model at a time", chosen
         if len(self._attributes) > 1:
-            chosen = Trial("loop", "models of different runs differ in more than parameters and buffers")
+            chosen = Trial("loop", "models of different runs differ in more than parameters and buffers", False)
         if chosen is None:
             part = self._parts(group, "vmap")[0]
             piece = self._piece([self._cells[at[0]] for at in part], "vmap", next(self._devices()))
             chosen = self._tried(piece)
         if self._strategy == "vmap":
-            if chosen.reason.startswith("a stack of"):
+            if chosen.stacks:
                 return "vmap", "it was asked for", chosen
             raise ValueError(f"strategy 'vmap' cannot train this model: {chosen.reason}; use 'auto' or 'loop'")
         return chosen.engine, chosen.reason, chosen
@@ -181,7 +182,7 @@ class Plan:
         }
         stored = None if self._store is None else self._store.read(identity)
         if stored is not None:
-            return Trial(stored["engine"], stored["reason"])
+            return Trial(**stored)
         trial: Trial = _result(self._anywhere(try_engines, piece))
         if self._store is not None:
             self._store.write(identity, trial._asdict())

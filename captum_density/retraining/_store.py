@@ -23,7 +23,7 @@ from captum_density.retraining._identity import name_of
 
 __all__ = ["SCHEMA", "Store", "packed", "unpacked"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Store:

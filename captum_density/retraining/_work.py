@@ -1,19 +1,14 @@
-"""What a worker does: train and judge the models of one piece of work, or try which engine is faster."""
+"""What a worker does: train and judge the models of one piece of work."""
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,12 +22,10 @@ from captum_density.retraining._engines import Check, correct_of, correct_of_sta
 from captum_density.retraining._seeds import initial_model, size_of
 from captum_density.retraining._view import CellSpec, ExamplesSpec, View
 
-__all__ = ["Done", "Engine", "Piece", "StoppedError", "Trial", "run_piece", "try_engines"]
+__all__ = ["Done", "Engine", "Piece", "StoppedError", "check_of", "laid_out", "model_of", "run_piece"]
 
-Engine = Literal["loop", "vmap", "fit"]
+Engine = Literal["loop", "channels_last", "vmap", "fit"]
 
-_TRIAL_SECONDS = 0.1
-_TRIAL_ROUNDS = 3
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -77,18 +70,6 @@ class Done(NamedTuple):
     seconds: float
 
 
-class Trial(NamedTuple):
-    """Which engine a short trial chose, and why.
-
-    Args:
-        engine: "loop" or "vmap".
-        reason: One sentence.
-    """
-
-    engine: Engine
-    reason: str
-
-
 class StoppedError(RuntimeError):
     """The call that wanted this work has ended."""
 
@@ -100,13 +81,13 @@ def run_piece(piece: Piece) -> Done:
         StoppedError: Nobody waits for it any more.
         ValueError: The factory made another model here than where the call was made, or the model does not fit.
     """
-    check = _check(piece.alive)
+    check = check_of(piece.alive)
     check()
     with pinned(piece.threads):
         start = time.perf_counter()
         device = torch.device(piece.device)
         view = View(piece.examples, device, piece.seed)
-        models = [_model(piece, cell.run).to(device) for cell in piece.cells]
+        models = [laid_out(model_of(piece, cell.run).to(device), piece.engine) for cell in piece.cells]
         if piece.engine == "vmap":
             assert isinstance(piece.fit, FitConfig)
             trained = train_stack(models, view, piece.cells, piece.fit, seed=piece.seed, check=check)
@@ -135,7 +116,7 @@ def _one(piece: Piece, model: nn.Module, view: View, cell: CellSpec, check: Chec
         return correct_of(model, view, cell, check)
 
 
-def _model(piece: Piece, run: int) -> nn.Module:
+def model_of(piece: Piece, run: int) -> nn.Module:
     model = initial_model(piece.make_model, piece.seed, run)
     found, expected = size_of(model), piece.states[run]
     # Other processors draw the same numbers but for rounding.
@@ -148,111 +129,12 @@ def _model(piece: Piece, run: int) -> nn.Module:
     return model
 
 
-def try_engines(piece: Piece) -> Trial:
-    """Take some steps with each engine: whether the stack gives the same models, and whether it is faster."""
-    assert isinstance(piece.fit, FitConfig)
-    check = _check(piece.alive)
-    check()
-    with pinned(piece.threads):
-        device = torch.device(piece.device)
-        view = View(piece.examples, device, piece.seed)
-        config, cells = piece.fit, piece.cells
-
-        def models(some: tuple[CellSpec, ...]) -> list[nn.Module]:
-            return [_model(piece, cell.run).to(device) for cell in some]
-
-        rows = view.whole(0, cells[-1])
-        looped, other = models((cells[-1], cells[-1]))
-        # Threads of others, as a Dask worker has, draw as well, but not every time.
-        if all(_draws(other, rows[: config.batch_size], device) for _ in range(4)):
-            return Trial("loop", "vmap cannot run this model (it draws random numbers, which a stack would share)")
-
-        def loop(check: Check, config: FitConfig = config, steps: int | None = None) -> None:
-            run = cells[-1].run
-            train_loop(looped, rows, view.labels[0], config, seed=piece.seed, run=run, check=check, max_steps=steps)
-
-        def stack(
-            check: Check, config: FitConfig = config, steps: int | None = None, some: tuple[CellSpec, ...] = cells
-        ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
-            return train_stack(models(some), view, some, config, seed=piece.seed, check=check, max_steps=steps)
-
-        # Adam divides by the gradient's size, and makes steps of what is nothing but rounding.
-        compared = replace(config, optimizer="sgd", momentum=0.0, lr=min(config.lr, 0.1))
-        loop(check, compared, 2)
-        try:
-            skeleton, parameters, buffers = stack(check, compared, 2, cells[-2:])
-            with seeded(0, device):
-                correct_of_stack((skeleton, parameters, buffers), view, cells[-2:], check, max_examples=8)
-            stacked = {**parameters, **buffers}
-            for name, value in [*looped.named_parameters(), *looped.named_buffers()]:
-                if not _close(stacked[name][-1], value):
-                    return Trial("loop", f"a stack gives {name!r} other values than a loop does")
-            looping = stacking = math.inf
-            # In turn, and again where it is close: what else the machine does slows both.
-            for _ in range(_TRIAL_ROUNDS):
-                looping = min(looping, _seconds_per_step(loop, check, device))
-                stacking = min(stacking, _seconds_per_step(stack, check, device))
-                ratio = looping * len(cells) / stacking
-                if not 0.5 < ratio < 2:
-                    break
-        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
-            if isinstance(error, StoppedError):
-                raise
-            return Trial("loop", f"vmap cannot run this model ({str(error).strip().splitlines()[0][:200]})")
-    words = f"a stack of {len(cells)} trains {ratio:.2f} times as fast as a loop"
-    return Trial("vmap" if ratio > 1.05 else "loop", words)
+def laid_out(model: nn.Module, engine: Engine) -> nn.Module:
+    # Of a network's 4-d weights; what it computes is the same but for the order of sums.
+    return model.to(memory_format=torch.channels_last) if engine == "channels_last" else model
 
 
-def _draws(model: nn.Module, x: Tensor, device: torch.device) -> bool:
-    """Whether a model draws from the global generators as it trains; of NumPy's and Python's, vmap knows nothing."""
-    with seeded(0, device), torch.no_grad():
-        before = _random_state(device)
-        model.train()(x.clone())
-        return _random_state(device) != before
-
-
-def _random_state(device: torch.device) -> tuple[object, ...]:
-    of_torch = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    of_numpy = np.random.get_state(legacy=False)
-    return (*(state.numpy().tobytes() for state in of_torch), repr(of_numpy), random.getstate())
-
-
-class _EnoughError(Exception):
-    """What was to be timed has been."""
-
-
-def _seconds_per_step(train: Callable[[Check], object], check: Check, device: torch.device) -> float:
-    """The median over some steps of a training, which calls what it is given before each of them."""
-    starts: list[float] = []
-
-    def start() -> None:
-        check()
-        _synchronize(device)
-        starts.append(time.perf_counter())
-        # The first step takes memory from the system: it counts only where it is so long that it has to do.
-        if starts[-1] - starts[0] > (_TRIAL_SECONDS if len(starts) > 2 else 10 * _TRIAL_SECONDS):
-            raise _EnoughError
-
-    with suppress(_EnoughError):
-        train(start)
-        start()
-    taken = [after - before for before, after in pairwise(starts)]
-    return median(taken[1:] or taken)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    scale = b.abs().max().clamp_min(1e-3) if b.numel() else b.new_ones(())
-    return bool(((a - b).abs() <= 1e-3 * scale).all())
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _check(alive: Path | None) -> Check:
+def check_of(alive: Path | None) -> Check:
     """Something to call often: it looks whether the work is wanted, now and then."""
     if alive is None:
         return lambda: None

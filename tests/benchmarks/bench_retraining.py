@@ -97,8 +97,8 @@ TEN = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 EXPERIMENTS = {
     "MLP-64, 8x8": Experiment(False, partial(mlp, 64, 64), TEN, runs=5, epochs=20, tolerance=0.02),
     "CNN, 8x8": Experiment(False, partial(cnn, 8, 8), TEN, runs=2, epochs=4, tolerance=0.05),
-    "MLP-256, 56x28": Experiment(True, partial(mlp, 56 * 28, 256), (0.1, 0.5), runs=2, epochs=10, tolerance=0.05),
-    "CNN, 56x28": Experiment(True, partial(cnn, 56, 28), (0.25,), runs=2, epochs=3, tolerance=0.1),
+    "MLP-256, 56x28": Experiment(True, partial(mlp, 56 * 28, 256), TEN, runs=2, epochs=10, tolerance=0.05),
+    "CNN, 56x28": Experiment(True, partial(cnn, 56, 28), TEN, runs=2, epochs=3, tolerance=0.1),
 }
 
 
