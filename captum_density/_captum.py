@@ -27,12 +27,17 @@ from captum._utils.common import (
 from captum._utils.common import (
     _select_targets as select_targets,
 )
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
+from captum.attr._utils.approximation_methods import SUPPORTED_METHODS as QUADRATURES
+from captum.attr._utils.approximation_methods import approximation_parameters
 
 __all__ = [
+    "QUADRATURES",
+    "BaselineType",
     "ExpansionTypes",
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
+    "approximation_parameters",
     "expand_additional_forward_args",
     "expand_target",
     "format_additional_forward_args",

@@ -20,7 +20,7 @@ LAYERS = (
     {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
     {"_log_density"},
     {"_langevin", "_trace"},
-    {"density", "softmax_shift"},
+    {"density", "rewriting", "softmax_shift"},
     {"attr", "samplers", "losses"},
     {"retraining"},
     {"metrics"},
@@ -136,12 +136,13 @@ def test_every_public_name_has_one_path():
     assert not {name: modules for name, modules in paths.items() if len(modules) > 1}
 
 
-def _overrides_the_host(owner: object, function: object) -> bool:
-    """Whether a method implements one of Captum's or PyTorch's, whose documentation describes its arguments."""
+def _described_elsewhere(owner: object, function: object) -> bool:
+    """Whether a method implements one whose documentation describes its arguments: Captum's, PyTorch's, a base's."""
     if not (inspect.isclass(owner) and inspect.isfunction(function)):
         return False
-    hosts = [base for base in owner.__mro__ if base.__module__.split(".")[0] in ("captum", "torch")]
-    return any(function.__name__ in vars(host) for host in hosts)
+    bases = [base for base in owner.__mro__[1:] if function.__name__ in vars(base)]
+    outside = any(base.__module__.split(".")[0] in ("captum", "torch") for base in bases)
+    return outside or any("Args:" in (vars(base)[function.__name__].__doc__ or "") for base in bases)
 
 
 NAMES = [(module_name, name) for module_name in PUBLIC for name in _exports(module_name)]
@@ -163,7 +164,7 @@ def test_public_names_are_documented(module_name, name):
         text = inspect.cleandoc(vars(function).get("__doc__") or getattr(function, "__doc__", None) or "")
         assert text, f"{what} has no docstring"
         assert not text.startswith(f"{name}("), f"{what} has only the docstring that dataclass or NamedTuple made"
-        if inspect.isclass(function) or (function.__name__ != "attribute" and _overrides_the_host(value, function)):
+        if inspect.isclass(function) or (function.__name__ != "attribute" and _described_elsewhere(value, function)):
             continue
         parameters = [parameter for parameter in inspect.signature(function).parameters if parameter != "self"]
         assert not parameters or "Args:" in text, f"{what} does not describe its arguments"

@@ -3,7 +3,23 @@
 from captum_density.attr._full_grad import FullGrad as FullGrad
 from captum_density.attr._full_grad import SimpleFullGrad as SimpleFullGrad
 from captum_density.attr._full_gradients import FullGradients as FullGradients
+from captum_density.attr._path_integrated_gradients import PathIntegratedGradients as PathIntegratedGradients
+from captum_density.attr._paths import FunctionPath as FunctionPath
+from captum_density.attr._paths import PiecewiseLinearPath as PiecewiseLinearPath
+from captum_density.attr._paths import PowerPath as PowerPath
+from captum_density.attr._paths import StraightPath as StraightPath
 from captum_density.attr._shift_fooled import ShiftFooledGradient as ShiftFooledGradient
 from captum_density.attr._smooth_full_grad import SmoothFullGrad as SmoothFullGrad
 
-__all__ = ["FullGrad", "FullGradients", "ShiftFooledGradient", "SimpleFullGrad", "SmoothFullGrad"]
+__all__ = [
+    "FullGrad",
+    "FullGradients",
+    "FunctionPath",
+    "PathIntegratedGradients",
+    "PiecewiseLinearPath",
+    "PowerPath",
+    "ShiftFooledGradient",
+    "SimpleFullGrad",
+    "SmoothFullGrad",
+    "StraightPath",
+]
