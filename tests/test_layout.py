@@ -18,7 +18,7 @@ LAYERS = (
     {"_captum", "_figures", "_fixed_modules", "_masks", "_random", "_scratch"},
     {"_evaluation"},
     {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
-    {"_log_density"},
+    {"_attention", "_log_density"},
     {"_langevin", "_trace"},
     {"density", "rewriting", "softmax_shift"},
     {"attr", "samplers", "losses"},

@@ -1,5 +1,8 @@
 """Captum attributors: each drops into a Captum workflow where `Saliency` or `IntegratedGradients` stands."""
 
+from captum_density.attr._attention import AttentionGradient as AttentionGradient
+from captum_density.attr._attention import AttentionWeights as AttentionWeights
+from captum_density.attr._erase_attention import erase_attention as erase_attention
 from captum_density.attr._full_grad import FullGrad as FullGrad
 from captum_density.attr._full_grad import SimpleFullGrad as SimpleFullGrad
 from captum_density.attr._full_gradients import FullGradients as FullGradients
@@ -12,6 +15,8 @@ from captum_density.attr._shift_fooled import ShiftFooledGradient as ShiftFooled
 from captum_density.attr._smooth_full_grad import SmoothFullGrad as SmoothFullGrad
 
 __all__ = [
+    "AttentionGradient",
+    "AttentionWeights",
     "FullGrad",
     "FullGradients",
     "FunctionPath",
@@ -22,4 +27,5 @@ __all__ = [
     "SimpleFullGrad",
     "SmoothFullGrad",
     "StraightPath",
+    "erase_attention",
 ]

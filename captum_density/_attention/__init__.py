@@ -1,0 +1,12 @@
+"""Attention weights in any model: where they arise, read and changed without rewriting it.
+
+They arise in one of three operations: a softmax of scores, `scaled_dot_product_attention`, and
+`multi_head_attention_forward`. A function mode sees each of them as the model runs.
+"""
+
+from captum_density._attention._calls import AttentionCalls as AttentionCalls
+from captum_density._attention._calls import Observed as Observed
+from captum_density._attention._calls import find_layer as find_layer
+from captum_density._attention._calls import logits_of as logits_of
+
+__all__ = ["AttentionCalls", "Observed", "find_layer", "logits_of"]

@@ -1,0 +1,204 @@
+"""AttentionWeights and AttentionGradient: what a query attends to, and what the output makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_density._attention import AttentionCalls, Observed, find_layer, logits_of
+from captum_density._captum import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    format_additional_forward_args,
+    run_forward,
+)
+from captum_density._validation import selected_output
+from captum_density.attr._common import as_tuple
+
+__all__ = ["AttentionGradient", "AttentionWeights"]
+
+Chosen = int | Literal["mean", "all"]
+
+
+class AttentionWeights(Attribution):
+    """The attention weights of one layer, as attributions of the positions that its queries attend to.
+
+    They are read as the model runs, from a softmax of scores, `scaled_dot_product_attention` or
+    `nn.MultiheadAttention`, whichever the layer calls: of a model of one's own as of a Hugging Face model with
+    ``attn_implementation`` "eager" or "sdpa", masks included. Whether they explain anything is another question: see
+    `captum_density.metrics.attention_erasure`.
+
+    Args:
+        model: An `nn.Module`, or a function of the inputs; DataParallel, DistributedDataParallel and compiled models
+            are unwrapped.
+        layer: The module whose forward pass runs attention once, or its name in the model.
+
+    Raises:
+        TypeError: No model or layer, or TorchScript.
+        ValueError: A name that the model does not have.
+
+    References:
+        D. Bahdanau, K. Cho and Y. Bengio, "Neural Machine Translation by Jointly Learning to Align and Translate", ICLR
+        2015, arXiv:1409.0473; A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+        >>> weights = AttentionWeights(model, "self_attn").attribute(torch.randn(3, 5, 8), query=0)
+        >>> weights.shape, torch.allclose(weights.sum(1), torch.ones(3))
+        (torch.Size([3, 5]), True)
+    """
+
+    def __init__(self, model: Callable[..., Any], layer: str | nn.Module) -> None:
+        self._model, self.layer = find_layer(model, layer)
+        super().__init__(model)
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        additional_forward_args: object = None,
+        *,
+        query: Chosen = "mean",
+        heads: Chosen = "mean",
+    ) -> Tensor:
+        """Attention weights, of N examples by the positions attended to.
+
+        Args:
+            inputs: Tensor (N, ...) or tuple of such: token ids, embeddings or whatever else the model takes.
+            additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
+            query: Whose weights: a position, -1 for the last one; "mean" over all of them, padding included; "all".
+            heads: Of which head: its number, "mean" or "all".
+
+        Returns:
+            (N, positions) in [0, 1], higher is more attended to; each row sums to 1 (a query that a mask lets attend to
+            nothing has zeros). With ``heads="all"`` (N, heads, positions), with ``query="all"`` (N, queries,
+            positions), with both (N, heads, queries, positions). Not differentiable.
+
+        Raises:
+            ValueError: A layer that did not run, has no attention, or has several calls (named); a query or head that
+                there is not; weights whose shape does not show the examples.
+            TypeError: Inputs that are no tensors.
+        """
+        with _observed(self._model, self.layer, as_tuple(inputs), additional_forward_args, gradient=False) as (_, seen):
+            return _reduced(seen.weights, query, heads)
+
+
+class AttentionGradient(AttentionWeights):
+    r"""Attention weights times the gradient of an output by them: \alpha_i \partial f / \partial \alpha_i.
+
+    To first order, how much the output falls when weight i is taken away and the others are left as they are. The
+    weights are differentiated as free numbers, though they sum to 1.
+
+    Args:
+        model: An `nn.Module`, or a function of the inputs; DataParallel, DistributedDataParallel and compiled models
+            are unwrapped.
+        layer: The module whose forward pass runs attention once, or its name in the model.
+        multiply_by_weights: False gives the gradient alone.
+
+    Raises:
+        TypeError: No model or layer, or TorchScript.
+        ValueError: A name that the model does not have.
+
+    References:
+        S. Serrano and N. A. Smith, "Is Attention Interpretable?", ACL 2019, arXiv:1906.03731.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+        >>> x = torch.randn(3, 5, 8)
+        >>> AttentionGradient(model, "self_attn").attribute(x, target=(0, 7), query=0).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(self, model: Callable[..., Any], layer: str | nn.Module, multiply_by_weights: bool = True) -> None:
+        super().__init__(model, layer)
+        self.multiply_by_weights = multiply_by_weights
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        query: Chosen = "mean",
+        heads: Chosen = "mean",
+    ) -> Tensor:
+        """Gradient x attention, of N examples by the positions attended to.
+
+        Args:
+            inputs: Tensor (N, ...) or tuple of such: token ids, embeddings or whatever else the model takes.
+            target: As Captum's: picks the output to differentiate; of a Hugging Face model, of its `logits`.
+            additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
+            query: Whose weights: a position, -1 for the last one; "mean" over all of them, padding included; "all".
+            heads: Of which head: its number, "mean" or "all".
+
+        Returns:
+            Of the shape that `AttentionWeights` has; signed, in units of the output; 0 where the output does not depend
+            on a weight.
+
+        Raises:
+            ValueError: As `AttentionWeights`.
+            TypeError: Inputs that are no tensors; a model that returns none.
+            AssertionError: Captum's own, for a target that does not fit.
+        """
+        xs = as_tuple(inputs)
+        with _observed(self._model, self.layer, xs, additional_forward_args, gradient=True) as (output, seen):
+            selected = selected_output(logits_of(output), target, len(xs[0]))
+            gradient = None
+            if selected.requires_grad:
+                (gradient,) = torch.autograd.grad(selected.sum(), seen.handle, allow_unused=True)
+            found = torch.zeros_like(seen.weights) if gradient is None else seen.arrange(gradient)
+            return _reduced(found * seen.weights if self.multiply_by_weights else found, query, heads)
+
+
+@contextmanager
+def _observed(
+    model: Callable[..., Any],
+    layer: nn.Module,
+    xs: tuple[Tensor, ...],
+    additional_forward_args: object,
+    gradient: bool,
+) -> Iterator[tuple[Any, Observed]]:
+    """The model's output and the layer's attention weights."""
+    n = len(xs[0])
+    if n == 0:
+        raise ValueError("inputs hold no example")
+    seen: list[Observed] = []
+
+    def observe(call: Any, n: int) -> Any:
+        result, observed = call.observe(n)
+        seen.append(observed)
+        return result
+
+    args = format_additional_forward_args(additional_forward_args)
+    with torch.inference_mode(False), torch.set_grad_enabled(gradient):
+        xs = tuple(x.clone() if x.is_inference() else x for x in xs)
+        with AttentionCalls(model, layer, observe, n) as calls:
+            output = run_forward(model, xs, None, args)
+        calls.check_seen()
+        if len(seen) > 1:
+            raise ValueError(f"{calls.name} ran {len(seen)} times; attention of a layer that runs once is what is read")
+        yield output, seen[0]
+
+
+def _reduced(values: Tensor, query: Chosen, heads: Chosen) -> Tensor:
+    """Of (N, heads, queries, positions), those asked for."""
+    for name, chosen, dim in (("query", query, 2), ("heads", heads, 1)):
+        size = values.shape[dim]
+        if isinstance(chosen, str) and chosen in ("mean", "all"):
+            values = values.mean(dim, keepdim=True) if chosen == "mean" else values
+        elif isinstance(chosen, int) and not isinstance(chosen, bool) and -size <= chosen < size:
+            values = values.narrow(dim, chosen % size, 1)
+        else:
+            raise ValueError(f'{name} must be "mean", "all" or a number below {size}, but is {chosen!r}')
+    for chosen, dim in ((query, 2), (heads, 1)):
+        values = values if chosen == "all" else values.squeeze(dim)
+    return values.detach().contiguous()

@@ -1,0 +1,147 @@
+"""erase_attention: a model as it is without some of its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_density._attention import AttentionCalls, find_layer
+
+__all__ = ["erase_attention"]
+
+
+@contextmanager
+def erase_attention(
+    model: Callable[..., Any],
+    layer: str | nn.Module,
+    positions: int | Sequence[int] | Tensor,
+    *,
+    query: int | None = None,
+    heads: int | Sequence[int] | None = None,
+) -> Iterator[None]:
+    r"""Within, chosen attention weights of a layer are zero and the others renormalised to sum to 1.
+
+    Their scores are minus infinity before the softmax, so that weight j becomes
+    \alpha_j / \sum_{k kept} \alpha_k. The model itself is as it was afterwards, also where it raises. Nothing erased
+    changes nothing, to the last bit, unless PyTorch would have taken the fused path of `nn.TransformerEncoderLayer`.
+
+    Args:
+        model: An `nn.Module`, or a function of the inputs; what is run within must be this model.
+        layer: The module whose forward pass runs attention once, or its name in the model.
+        positions: What is attended to no longer. A position or a list of them: in all examples, -1 for the last. An
+            integer tensor (N,) or (N, P): in each example its own. A bool tensor, (positions,), (N, positions) or
+            (N, heads, queries, positions): where it is True.
+        query: Of which query only; None for all.
+        heads: Of which head or heads only; None for all.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TypeError: No model or layer, TorchScript, or positions of another type.
+        ValueError: A name that the model does not have; positions, a query or heads that there are not; another number
+            of examples than the positions are for; a query that is left with nothing to attend to; a layer that has
+            several attention calls, or, at the end, none.
+
+    References:
+        S. Serrano and N. A. Smith, "Is Attention Interpretable?", ACL 2019, arXiv:1906.03731, section 3.
+
+    Example:
+        >>> import torch
+        >>> from captum_density.attr import AttentionWeights
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+        >>> x = torch.randn(3, 5, 8)
+        >>> with erase_attention(model, "self_attn", 2):
+        ...     erased = model(x)
+        >>> bool((erased != model(x)).any())
+        True
+    """
+    inner, found = find_layer(model, layer)
+    erasure = _Erasure(positions, query, heads)
+    if erasure.is_empty:
+        yield
+        return
+
+    def without(call: Any, n: int) -> Any:
+        return call.without(erasure.mask, n)
+
+    with AttentionCalls(inner, found, without, erasure.n) as calls:
+        yield
+    if calls.runs:
+        calls.check_seen()
+
+
+class _Erasure:
+    """Which weights are erased, as a mask of any layer's shape."""
+
+    def __init__(self, positions: Any, query: int | None, heads: int | Sequence[int] | None) -> None:
+        self._query, self._heads = query, [heads] if isinstance(heads, int) else heads
+        if isinstance(positions, Tensor):
+            self._given = positions.detach()
+        else:
+            listed = [positions] if isinstance(positions, int) else list(positions)
+            if any(not isinstance(p, int) or isinstance(p, bool) for p in listed):
+                raise TypeError("positions must be integers, or a tensor of integers or bools")
+            self._given = torch.tensor([listed], dtype=torch.long)
+        ranks = (1, 2, 4) if self._given.dtype == torch.bool else (1, 2)
+        if self._given.is_floating_point() or self._given.is_complex() or self._given.ndim not in ranks:
+            raise TypeError(
+                "positions must be integers, a tensor of integers (N,) or (N, P), or a tensor of bools (positions,), "
+                f"(N, positions) or (N, heads, queries, positions), but is {tuple(self._given.shape)} of "
+                f"{self._given.dtype}"
+            )
+        self._per_example = isinstance(positions, Tensor) and not (
+            self._given.dtype == torch.bool and self._given.ndim == 1
+        )
+
+    @property
+    def n(self) -> int | None:
+        """The number of examples that the positions are for; None for any."""
+        return len(self._given) if self._per_example else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is erased, whatever the shape."""
+        chosen = self._given.any() if self._given.dtype == torch.bool else self._given.numel()
+        return not bool(chosen) or self._heads == []
+
+    def mask(self, shape: tuple[int, int, int, int]) -> Tensor:
+        """True where erased, broadcastable to (N, heads, queries, positions)."""
+        n, heads, queries, positions = shape
+        given = self._given
+        if self._per_example and len(given) != n:
+            raise ValueError(f"positions are for {len(given)} examples, but the layer attends in {n}")
+        if given.dtype == torch.bool:
+            given = given if given.ndim == 4 else given.view(-1, 1, 1, given.shape[-1])
+            if (
+                any(a not in (1, b) for a, b in zip(given.shape[1:-1], shape[1:-1], strict=True))
+                or given.shape[-1] != positions
+            ):
+                raise ValueError(f"positions of shape {tuple(self._given.shape)} do not fit attention of shape {shape}")
+            mask = given
+        else:
+            if bool(((given < -positions) | (given >= positions)).any()):
+                raise ValueError(f"positions {given.unique().tolist()} are not all among the {positions} attended to")
+            listed = (given % positions).view(len(given), -1)
+            mask = torch.zeros(len(given), positions, dtype=torch.bool, device=given.device)
+            mask = mask.scatter(1, listed, True).view(-1, 1, 1, positions)
+        return (
+            mask
+            & _only(self._query, queries, "query", (1, 1, -1, 1)).to(mask.device)
+            & _only(self._heads, heads, "heads", (1, -1, 1, 1)).to(mask.device)
+        )
+
+
+def _only(chosen: int | Sequence[int] | None, size: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    if chosen is None:
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    listed = [chosen] if isinstance(chosen, int) else list(chosen)
+    if any(not -size <= i < size for i in listed):
+        raise ValueError(f"{name} {listed} is not among the {size} there are")
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[listed] = True
+    return mask.view(shape)
