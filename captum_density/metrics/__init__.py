@@ -1,9 +1,13 @@
 """Metrics of attributions and models, in the manner of `captum.metrics`: per example, with their direction."""
 
+from captum_density.metrics._attention_erasure import AttentionErasure as AttentionErasure
+from captum_density.metrics._attention_erasure import attention_erasure as attention_erasure
 from captum_density.metrics._density_ratio import density_ratio as density_ratio
 from captum_density.metrics._diff_roar import diff_roar as diff_roar
 from captum_density.metrics._diff_roar import kar as kar
 from captum_density.metrics._diff_roar import roar as roar
+from captum_density.metrics._fraction_to_flip import FractionToFlip as FractionToFlip
+from captum_density.metrics._fraction_to_flip import fraction_to_flip as fraction_to_flip
 from captum_density.metrics._gan_test import GanTest as GanTest
 from captum_density.metrics._gan_test import gan_test as gan_test
 from captum_density.metrics._kernel_stein import kernel_stein_discrepancy as kernel_stein_discrepancy
@@ -15,12 +19,16 @@ from captum_density.metrics._shift_sensitivity import shift_sensitivity as shift
 from captum_density.metrics._signal_block_share import signal_block_share as signal_block_share
 
 __all__ = [
+    "AttentionErasure",
+    "FractionToFlip",
     "GanTest",
     "PixelPerturbation",
     "RetrainingResult",
     "ShiftSensitivity",
+    "attention_erasure",
     "density_ratio",
     "diff_roar",
+    "fraction_to_flip",
     "gan_test",
     "kar",
     "kernel_stein_discrepancy",

@@ -1,0 +1,139 @@
+"""Fraction to flip: how much has to be erased, from the top of a ranking down, before the decision changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_density._captum import TensorOrTupleOfTensorsGeneric
+from captum_density._masks import ranks
+from captum_density._random import derived_seed
+from captum_density.metrics._attention_examples import AttentionExamples
+
+__all__ = ["FractionToFlip", "fraction_to_flip"]
+
+_OURS = ("attention", "gradient", "gradient x attention", "random")
+
+
+class FractionToFlip(NamedTuple):
+    """How soon decisions flip, for each ranking and example.
+
+    Args:
+        names: Of the R rankings.
+        fraction: (R, N) of the positions that a mask leaves, erased when the decision flips first, in (0, 1]; lower is
+            better: the ranking puts first what the decision needs. 1 where it never flips.
+        flipped: (R, N) whether it flips before one position is left.
+    """
+
+    names: tuple[str, ...]
+    fraction: Tensor
+    flipped: Tensor
+
+
+def fraction_to_flip(
+    model: Callable[..., Any],
+    layer: str | nn.Module,
+    inputs: TensorOrTupleOfTensorsGeneric,
+    additional_forward_args: object = None,
+    *,
+    rankings: Sequence[str] | Mapping[str, str | Tensor] = _OURS,
+    query: int | None = None,
+    seed: int = 0,
+    max_examples_per_batch: int | None = None,
+) -> FractionToFlip:
+    r"""Erase attention to one position after another, the highest ranked first, until the decision flips.
+
+    A ranking that tells what the decision rests on flips it soon. Rankings of the same model are compared with each
+    other, and with a random one.
+
+    Args:
+        model: A classifier, logits (N, C), or an output that has them as `logits`.
+        layer: The module whose forward pass runs attention once, or its name in the model.
+        inputs: Tensor (N, ...) or tuple of such, such as token ids. Positions that a mask hides do not count.
+        additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
+        rankings: Names of some of "attention" (the weights), "gradient" (of the predicted class's log-probability by
+            the weights, signed), "gradient x attention" and "random"; or a mapping from any name to one of these, or to
+            importances (N, positions), higher first, of any attribution.
+        query: Whose attention is ranked and erased, such as 0 for a class token; None for all queries, ranked by the
+            mean of their weights.
+        seed: Of the random ranking.
+        max_examples_per_batch: How many examples run at once; None for all.
+
+    Returns:
+        Fractions and flips, (R, N) each. Equal importances are taken in the order of their positions.
+
+    Raises:
+        ValueError: As `attention_erasure`; an unknown ranking, or importances of another shape or not finite.
+        TypeError: A model, layer or inputs of the wrong type.
+
+    References:
+        S. Serrano and N. A. Smith, "Is Attention Interpretable?", ACL 2019, arXiv:1906.03731, section 5.
+
+    Example:
+        >>> import torch
+        >>> class Pooled(torch.nn.Module):
+        ...     def forward(self, x):  # attends to large numbers, and adds up what it attends to
+        ...         mean = (x.softmax(1) * x).sum(1)
+        ...         return torch.stack([mean, 1.5 - mean], dim=1)
+        >>> model = Pooled()
+        >>> x = torch.tensor([[0.0, 0.5, 1.0, 2.0]])
+        >>> fraction_to_flip(model, model, x, rankings={"attention": "attention", "last": -x}).fraction.tolist()
+        [[0.25], [1.0]]
+    """
+    named = dict(rankings) if isinstance(rankings, Mapping) else {name: name for name in rankings}
+    if isinstance(rankings, str) or not named:
+        raise ValueError(f"rankings must be names, of {', '.join(_OURS)}, or a mapping of names to importances")
+    examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, max_examples_per_batch)
+    importances = _Importances(examples, seed)
+    orders = [importances.ranks(name, ranking) for name, ranking in named.items()]
+    before = examples.probabilities(torch.arange(examples.n, device=examples.device)).argmax(1)
+    found = [_erase_until(examples, order, before) for order in orders]
+    fraction, flipped = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return FractionToFlip(tuple(named), fraction, flipped)
+
+
+class _Importances:
+    def __init__(self, examples: AttentionExamples, seed: int) -> None:
+        self._examples, self._seed = examples, seed
+
+    def ranks(self, name: str, ranking: str | Tensor) -> Tensor:
+        """(N, positions) the place of each in the order, 0 first; those that a mask hides come last."""
+        values = self._named(name, ranking) if isinstance(ranking, str) else ranking
+        weights = self._examples.weights
+        if not isinstance(values, Tensor) or values.shape != weights.shape:
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"ranking {name!r} must hold importances {tuple(weights.shape)}, but is {found}")
+        values = values.detach().to(weights.device).double()
+        if not bool(values[self._examples.live].isfinite().all()):
+            raise ValueError(f"ranking {name!r} contains NaN or infinity")
+        return ranks(values.masked_fill(~self._examples.live, -torch.inf))
+
+    def _named(self, name: str, ranking: str) -> Tensor:
+        weights = self._examples.weights
+        if ranking == "attention":
+            return weights
+        if ranking == "random":
+            generator = torch.Generator().manual_seed(derived_seed(self._seed, "random ranking"))
+            return torch.rand(weights.shape, generator=generator, dtype=torch.float64)
+        if ranking not in _OURS:
+            raise ValueError(f"ranking {name!r} must be one of {', '.join(_OURS)}, or importances, but is {ranking!r}")
+        return self._examples.gradients(multiply_by_weights=ranking != "gradient")
+
+
+def _erase_until(examples: AttentionExamples, order: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """For each example the fraction erased at the first flip, 1 for none, and whether there is one."""
+    positions = examples.live.sum(1)
+    fraction = torch.ones(examples.n, dtype=torch.float64, device=order.device)
+    flipped = torch.zeros(examples.n, dtype=torch.bool, device=order.device)
+    for count in range(1, int(positions.max())):
+        rows = (~flipped & (positions > count)).nonzero().flatten()
+        if not len(rows):
+            break
+        erased = (order[rows] < count) & examples.live[rows]
+        flips = examples.probabilities(rows, erased).argmax(1) != before[rows]
+        fraction[rows[flips]] = count / positions[rows[flips]].double()
+        flipped[rows[flips]] = True
+    return fraction, flipped
