@@ -103,7 +103,8 @@ class AttentionCalls(TorchFunctionMode):
                 f"{self.name} runs attention more than once, first {self._here[0]}, then {self._here[1]}; give the "
                 "module in which it runs once"
             )
-        assert self._n is not None
+        if self._n is None:
+            raise ValueError("the model was called without a tensor, which would tell how many examples there are")
         return self._change(call, self._n)
 
     def check_seen(self) -> None:

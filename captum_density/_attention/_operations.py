@@ -74,7 +74,10 @@ class Softmax(Operation):
 
     def observe(self, n: int) -> tuple[Any, Observed]:
         leaf = _leaf(self._func(*self._args, **self._kwargs))
-        return leaf, Observed(_arranged(leaf.detach(), self._dim, n), leaf, lambda g: _arranged(g, self._dim, n))
+        # A copy, as the model may write to its weights.
+        return leaf.clone(), Observed(
+            _arranged(leaf.detach(), self._dim, n), leaf, lambda g: _arranged(g, self._dim, n)
+        )
 
     def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
         scores, back = arranged(self._scores, self._dim, n)
@@ -137,7 +140,11 @@ class MultiHead(Operation):
 
     def observe(self, n: int) -> tuple[Any, Observed]:
         # A mask that requires a gradient, so that there is a graph even if all parameters are frozen.
-        masks = {"attn_mask": self._mask().requires_grad_(), "key_padding_mask": self._padding(), "is_causal": False}
+        masks = {
+            "attn_mask": self._mask().detach().requires_grad_(),
+            "key_padding_mask": self._padding(),
+            "is_causal": False,
+        }
         changed = {**masks, "need_weights": True, "average_attn_weights": False}
         with torch.enable_grad():
             output, weights = self._func(**{**self._given, **changed})
@@ -162,7 +169,7 @@ class MultiHead(Operation):
         assert query is not None and key is not None
         n = query.shape[1] if query.ndim == 3 else 1
         mask = query.new_zeros(()) if given is None else _additive(given, query.dtype, keep=False)
-        return mask.detach().expand(n * self._given["num_heads"], query.shape[0], key.shape[0]).clone()
+        return mask.expand(n * self._given["num_heads"], query.shape[0], key.shape[0]).clone()
 
     def _padding(self) -> Tensor | None:
         """(N, positions), or (positions,), to add to the scores."""

@@ -45,7 +45,7 @@ def erase_attention(
         TypeError: No model or layer, TorchScript, or positions of another type.
         ValueError: A name that the model does not have; positions, a query or heads that there are not; another number
             of examples than the positions are for; a query that is left with nothing to attend to; a layer that has
-            several attention calls, or, at the end, none.
+            several attention calls, or, at the end, none, or that did not run.
 
     References:
         S. Serrano and N. A. Smith, "Is Attention Interpretable?", ACL 2019, arXiv:1906.03731, section 3.
@@ -71,8 +71,7 @@ def erase_attention(
 
     with AttentionCalls(inner, found, without, erasure.n) as calls:
         yield
-    if calls.runs:
-        calls.check_seen()
+    calls.check_seen()
 
 
 class _Erasure:
