@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_density._captum import TargetType, select_targets
 
-__all__ = ["check_limit", "class_targets", "selected_output", "validate_inputs"]
+__all__ = ["check_limit", "class_targets", "expanded_baselines", "selected_output", "validate_inputs"]
 
 
 def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
@@ -103,3 +103,26 @@ def class_targets(target: Any, n: int, device: torch.device) -> Tensor:
             "target=..."
         )
     return classes.long().reshape(-1).expand(n)
+
+
+def expanded_baselines(baselines: Any, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Captum's baselines in the shapes of the inputs, finite.
+
+    Raises:
+        ValueError: They are not as many, do not broadcast to the inputs, or contain NaN or infinity.
+    """
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(xs)
+    if len(given) != len(xs):
+        raise ValueError(f"there must be a baseline for each of {len(xs)} inputs, but there are {len(given)}")
+    fills = []
+    for x, b in zip(xs, given, strict=True):
+        fill = torch.as_tensor(0.0 if b is None else b, dtype=x.dtype, device=x.device)
+        if not bool(fill.isfinite().all()):
+            raise ValueError("baselines contain NaN or infinity")
+        try:
+            fills.append(fill.detach().expand_as(x))
+        except RuntimeError as error:
+            raise ValueError(
+                f"a baseline must broadcast to its input, {tuple(x.shape)}, but has shape {tuple(fill.shape)}"
+            ) from error
+    return tuple(fills)

@@ -2,6 +2,12 @@
 
 from captum_density.metrics._attention_erasure import AttentionErasure as AttentionErasure
 from captum_density.metrics._attention_erasure import attention_erasure as attention_erasure
+from captum_density.metrics._axioms._completeness import completeness_gap as completeness_gap
+from captum_density.metrics._axioms._implementation import implementation_gap as implementation_gap
+from captum_density.metrics._axioms._sensitivity import sensitivity_gap as sensitivity_gap
+from captum_density.metrics._axioms._symmetry import symmetry_gap as symmetry_gap
+from captum_density.metrics._axioms._table import AxiomTable as AxiomTable
+from captum_density.metrics._axioms._table import axiom_table as axiom_table
 from captum_density.metrics._density_ratio import density_ratio as density_ratio
 from captum_density.metrics._diff_roar import diff_roar as diff_roar
 from captum_density.metrics._diff_roar import kar as kar
@@ -20,20 +26,26 @@ from captum_density.metrics._signal_block_share import signal_block_share as sig
 
 __all__ = [
     "AttentionErasure",
+    "AxiomTable",
     "FractionToFlip",
     "GanTest",
     "PixelPerturbation",
     "RetrainingResult",
     "ShiftSensitivity",
     "attention_erasure",
+    "axiom_table",
+    "completeness_gap",
     "density_ratio",
     "diff_roar",
     "fraction_to_flip",
     "gan_test",
+    "implementation_gap",
     "kar",
     "kernel_stein_discrepancy",
     "pixel_perturbation",
     "roar",
+    "sensitivity_gap",
     "shift_sensitivity",
     "signal_block_share",
+    "symmetry_gap",
 ]

@@ -90,7 +90,7 @@ def attention_erasure(
         ValueError: Inputs that are empty or unequally many; a layer without attention, or with several calls; a model
             that returns no logits of two classes or draws random numbers (dropout in training mode); a query that
             attends to the erased position alone, as the first one of a causal model does.
-        TypeError: A model, layer or inputs of the wrong type.
+        TypeError: A model, layer, inputs or query of the wrong type.
 
     References:
         S. Serrano and N. A. Smith, "Is Attention Interpretable?", ACL 2019, arXiv:1906.03731, section 4.

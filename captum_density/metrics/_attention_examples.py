@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 from captum_density._attention import find_layer, logits_of
 from captum_density._captum import TensorOrTupleOfTensorsGeneric, format_additional_forward_args, run_forward
@@ -31,7 +33,7 @@ class AttentionExamples:
         max_examples_per_batch: How many run at once; None for all.
 
     Raises:
-        TypeError: A model, layer or inputs of the wrong type.
+        TypeError: A model, layer, inputs or query of the wrong type.
         ValueError: Inputs that are empty or unequally many; no attention, or several calls, in the layer.
     """
 
@@ -45,6 +47,8 @@ class AttentionExamples:
         max_examples_per_batch: int | None,
     ) -> None:
         check_limit(max_examples_per_batch)
+        if query is not None and (not isinstance(query, int) or isinstance(query, bool)):
+            raise TypeError(f"query must be a position, or None for all queries, but is {query!r}")
         self._model, self._layer = find_layer(model, layer)
         self._inputs: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
         if not self._inputs or any(not isinstance(x, Tensor) or x.ndim == 0 for x in self._inputs):
@@ -72,8 +76,8 @@ class AttentionExamples:
         """
 
         def predict(at: slice) -> Tensor:
-            xs, args = self._rows(rows[at])
-            with torch.no_grad(), self._held():
+            with self._held(), torch.no_grad():  # in this order: leaving inference mode turns gradients on
+                xs, args = self._rows(rows[at])
                 if erased is None:
                     output = run_forward(self._model, xs, None, args)
                 else:
@@ -87,8 +91,8 @@ class AttentionExamples:
         """(N, positions) d log p / d weight of the predicted class, the mean over heads and queries."""
 
         def differentiate(at: slice) -> Tensor:
-            xs, args = self._rows(torch.arange(at.start, min(at.stop, self.n), device=self.device))
             with self._held():
+                xs, args = self._rows(torch.arange(at.start, min(at.stop, self.n), device=self.device))
                 with torch.no_grad():
                     predicted = self._log_probabilities(*xs, *args).argmax(1)
                 attribution = AttentionGradient(self._log_probabilities, self._layer, multiply_by_weights)
@@ -98,16 +102,24 @@ class AttentionExamples:
         return self._in_parts(differentiate)
 
     def _weights(self, at: slice) -> Tensor:
-        xs, args = self._rows(torch.arange(at.start, min(at.stop, self.n), device=self.device))
         with self._held():
+            xs, args = self._rows(torch.arange(at.start, min(at.stop, self.n), device=self.device))
             query = "mean" if self._query is None else self._query
             return AttentionWeights(self._model, self._layer).attribute(xs, args or None, query=query)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Within, what is compared is of one network."""
-        fixed = fixed_modules(self._model, compared=True)
-        with full_precision(self.device), fixed, refuse_random_numbers(self._inputs[0]):
+        """Within, what is compared is of one network, whose tensors autograd can save."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            # Erasing keeps PyTorch off the fused path of nn.TransformerEncoder, which sets padding to zero, and off
+            # compiled code: what it is compared with must be so too. While any mode is on, the fused path is not taken.
+            stack.enter_context(BaseTorchFunctionMode())
+            if "torch._dynamo" in sys.modules:  # only then can anything be compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(full_precision(self.device))
+            stack.enter_context(fixed_modules(self._model, compared=True))
+            stack.enter_context(refuse_random_numbers(self._inputs[0]))
             yield
 
     def _log_probabilities(self, *given: Any) -> Tensor:

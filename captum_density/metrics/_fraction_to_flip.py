@@ -67,7 +67,7 @@ def fraction_to_flip(
 
     Raises:
         ValueError: As `attention_erasure`; an unknown ranking, or importances of another shape or not finite.
-        TypeError: A model, layer or inputs of the wrong type.
+        TypeError: A model, layer, inputs or query of the wrong type.
 
     References:
         S. Serrano and N. A. Smith, "Is Attention Interpretable?", ACL 2019, arXiv:1906.03731, section 5.
@@ -83,9 +83,10 @@ def fraction_to_flip(
         >>> fraction_to_flip(model, model, x, rankings={"attention": "attention", "last": -x}).fraction.tolist()
         [[0.25], [1.0]]
     """
-    named = dict(rankings) if isinstance(rankings, Mapping) else {name: name for name in rankings}
-    if isinstance(rankings, str) or not named:
+    listed = list(rankings)
+    if isinstance(rankings, str | Tensor) or not listed or any(not isinstance(name, str) for name in listed):
         raise ValueError(f"rankings must be names, of {', '.join(_OURS)}, or a mapping of names to importances")
+    named = dict(rankings) if isinstance(rankings, Mapping) else {name: name for name in listed}
     examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, max_examples_per_batch)
     importances = _Importances(examples, seed)
     orders = [importances.ranks(name, ranking) for name, ranking in named.items()]

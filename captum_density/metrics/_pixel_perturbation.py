@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._masks import ranks, top_count
+from captum_density._validation import expanded_baselines
 from captum_density.metrics._classified import Classifier
 
 __all__ = ["PixelPerturbation", "pixel_perturbation"]
@@ -100,7 +101,7 @@ def pixel_perturbation(
     classifier = Classifier(forward_func, xs, target, additional_forward_args, max_examples_per_batch)
     _check_choices(channels, keep)
     kept_fractions = _checked_fractions(fractions)
-    fills = _fills(baselines, xs)
+    fills = expanded_baselines(baselines, xs)
     order, sizes = _order(xs, maps, together=channels == "together", signed=signed)
 
     d = order.shape[1]
@@ -151,24 +152,6 @@ def _masks(kept: Tensor, xs: tuple[Tensor, ...], sizes: list[int], together: boo
         part.reshape(len(x), 1, *x.shape[2:]) if together else part.reshape(x.shape)
         for part, x in zip(parts, xs, strict=True)
     ]
-
-
-def _fills(baselines: Any, xs: tuple[Tensor, ...]) -> list[Tensor]:
-    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(xs)
-    if len(given) != len(xs):
-        raise ValueError(f"there must be a baseline for each of {len(xs)} inputs, but there are {len(given)}")
-    fills = []
-    for x, b in zip(xs, given, strict=True):
-        fill = torch.as_tensor(0.0 if b is None else b, dtype=x.dtype, device=x.device)
-        if not bool(fill.isfinite().all()):
-            raise ValueError("baselines contain NaN or infinity")
-        try:
-            fills.append(fill.detach().expand_as(x))
-        except RuntimeError as error:
-            raise ValueError(
-                f"a baseline must broadcast to its input, {tuple(x.shape)}, but has shape {tuple(fill.shape)}"
-            ) from error
-    return fills
 
 
 def _checked_fractions(fractions: Sequence[float]) -> list[float]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor
 
 from captum_density._captum import (
@@ -20,6 +18,7 @@ from captum_density._captum import (
 )
 from captum_density._random import replayable
 from captum_density._validation import selected_output, validate_inputs
+from captum_density.metrics._explained import attribute_function, check_functions, flat, runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
 __all__ = ["ShiftSensitivity", "shift_sensitivity"]
@@ -113,7 +112,7 @@ def shift_sensitivity(
         raise ValueError("shift_sensitivity compares attributions only; leave return_convergence_delta out")
     if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
         raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
-    _check_functions(make_attribution, model)
+    check_functions(make_attribution, model)
     xs = format_tensor_into_tuples(inputs)
     if shift is None or all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
         validate_inputs(model, xs)  # token ids have no gradient, which a shift of one's own does not need
@@ -130,43 +129,16 @@ def shift_sensitivity(
         for attributed in (model, shifted):
             rewind()
             copies = tuple(x.detach().clone() for x in xs)
-            attribute = _attribute_function(make_attribution, attributed)
-            with _runs(shifted) as shifted_runs, _runs(model) as model_runs:
+            attribute = attribute_function(make_attribution, attributed)
+            with runs(shifted) as shifted_runs, runs(model) as model_runs:
                 found = attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs)
-            maps.append(_flat(found, n))
+            maps.append(flat(found, n))
     if model_runs and not shifted_runs:
         raise ValueError(
             "the attribution ran the model and not its shifted twin; make_attribution must make it for the model it is "
             "given, as `lambda model: Saliency(model).attribute` does"
         )
     return _compare(maps[0], maps[1], floor)
-
-
-def _attribute_function(make_attribution: Callable[[Any], Any], model: Callable[..., Any]) -> Callable[..., Any]:
-    made = make_attribution(model)
-    attribute = made.attribute if isinstance(made, Attribution) else made
-    if not callable(attribute):
-        raise TypeError(
-            "make_attribution must return an attribute function, such as `Saliency(model).attribute`, but returned "
-            f"{type(attribute).__name__}"
-        )
-    return attribute
-
-
-@contextmanager
-def _runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
-    """A list with an entry for each time the module runs; it stays empty for a function."""
-    runs: list[bool] = []
-    hook = None
-    if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        hook = model.register_forward_hook(lambda *_: runs.append(True))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
-            yield runs
-    finally:
-        if hook is not None:
-            hook.remove()
 
 
 def _default_shift(
@@ -227,31 +199,6 @@ def _rounding(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any
         flat = [t.detach().double().reshape(len(t), -1) for t in (x, g)]
         floor += 64 * torch.finfo(x.dtype).eps * flat[1].norm(dim=1) * flat[0].abs().amax(1).clamp_min(1)
     return floor
-
-
-def _flat(attributions: Any, n: int) -> Tensor:
-    """(N, elements) in float64, over all inputs."""
-    parts = attributions if isinstance(attributions, tuple) else (attributions,)
-    if not parts or not all(isinstance(part, Tensor) for part in parts):
-        received = ", ".join(type(part).__name__ for part in parts)
-        raise TypeError(f"the attribute function must return a tensor or a tuple of tensors, but returned {received}")
-    for part in parts:
-        if not bool(part.isfinite().all()):
-            raise ValueError("the attributions contain NaN or infinity, so nothing can be compared with them")
-        if part.ndim == 0 or len(part) != n or part.numel() == 0:
-            raise ValueError(f"attributions of {n} examples must have as many rows, but have shape {tuple(part.shape)}")
-    return torch.cat([part.detach().double().reshape(n, -1) for part in parts], dim=1)
-
-
-def _check_functions(make_attribution: Any, model: Any) -> None:
-    bound = getattr(make_attribution, "__self__", make_attribution)
-    if not callable(make_attribution) or isinstance(bound, Attribution | torch.nn.Module):
-        raise TypeError(
-            "make_attribution must be a function of the model, such as Saliency or `lambda model: "
-            f"IntegratedGradients(model).attribute`, but belongs to an object of class {type(bound).__name__}"
-        )
-    if not callable(model) or isinstance(model, type | Attribution):
-        raise TypeError(f"model must be a torch.nn.Module or a function, but is {model!r}")
 
 
 def _compare(honest: Tensor, shifted: Tensor, floor: Tensor) -> ShiftSensitivity:

@@ -1,0 +1,205 @@
+"""A batch of examples with their baselines, what a network makes of points between, and what a method attributes."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_density._captum import TargetType, format_additional_forward_args, run_forward
+from captum_density._evaluation import full_precision, refuse_random_numbers
+from captum_density._fixed_modules import fixed_modules
+from captum_density._random import replayable
+from captum_density._validation import check_limit, expanded_baselines, selected_output, validate_inputs
+from captum_density.metrics._explained import flat
+
+__all__ = ["Examples", "attribute_of", "explaining", "quotient"]
+
+
+class Examples:
+    """N examples of d features, all inputs side by side, and their baselines.
+
+    Args:
+        model: f.
+        inputs: A tensor (N, ...) or a tuple of such.
+        baselines: A number, or what broadcasts to an input, or a tuple of them; None for 0.
+        additional_forward_args: As Captum's.
+        target: As Captum's.
+        max_examples_per_batch: How many points run at once; None for N.
+
+    Raises:
+        TypeError: A model that cannot be called, inputs that are not floating-point.
+        ValueError: Inputs that are empty, NaN or infinite, baselines that do not fit, a limit below 1.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        inputs: Any,
+        baselines: Any,
+        additional_forward_args: object,
+        target: TargetType,
+        max_examples_per_batch: int | None = None,
+    ) -> None:
+        if not callable(model) or isinstance(model, type | Attribution):
+            raise TypeError(f"the network must be a torch.nn.Module or a function, but is {model!r}")
+        self.is_tuple = isinstance(inputs, tuple)
+        self._parts: tuple[Tensor, ...] = inputs if self.is_tuple else (inputs,)
+        if not self._parts:
+            raise TypeError("inputs must be a tensor or a non-empty tuple of tensors")
+        check_limit(max_examples_per_batch)
+        validate_inputs(model, self._parts)
+        if any(x[0].numel() == 0 for x in self._parts):
+            raise ValueError("the inputs have no features")
+        self.model = model
+        self.n = len(self._parts[0])
+        self.given_baselines = baselines
+        self.x = _joined(self._parts)
+        self.baselines = _joined(expanded_baselines(baselines, self._parts))
+        self.d = self.x.shape[1]
+        self.rows = torch.arange(self.n, device=self.x.device)
+        self._args = format_additional_forward_args(additional_forward_args)
+        self._target = target
+        self._size = max_examples_per_batch or self.n
+
+    @property
+    def eps(self) -> float:
+        """Of the least precise input."""
+        return max(torch.finfo(x.dtype).eps for x in self._parts)
+
+    def outputs(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """f at points, (R,) in double precision.
+
+        Args:
+            points: (R, d).
+            rows: (R,) of which example each is a version; None for all in turn.
+
+        Raises:
+            ValueError: The output is not finite, or the model draws random numbers or changes itself.
+        """
+        found = []
+        with torch.no_grad(), full_precision(points.device), fixed_modules(self.model, compared=True):
+            for chunk, part in self._chunks(points, rows):
+                with refuse_random_numbers(points):
+                    output = run_forward(self.model, self._split(chunk), None, self._args_of(part))
+                found.append(selected_output(output, self._target_of(part), len(chunk)).double())
+        values = torch.cat(found)
+        if not bool(values.isfinite().all()):
+            raise ValueError("the network's output contains NaN or infinity, with which nothing can be compared")
+        return values
+
+    def attributions(
+        self, attribute: Callable[..., Any], points: Tensor, rows: Tensor | None, options: Mapping[str, Any]
+    ) -> Tensor:
+        """What a method attributes to each feature at points, (R, d) in double precision.
+
+        Args:
+            attribute: The method's attribute function.
+            points: (R, d).
+            rows: (R,) of which example each is a version; None for all in turn.
+            options: Further arguments of the function.
+
+        Raises:
+            ValueError: Attributions of another shape than the inputs', NaN or infinite.
+            TypeError: The function returns no tensors.
+        """
+        found = []
+        for chunk, part in self._chunks(points, rows):
+            a = self.explained(attribute, chunk, part, options)
+            if a.shape[1] != self.d:
+                raise ValueError(
+                    f"there must be an attribution of each of {self.d} features, but there are {a.shape[1]}"
+                )
+            found.append(a)
+        return torch.cat(found)
+
+    def explained(
+        self, attribute: Callable[..., Any], points: Tensor, rows: Tensor, options: Mapping[str, Any]
+    ) -> Tensor:
+        """As `attributions`, in one call, of whatever size they are."""
+        takes, takes_any = _parameters(attribute)
+        more: dict[str, Any] = {}
+        # None is what they default to; but a baseline has to be the one that is meant.
+        if "baselines" in takes or (takes_any and self.given_baselines is not None):
+            more["baselines"] = self._given(self._split(self.baselines[rows]))
+        for name, value in (("target", self._target_of(rows)), ("additional_forward_args", self._args_of(rows))):
+            if value is not None and (name in takes or takes_any):
+                more[name] = value
+        return flat(attribute(self._given(self._split(points)), **more, **options), len(points))
+
+    def _given(self, parts: tuple[Tensor, ...]) -> Any:
+        return parts if self.is_tuple else parts[0]
+
+    def _split(self, points: Tensor) -> tuple[Tensor, ...]:
+        """In the inputs' form; copies, as a method may write to what it is given."""
+        parts = points.split([x[0].numel() for x in self._parts], dim=1)
+        return tuple(
+            part.to(x.dtype, copy=True).reshape(len(points), *x.shape[1:])
+            for part, x in zip(parts, self._parts, strict=True)
+        )
+
+    def _chunks(self, points: Tensor, rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = self.rows if rows is None else rows
+        return zip(points.split(self._size), rows.split(self._size), strict=True)
+
+    def _target_of(self, rows: Tensor) -> TargetType:
+        target = self._target
+        if isinstance(target, Tensor) and target.ndim > 0 and len(target) == self.n and target.numel() > 1:
+            return target[rows.to(target.device)]
+        if isinstance(target, list) and len(target) == self.n:
+            return [target[i] for i in rows.tolist()]
+        return target
+
+    def _args_of(self, rows: Tensor) -> Any:
+        if self._args is None:
+            return None
+        return tuple(
+            a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == self.n else a for a in self._args
+        )
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([x.detach().reshape(len(x), -1) for x in parts], dim=1)
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The names a function takes, and whether it takes any others."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return set(), False
+    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def attribute_of(explanation_func: Any) -> Callable[..., Any]:
+    """The attribute function that is meant.
+
+    Raises:
+        TypeError: It is none.
+    """
+    function = explanation_func.attribute if isinstance(explanation_func, Attribution) else explanation_func
+    if not callable(function) or isinstance(function, type | torch.nn.Module):
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"explanation_func must be an attribute function, such as `Saliency(model).attribute`, but is {name}"
+        )
+    return function
+
+
+@contextmanager
+def explaining(model: Callable[..., Any], device: torch.device) -> Iterator[Callable[[], None]]:
+    """Within, attributions may be taken and leave no trace; yields what rewinds the random numbers."""
+    with replayable(device) as rewind, torch.inference_mode(False), fixed_modules(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
+        yield rewind
+
+
+def quotient(difference: Tensor, scale: Tensor) -> Tensor:
+    """Their ratio, and 0 for 0/0."""
+    return torch.where(scale > 0, difference / scale.where(scale > 0, 1.0), 0.0)

@@ -1,0 +1,109 @@
+"""Implementation invariance: whether two networks that compute the same function get the same attributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density.metrics._axioms._examples import Examples, explaining, quotient
+from captum_density.metrics._explained import attribute_function, check_functions, runs
+
+__all__ = ["implementation_gap"]
+
+_BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def implementation_gap(
+    make_attribution: Callable[[Any], Any],
+    model: Callable[..., Any],
+    rewritten: Callable[..., Any],
+    inputs: TensorOrTupleOfTensorsGeneric,
+    baselines: float | Tensor | tuple[float | Tensor, ...] | None = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    **kwargs: Any,
+) -> Tensor:
+    r"""How much a method's attributions depend on how a function is written as a network.
+
+    .. math:: \frac{\|a - a'\|}{\|a\| + \|a'\|}
+
+    for the attributions a of a network and a' of another that computes the same function, with the same random numbers.
+    `captum_density.rewriting` makes such networks.
+
+    Args:
+        make_attribution: Takes a model, returns the attribute function of it or the attribution itself: a Captum class
+            will do. Called for both networks. The function is given `baselines` (of the inputs' shape), `target` and
+            `additional_forward_args` as far as it takes them.
+        model: A network.
+        rewritten: The other one. That both return the same is tried at the inputs, the baselines and points between.
+        inputs: Floating-point tensor (N, ...) or tuple of such.
+        baselines: A number, or a tensor that broadcasts to the input, or a tuple of them; None for 0.
+        additional_forward_args: As Captum's.
+        target: As Captum's.
+        kwargs: Further arguments of the attribute function, such as `n_steps`.
+
+    Returns:
+        (N,) float64 in [0, 1], lower is better: 0 for equal attributions, 1 for opposite ones or where only one is
+        zero. 0/0 is 0.
+
+    Raises:
+        ValueError: Networks that compute different functions; attributions of different shapes; a method that ignores
+            which network it is made for; shapes that do not fit; values that are not finite; or a model that draws
+            random numbers (dropout in training mode).
+        TypeError: `make_attribution` is an attribution already made or returns no function; inputs that are not
+            floating-point.
+
+    References:
+        M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365,
+        section 2.2. The measure is ours.
+
+    Example:
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> from captum_density.rewriting import split_layer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 9), torch.nn.ReLU(), torch.nn.Linear(9, 2)).double()
+        >>> x = torch.randn(4, 3).double()
+        >>> bool((implementation_gap(Saliency, model, split_layer(model, "0"), x, target=0) < 1e-9).all())
+        True
+    """
+    for network in (model, rewritten):
+        check_functions(make_attribution, network)
+    both = [Examples(network, inputs, baselines, additional_forward_args, target) for network in (model, rewritten)]
+    _check_equal(*both)
+    device, found = both[0].x.device, []
+    with explaining(model, device) as rewind, explaining(rewritten, device):
+        for examples in both:
+            rewind()
+            attribute = attribute_function(make_attribution, examples.model)
+            with runs(model) as model_runs, runs(rewritten) as rewritten_runs:
+                found.append(examples.explained(attribute, examples.x, examples.rows, kwargs))
+    if model_runs and not rewritten_runs:
+        raise ValueError(
+            "the attribution ran the first network and not the rewritten one; make_attribution must make it for the "
+            "model it is given, as `lambda model: Saliency(model).attribute` does"
+        )
+    a, b = found
+    if a.shape != b.shape:
+        raise ValueError(f"the two attributions have {a.shape[1]} and {b.shape[1]} elements an example")
+    # By the largest element first, so that squares of very small or large ones are not lost.
+    largest = torch.maximum(a.abs(), b.abs()).amax(1, keepdim=True)
+    a, b = quotient(a, largest), quotient(b, largest)
+    return quotient((a - b).norm(dim=1), a.norm(dim=1) + b.norm(dim=1))
+
+
+def _check_equal(first: Examples, second: Examples) -> None:
+    scale, difference = 0.0, 0.0
+    for t in _BETWEEN:
+        points = first.baselines + t * (first.x - first.baselines)
+        outputs, others = first.outputs(points), second.outputs(points)
+        scale = max(scale, float(outputs.abs().max()), float(others.abs().max()))
+        difference = max(difference, float((outputs - others).abs().max()))
+    if difference > first.eps**0.5 * scale:
+        raise ValueError(
+            f"the two networks compute different functions: their outputs differ by up to {difference:.2g}, where the "
+            f"largest is {scale:.2g}"
+        )

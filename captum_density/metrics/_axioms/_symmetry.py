@@ -1,0 +1,114 @@
+"""Symmetry: whether features that are interchangeable get the same attribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density.metrics._axioms._examples import Examples, attribute_of, explaining, quotient
+
+__all__ = ["symmetry_gap"]
+
+_POINTS = 4
+
+
+def symmetry_gap(
+    explanation_func: Callable[..., Any],
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTupleOfTensorsGeneric,
+    pairs: Sequence[tuple[int, int]],
+    baselines: float | Tensor | tuple[float | Tensor, ...] | None = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    **kwargs: Any,
+) -> Tensor:
+    """How much the attributions of two features differ that the function is symmetric in.
+
+    The axiom is about inputs and baselines with equal values in the two; the largest |a_i - a_j| / (|a_i| + |a_j|) of
+    all pairs counts. That f is symmetric is tried at random points between baseline and input.
+
+    Args:
+        explanation_func: The method's attribute function, as `captum.metrics.sensitivity_max` takes it, or the Captum
+            attribution. It is given `baselines` (of the inputs' shape), `target` and `additional_forward_args` as far
+            as it takes them.
+        forward_func: f, which the method explains. It runs with batch norm on its running statistics.
+        inputs: x, a floating-point tensor (N, ...) or tuple of such.
+        pairs: Indices (i, j) of elements, counted over all inputs of an example, flattened.
+        baselines: x': a number, or a tensor that broadcasts to the input, or a tuple of them; None for 0.
+        additional_forward_args: As Captum's.
+        target: As Captum's.
+        kwargs: Further arguments of the attribute function, such as `n_steps`.
+
+    Returns:
+        (N,) float64 in [0, 1], lower is better: 0 for equal attributions, 1 where one of them is zero or has the other
+        sign. A pair whose attributions are both lost in the rounding of the example's largest has 0.
+
+    Raises:
+        ValueError: No pairs, or indices out of range; inputs or baselines that differ within a pair; a function that is
+            not symmetric; shapes that do not fit; values that are not finite; or a model that draws random numbers
+            (dropout in training mode).
+        TypeError: `explanation_func` is no function or returns no tensors; inputs that are not floating-point.
+
+    References:
+        M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365,
+        section 4.
+
+    Example:
+        >>> import torch
+        >>> f, x = (lambda x: x[:, 0] * x[:, 1]), torch.tensor([[3.0, 3.0]])
+        >>> symmetry_gap(lambda x: f(x)[:, None] * torch.tensor([[0.75, 0.25]]), f, x, [(0, 1)]).item()
+        0.5
+    """
+    attribute = attribute_of(explanation_func)
+    examples = Examples(forward_func, inputs, baselines, additional_forward_args, target)
+    i, j = _checked(pairs, examples.d).to(examples.x.device)
+    for values, what in ((examples.x, "inputs"), (examples.baselines, "baselines")):
+        differs = (values[:, i] != values[:, j]).any(0)
+        if bool(differs.any()):
+            at = int(differs.nonzero()[0])
+            raise ValueError(
+                f"the {what} differ in features {int(i[at])} and {int(j[at])}; the axiom asks for equal ones"
+            )
+    for first, second in zip(i.tolist(), j.tolist(), strict=True):
+        _check_symmetric(examples, first, second)
+    with explaining(forward_func, examples.x.device):
+        a = examples.attributions(attribute, examples.x, None, kwargs)
+    size = a[:, i].abs() + a[:, j].abs()
+    size = size.where(size > 64 * examples.eps * a.abs().amax(1, keepdim=True), 0.0)
+    return quotient((a[:, i] - a[:, j]).abs(), size).amax(1)
+
+
+def _checked(pairs: Sequence[tuple[int, int]], d: int) -> Tensor:
+    """(2, pairs) indices."""
+    chosen = [tuple(int(index) for index in pair) for pair in pairs]
+    if not chosen or not all(len(p) == 2 and p[0] != p[1] and all(0 <= index < d for index in p) for p in chosen):
+        raise ValueError(f"pairs must be pairs of different indices from 0 to {d - 1}, at least one, but are {chosen}")
+    return torch.tensor(chosen).T
+
+
+def _check_symmetric(examples: Examples, first: int, second: int) -> None:
+    """Swap two features where they differ."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, baselines = examples.x, examples.baselines
+    reach = (x - baselines).abs().amax(1, keepdim=True)
+    reach = reach.where(reach > 0, 1.0)
+    scale, differences = 0.0, 0.0
+    for _ in range(_POINTS):
+        along, off = torch.rand(2, *x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
+        points = baselines + along * (x - baselines)
+        both = [first, second]
+        points[:, both] = (baselines + off * reach)[:, both]
+        swapped = points.clone()
+        swapped[:, both] = points[:, both[::-1]]
+        outputs, others = examples.outputs(points), examples.outputs(swapped)
+        scale = max(scale, float(outputs.abs().max()), float(others.abs().max()))
+        differences = max(differences, float((outputs - others).abs().max()))
+    if differences > examples.eps**0.5 * scale:
+        raise ValueError(
+            f"the function is not symmetric in features {first} and {second}: swapping them changes an output by "
+            f"{differences:.2g}"
+        )

@@ -1,0 +1,81 @@
+"""Attributions that a metric takes itself: what makes them, whether they ran the model, and what they are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor
+
+__all__ = ["attribute_function", "check_functions", "flat", "runs"]
+
+
+def attribute_function(make_attribution: Callable[[Any], Any], model: Callable[..., Any]) -> Callable[..., Any]:
+    """The attribute function that `make_attribution` makes for a model.
+
+    Raises:
+        TypeError: It is none.
+    """
+    made = make_attribution(model)
+    attribute = made.attribute if isinstance(made, Attribution) else made
+    if not callable(attribute):
+        raise TypeError(
+            "make_attribution must return an attribute function, such as `Saliency(model).attribute`, but returned "
+            f"{type(attribute).__name__}"
+        )
+    return attribute
+
+
+def check_functions(make_attribution: Any, model: Any) -> None:
+    """Refuse what makes no attribution, or is no model.
+
+    Raises:
+        TypeError: An attribution that is already made, no function, or a class in place of a model.
+    """
+    bound = getattr(make_attribution, "__self__", make_attribution)
+    if not callable(make_attribution) or isinstance(bound, Attribution | torch.nn.Module):
+        raise TypeError(
+            "make_attribution must be a function of the model, such as Saliency or `lambda model: "
+            f"IntegratedGradients(model).attribute`, but belongs to an object of class {type(bound).__name__}"
+        )
+    if not callable(model) or isinstance(model, type | Attribution):
+        raise TypeError(f"model must be a torch.nn.Module or a function, but is {model!r}")
+
+
+@contextmanager
+def runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
+    """A list with an entry for each time the module runs; it stays empty for a function."""
+    runs: list[bool] = []
+    hook = None
+    if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        hook = model.register_forward_hook(lambda *_: runs.append(True))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
+            yield runs
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def flat(attributions: Any, n: int) -> Tensor:
+    """(N, elements) in float64, over all inputs.
+
+    Raises:
+        TypeError: No tensors.
+        ValueError: NaN or infinity, or not N rows.
+    """
+    parts = attributions if isinstance(attributions, tuple) else (attributions,)
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        received = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(f"the attribute function must return a tensor or a tuple of tensors, but returned {received}")
+    for part in parts:
+        if not bool(part.isfinite().all()):
+            raise ValueError("the attributions contain NaN or infinity, so nothing can be compared with them")
+        if part.ndim == 0 or len(part) != n or part.numel() == 0:
+            raise ValueError(f"attributions of {n} examples must have as many rows, but have shape {tuple(part.shape)}")
+    return torch.cat([part.detach().double().reshape(n, -1) for part in parts], dim=1)
