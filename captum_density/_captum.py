@@ -30,11 +30,13 @@ from captum._utils.common import (
 from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
 from captum.attr._utils.approximation_methods import SUPPORTED_METHODS as QUADRATURES
 from captum.attr._utils.approximation_methods import approximation_parameters
+from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule as PositiveRule
 
 __all__ = [
     "QUADRATURES",
     "BaselineType",
     "ExpansionTypes",
+    "PositiveRule",
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
     "approximation_parameters",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import (
-    LRP,
     DeepLift,
     InputXGradient,
     IntegratedGradients,
@@ -18,7 +17,6 @@ from captum.attr import (
     NoiseTunnel,
     Saliency,
 )
-from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -437,7 +435,7 @@ def test_table_reproduces_the_literature(table):
 
 
 def test_gradients_fail_where_the_function_is_flat(table):
-    for method in ("gradient", "InputXGradient", "GuidedBackprop", "Deconvolution", "LRP"):
+    for method in ("gradient", "InputXGradient", "GuidedBackprop", "Deconvolution", "LRP, epsilon"):
         found = table.found[method, "sensitivity"]
         assert found["min(x, 1) at 2"] == 1
         assert found["max(0, x - 10) at 15"] == 0
@@ -450,7 +448,7 @@ def test_figures_of_the_table(table):
     assert table.found["DeepLift", IMPLEMENTATION]["figure 7"] == pytest.approx(0.18524, abs=1e-5)
     # An integral of 1000 steps misses a kink by at most one of them.
     assert 1e-6 < table.gaps[table.methods.index("IntegratedGradients"), 0] < 0.005
-    lrp = table.found["LRP", IMPLEMENTATION]
+    lrp = table.found["LRP, epsilon", IMPLEMENTATION]
     assert lrp["folded batch norm"].startswith("TypeError: Module of type")
     # Gradient times input, but for a relevance counted twice where an identity is inserted.
     assert max(lrp[name] for name in ("figure 7", "split layer", "permuted units", "dense convolution")) < 1e-6
@@ -469,10 +467,10 @@ def test_table_in_words(table):
     lines = text.splitlines()
     assert len({len(line) for line in lines[: len(table.methods) + 2]}) == 1
     assert lines[2].startswith("| gradient ")
-    lrp = next(line for line in lines if line.startswith("| LRP "))
+    lrp = next(line for line in lines if line.startswith("| LRP, epsilon "))
     assert "no* 0.33 " in lrp
-    assert lines[-1].startswith("LRP refuses folded batch norm: TypeError")
-    assert text.count("LRP refuses") == 1
+    assert lines[-1].startswith("LRP, alpha 1 beta 0 refuses folded batch norm: TypeError")
+    assert text.count(" refuses ") == 2
     assert page.count("<tr>") == len(table.methods) + 1
     assert "&lt;class" in page
     assert "IntegratedGradients: completeness, sensitivity, implementation invariance, symmetry" in repr(table)
@@ -486,20 +484,10 @@ def test_table_as_plain_values(table):
     assert cell == {"gap": 1.0, "holds": False, "networks": table.found["gradient", "sensitivity"]}
 
 
-def test_lrp_with_positive_weights_is_not_invariant():
+def test_lrp_with_positive_contributions_is_not_invariant(table):
     # What "DeepLift and LRP fail" is about: the rules that are used, not the one that is gradient times input.
-    def positive(model):
-        def attribute(inputs):
-            for module in model.modules():
-                if isinstance(module, nn.Linear | nn.Conv2d):
-                    module.rule = Alpha1_Beta0_Rule()
-            return LRP(model).attribute(inputs)
-
-        return attribute
-
-    made = axiom_table({"LRP": positive})
-    assert made.found["LRP", IMPLEMENTATION]["max(x1, x2) at (2, 1)"] > 0.1
-    assert made.holds["LRP"] == dict.fromkeys(made.axioms, False)
+    assert table.found["LRP, alpha 1 beta 0", IMPLEMENTATION]["max(x1, x2) at (2, 1)"] > 0.1
+    assert table.holds["LRP, alpha 1 beta 0"] == dict.fromkeys(table.axioms, False)
 
 
 def test_methods_that_raise_do_not_lose_the_others():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._axioms._examples import Examples, flat, quotient
+from captum_density.metrics._axioms._examples import Examples, quotient
+from captum_density.metrics._explained import flat
 
 __all__ = ["completeness_gap"]
 

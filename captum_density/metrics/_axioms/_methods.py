@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -18,8 +19,9 @@ from captum.attr import (
     Saliency,
     ShapleyValues,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_density._captum import PositiveRule
 from captum_density.attr import FullGrad, PathIntegratedGradients, PiecewiseLinearPath, PowerPath
 
 __all__ = ["default_methods"]
@@ -36,7 +38,8 @@ def default_methods() -> Mapping[str, Callable[[Any], Any]]:
         "GuidedBackprop": GuidedBackprop,
         "Deconvolution": Deconvolution,
         "DeepLift": DeepLift,
-        "LRP": LRP,
+        "LRP, epsilon": LRP,
+        "LRP, alpha 1 beta 0": _positive_lrp,
         "IntegratedGradients": lambda model: partial(IntegratedGradients(model).attribute, **_STEPS),
         "FeatureAblation": FeatureAblation,
         "ShapleyValues": ShapleyValues,
@@ -46,6 +49,19 @@ def default_methods() -> Mapping[str, Callable[[Any], Any]]:
         "PathIntegratedGradients, bent": _bent,
         "PathIntegratedGradients, one by one": _one_by_one,
     }
+
+
+def _positive_lrp(model: Any) -> Callable[..., Tensor]:
+    """With Captum's rule for positive contributions alone."""
+
+    def attribute(inputs: Tensor, target: Any = None) -> Tensor:
+        ruled = copy.deepcopy(model)
+        for module in ruled.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.rule = PositiveRule()
+        return LRP(ruled).attribute(inputs, target)
+
+    return attribute
 
 
 def _bent(model: Any) -> Callable[..., Tensor]:

@@ -158,14 +158,14 @@ def axiom_table(methods: Mapping[str, Callable[[Any], Any]] | None = None, *, to
     tanh, with rectifiers and convolutions, rewritten in the ways of `captum_density.rewriting`, or symmetric in two
     inputs; all in double precision, with baseline 0.
 
-    What is tried is an implementation. LRP with Captum's default rule is gradient times input on ReLU networks (M.
+    What is tried is an implementation. LRP with Captum's default rule, epsilon, is gradient times input on ReLU networks (M.
     Ancona et al., ICLR 2018, arXiv:1711.06104) and as invariant as that; it fails where an identity is inserted, as
     Captum has no rule for the subtraction in it. A gradient is not zero at 15 for max(0, x - 10), and fails sensitivity
     only on min(x, 1). FullGrad's saliency map of a single feature is always zero, as it is rescaled.
 
     Args:
         methods: Name to what takes a model and returns the attribute function of it, or the attribution itself: a
-            Captum class will do. None for nine of Captum's, FullGrad and PathIntegratedGradients along three paths.
+            Captum class will do. None for ten of Captum's, FullGrad and PathIntegratedGradients along three paths.
         tolerance: The largest gap that counts as none, in [0, 1). Integrals of 1000 steps come to 0.005 where a path
             crosses a kink, all else that holds to rounding.
 
