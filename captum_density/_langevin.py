@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_density._log_density import LogDensity, Points, squared_norm
+from captum_density._log_density import LogDensity, squared_norm
+from captum_density._outputs import Points
 from captum_density._random import standard_noise
 
 __all__ = ["Bounds", "Langevin", "Step", "check_bounds", "check_steps", "within"]

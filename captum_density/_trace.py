@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_density._log_density import LogDensity, Points
+from captum_density._log_density import LogDensity
+from captum_density._outputs import Points
 from captum_density._random import standard_noise
 
 __all__ = ["TraceEstimator", "check_noise", "displaced_values", "warn_if_flat"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_density._captum import TargetType, select_targets
 
-__all__ = ["check_limit", "class_targets", "expanded_baselines", "selected_output", "validate_inputs"]
+__all__ = ["check_limit", "class_targets", "examples_first", "expanded_baselines", "selected_output", "validate_inputs"]
 
 
 def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
@@ -44,13 +44,12 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> No
             raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
 
 
-def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
-    """f per example, (N,): the target's output.
+def examples_first(output: Any, n: int) -> Tensor:
+    """What a model returned, a tensor (N, ...).
 
     Raises:
-        TypeError: If the model returned no tensor.
-        ValueError: If the examples do not come first.
-        AssertionError: Captum's own, for a target that does not fit.
+        TypeError: It is no tensor.
+        ValueError: The examples do not come first.
     """
     if not isinstance(output, Tensor):
         raise TypeError(
@@ -62,7 +61,18 @@ def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
             f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first "
             "(is the batch dimension missing?)"
         )
-    selected = select_targets(output, target)
+    return output
+
+
+def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
+    """f per example, (N,): the target's output.
+
+    Raises:
+        TypeError: If the model returned no tensor.
+        ValueError: If the examples do not come first.
+        AssertionError: Captum's own, for a target that does not fit.
+    """
+    selected = select_targets(examples_first(output, n), target)
     # Captum's own check and words.
     assert selected[0].numel() == 1, (
         "Target not provided when necessary, cannot take gradient with respect to multiple outputs."

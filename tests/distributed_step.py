@@ -22,11 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from captum_density.losses import (
     AntiScoreMatchingLoss,
+    AttentionMapLoss,
     ContrastiveDivergenceLoss,
     DenoisingScoreMatchingLoss,
+    DistillationLoss,
     FiniteDifferenceScoreMatchingLoss,
     FoolingLoss,
     GradientNormLoss,
+    JacobianMatchingLoss,
     NoiseContrastiveLoss,
     ScoreMatchingLoss,
     SlicedScoreMatchingLoss,
@@ -49,6 +52,23 @@ def noise_contrastive() -> NoiseContrastiveLoss:
     return NoiseContrastiveLoss(Independent(Normal(0.5 * one, 0.3 * one), 3), generator=_generator()).double()
 
 
+class OfTeacher(nn.Module):
+    """A loss of a student and a teacher, which knows no labels."""
+
+    def __init__(self, make: Callable[[nn.Module, nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.make, self.teacher = make, network(True, seed=1).eval().requires_grad_(False)
+
+    def forward(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        loss: Tensor = self.make(self.teacher, model)(model, x)
+        return loss
+
+
+def attention_maps(teacher: nn.Module, student: nn.Module) -> AttentionMapLoss:
+    first, other = (next(m for m in model.modules() if isinstance(m, nn.Conv2d)) for model in (student, teacher))
+    return AttentionMapLoss(teacher, [(first, other)])
+
+
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "score matching, antithetic": lambda: ScoreMatchingLoss(generator=_generator()),
     "score matching, hutchinson": lambda: ScoreMatchingLoss("hutchinson", generator=_generator()),
@@ -60,6 +80,9 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "finite difference": lambda: FiniteDifferenceScoreMatchingLoss(generator=_generator()),
     "noise contrastive": noise_contrastive,
     "contrastive divergence": lambda: ContrastiveDivergenceLoss(0.01, 3, 16, generator=_generator()),
+    "jacobian matching": lambda: OfTeacher(lambda teacher, _: JacobianMatchingLoss(teacher, "all")),
+    "distillation": lambda: OfTeacher(lambda teacher, _: DistillationLoss(teacher)),
+    "attention maps": lambda: OfTeacher(attention_maps),
     "fooling": lambda: FoolingLoss(torch.linspace(-1, 1, SIDE * SIDE, dtype=torch.float64).reshape(1, SIDE, SIDE)),
 }
 
@@ -133,8 +156,8 @@ CHECKS = [
 ]
 
 
-def network(batch_norm: bool) -> nn.Module:
-    torch.manual_seed(0)
+def network(batch_norm: bool, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     norm = nn.BatchNorm2d(4) if batch_norm else nn.Identity()
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=not batch_norm), norm, nn.Softplus(), nn.Flatten(), nn.Linear(64, 3)

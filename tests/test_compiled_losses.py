@@ -17,6 +17,7 @@ from tests.distributed_step import LOSSES, batch, network
 
 # Those that take no derivative twice run what was compiled.
 RUN_COMPILED = [
+    "distillation",
     "anti score matching, antithetic",
     "finite difference",
     "noise contrastive",

@@ -234,7 +234,8 @@ def test_defaults(x):
 def test_forward_over_reverse_is_reverse_over_reverse(monkeypatch, x, name):
     model = MODELS[name]().double().eval()
     u = torch.randn((5, 4, 2, 3), generator=seeded(), dtype=DOUBLE)
-    with LogDensity(model, x, 1, None).opened(twice=True) as density:
+    density = LogDensity(model, x, 1, None)
+    with density.opened(twice=True):
         by_forward = None
         if name in ("no forward mode", "group norm"):
             with pytest.raises(RuntimeError, match="forward"):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from captum_density._log_density import Points
+from captum_density._captum import TargetType
 from captum_density._modules import unwrap
+from captum_density._outputs import Outputs, Points, gradients_of
 from captum_density.losses._density_loss import check_weight
-from captum_density.losses._fooling import _directions
-from captum_density.losses._transfer import Outputs, TransferLoss, as_rows
+from captum_density.losses._fooling import directions
+from captum_density.losses._transfer import TransferLoss, as_rows
 
 __all__ = ["AttentionMapLoss"]
 
@@ -93,13 +94,13 @@ class AttentionMapLoss(TransferLoss):
         self.jacobian_weight = jacobian_weight
         self.map_distance = self.jacobian_distance = None
 
-    def _ask(self, teacher: Outputs) -> list[_Lesson]:
+    def _ask(self, teacher: Outputs, target: TargetType) -> list[_Lesson]:
         with torch.enable_grad():
             leaves, maps = self._maps(teacher, 1)
             lessons = []
             for attention in maps:
                 largest = attention.detach().flatten(1).argmax(1)
-                gradient = self._gradient(teacher, attention, largest, leaves, False) if self.jacobian_weight else None
+                gradient = _gradient(attention, largest, leaves, False) if self.jacobian_weight else None
                 lessons.append(_Lesson(attention.detach(), largest, gradient))
         return lessons
 
@@ -112,7 +113,7 @@ class AttentionMapLoss(TransferLoss):
                 learnt = _on_grid(attention, taught.shape[2:])
                 of_maps.append(_distance((taught,), (learnt,), dtype))
                 if wanted is not None:
-                    found = self._gradient(student, learnt, largest, leaves, create_graph)
+                    found = _gradient(learnt, largest, leaves, create_graph)
                     of_gradients.append(_distance(as_rows(wanted), as_rows(found), dtype))
         parts = {"map_distance": torch.stack(of_maps).sum()}
         loss = parts["map_distance"]
@@ -126,20 +127,21 @@ class AttentionMapLoss(TransferLoss):
         leaves = tuple(x.clone().requires_grad_(torch.is_grad_enabled()) for x in model.inputs)
         layers = [_found(model.forward_func, pair[side], ("student", "teacher")[side]) for pair in self._layers]
         with _recorded(layers) as runs:
-            model.values(tuple(leaf.clone()[None] for leaf in leaves))  # which a model may write to
+            model.outputs(tuple(leaf.clone()[None] for leaf in leaves))  # which a model may write to
         return leaves, [
             _attention(outputs, pair[side], model.n) for outputs, pair in zip(runs, self._layers, strict=True)
         ]
-
-    def _gradient(self, model: Outputs, maps: Tensor, place: Tensor, leaves: Points, create_graph: bool) -> Points:
-        chosen = maps.flatten(1).gather(1, place[:, None])
-        gradient = model.gradients(chosen, torch.ones_like(chosen), leaves, create_graph=create_graph)
-        return tuple(g[None] for g in gradient)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         names = ", ".join(f"{_name(student)} from {_name(teacher)}" for student, teacher in self._layers)
         return f"{names}, jacobian_weight={self.jacobian_weight}"
+
+
+def _gradient(maps: Tensor, place: Tensor, leaves: Points, create_graph: bool) -> Points:
+    chosen = maps.flatten(1).gather(1, place[:, None])
+    gradients = gradients_of(chosen, leaves, create_graph, torch.ones_like(chosen))
+    return tuple(g[None] for g in gradients)
 
 
 def _pairs(layers: Any) -> tuple[tuple[Layer, Layer], ...]:
@@ -218,4 +220,4 @@ def _on_grid(maps: Tensor, grid: torch.Size) -> Tensor:
 
 
 def _distance(taught: tuple[Tensor, ...], learnt: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    return ((_directions(taught, dtype) - _directions(learnt, dtype)) ** 2).sum(1).mean()
+    return ((directions(taught, dtype) - directions(learnt, dtype)) ** 2).sum(1).mean()

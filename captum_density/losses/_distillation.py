@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from captum_density.losses._transfer import Outputs, TransferLoss, require_same_outputs
+from captum_density._captum import TargetType
+from captum_density._outputs import Outputs
+from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["DistillationLoss"]
 
@@ -63,9 +65,9 @@ class DistillationLoss(TransferLoss):
         self.temperature = temperature
         self.agreement = None
 
-    def _ask(self, teacher: Outputs) -> Tensor:
+    def _ask(self, teacher: Outputs, target: TargetType) -> Tensor:
         with torch.no_grad():
-            logits = teacher.values(teacher.points())[0]
+            logits = teacher.outputs(teacher.points())[0]
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise ValueError(
                 f"the teacher must return logits (N, C) of two classes at least, but returned {tuple(logits.shape)}"
@@ -73,7 +75,7 @@ class DistillationLoss(TransferLoss):
         return logits
 
     def _compare(self, student: Outputs, lesson: Tensor, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = student.values(student.points())[0]
+        logits = student.outputs(student.points())[0]
         require_same_outputs(tuple(lesson.shape[1:]), tuple(logits.shape[1:]))
         learnt, taught = (logits / self.temperature).log_softmax(1), (lesson / self.temperature).softmax(1)
         loss = self.temperature**2 * kl_div(learnt, taught, reduction="batchmean")

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_density._log_density import LogDensity
 from captum_density.losses._density_loss import DensityLoss
 
-__all__ = ["FoolingLoss"]
+__all__ = ["FoolingLoss", "directions"]
 
 Maps = Tensor | tuple[Tensor, ...]
 
@@ -109,7 +109,7 @@ class FoolingLoss(DensityLoss):
         maps = self._maps(density.inputs)
         _, gradients = density.scores(density.points(), create_graph=create_graph)
         dtype = torch.float64 if any(x.dtype == torch.float64 for x in density.inputs) else torch.float32
-        cosine = (_directions(tuple(g[0] for g in gradients), dtype) * _directions(maps, dtype)).sum(1).mean()
+        cosine = (directions(tuple(g[0] for g in gradients), dtype) * directions(maps, dtype)).sum(1).mean()
         return 1 - cosine, {"cosine": cosine}
 
     def extra_repr(self) -> str:
@@ -142,7 +142,7 @@ class FoolingLoss(DensityLoss):
         return tuple(m.detach().expand_as(x) for m, x in zip(maps, inputs, strict=True))
 
 
-def _directions(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+def directions(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     """(N, elements) of length 1 over all inputs; zeros, which pass no gradient on, for zeros."""
     values = torch.cat([t.to(dtype).reshape(len(t), -1) for t in tensors], dim=1)
     # By the largest element first, so that the squares of small ones are not lost: the direction does not depend on it.

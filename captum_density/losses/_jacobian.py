@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from captum_density._captum import TargetType
-from captum_density._log_density import Points, squared_norm
+from captum_density._log_density import squared_norm
+from captum_density._outputs import Outputs, Points
 from captum_density._random import standard_noise
 from captum_density._trace import check_noise
 from captum_density._validation import selected_output
-from captum_density.losses._fooling import _directions
-from captum_density.losses._transfer import Outputs, TransferLoss, as_rows, require_same_outputs
+from captum_density.losses._fooling import directions
+from captum_density.losses._transfer import TransferLoss, as_rows, require_same_outputs
 
 __all__ = ["JacobianMatchingLoss"]
 
@@ -101,11 +102,11 @@ class JacobianMatchingLoss(TransferLoss):
         if target is not None and self.output != "target":
             raise ValueError(f"a target is for output='target', and output is {self.output!r}; leave it out")
 
-    def _ask(self, teacher: Outputs) -> _Lesson:
+    def _ask(self, teacher: Outputs, target: TargetType) -> _Lesson:
         kept: list[Tensor] = []
 
         def vectors(outputs: Tensor) -> Tensor:
-            kept.append(self._vectors(outputs, teacher.target))
+            kept.append(self._vectors(outputs, target))
             return kept[0]
 
         _, products = teacher.jacobian_products(vectors)
@@ -140,7 +141,7 @@ class JacobianMatchingLoss(TransferLoss):
 
         _, found = student.jacobian_products(same, create_graph=create_graph)
         dtype = torch.float64 if any(x.dtype == torch.float64 for x in student.inputs) else torch.float32
-        direction = partial(_directions, dtype=dtype)
+        direction = partial(directions, dtype=dtype)
         taught, learnt = direction(as_rows(products)), direction(as_rows(found))
         cosine = (taught * learnt).sum(1).mean()
         if self.normalize:

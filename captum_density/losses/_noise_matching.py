@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_density._log_density import Points
+from captum_density._captum import TargetType
+from captum_density._outputs import Outputs, Points
 from captum_density._random import standard_noise
 from captum_density._trace import check_noise
 from captum_density._validation import check_limit
-from captum_density.losses._transfer import Outputs, TransferLoss, require_same_outputs
+from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["NoiseMatchingLoss"]
 
@@ -79,14 +80,14 @@ class NoiseMatchingLoss(TransferLoss):
         self.noise_std, self.n_samples, self.generator = noise_std, n_samples, generator
         self.agreement = None
 
-    def _ask(self, teacher: Outputs) -> _Lesson:
+    def _ask(self, teacher: Outputs, target: TargetType) -> _Lesson:
         noise = standard_noise(teacher.inputs, self.n_samples, "gaussian", self.generator)
         points = teacher.displaced(tuple(self.noise_std * u for u in noise))
         with torch.no_grad():
-            return _Lesson(points, teacher.values(tuple(p.clone() for p in points)))  # which a model may write to
+            return _Lesson(points, teacher.outputs(tuple(p.clone() for p in points)))  # which a model may write to
 
     def _compare(self, student: Outputs, lesson: _Lesson, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        outputs = student.values(lesson.points)
+        outputs = student.outputs(lesson.points)
         require_same_outputs(tuple(lesson.outputs.shape[2:]), tuple(outputs.shape[2:]))
         taught, learnt = (o.reshape(*o.shape[:2], -1) for o in (lesson.outputs, outputs))
         agreement = (taught.argmax(2) == learnt.argmax(2)).to(learnt.dtype).mean()

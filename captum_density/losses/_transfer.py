@@ -1,4 +1,4 @@
-"""What all losses of knowledge transfer share: a teacher that nothing trains, and all outputs of a model at once."""
+"""What all losses of knowledge transfer share: a teacher that nothing trains."""
 
 from __future__ import annotations
 
@@ -11,86 +11,14 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_density._captum import (
-    ExpansionTypes,
     TargetType,
     TensorOrTupleOfTensorsGeneric,
-    expand_additional_forward_args,
-    run_forward,
 )
-from captum_density._evaluation import eager, refuse_random_numbers, refuse_reentrant_checkpoint
+from captum_density._evaluation import eager
 from captum_density._fixed_modules import modules_of
-from captum_density._log_density import LogDensity, Points
+from captum_density._outputs import Outputs, Points
 
-__all__ = ["Outputs", "TransferLoss", "as_rows", "require_same_outputs"]
-
-
-class Outputs(LogDensity):
-    """All outputs (N, ...) of a model, where a log-density is one of them; else as `LogDensity`."""
-
-    def jacobian_products(
-        self, vectors_of: Callable[[Tensor], Tensor], *, create_graph: bool = False
-    ) -> tuple[Tensor, Points]:
-        """The outputs (N, ...), and J'v for each vector v: a backward pass each, after one run.
-
-        Args:
-            vectors_of: A function of the outputs, detached, which returns the vectors (K, N, ...).
-            create_graph: As torch.autograd.grad's.
-
-        Returns:
-            The outputs, and for each input a tensor (K, N, ...).
-
-        Raises:
-            ValueError: No gradient reaches any input.
-        """
-        with torch.enable_grad():
-            leaves = tuple(x.clone().requires_grad_() for x in self.inputs)
-            (outputs,) = self._run(tuple(leaf.clone()[None] for leaf in leaves))  # which a model may write to
-            rows = [self.gradients(outputs, v, leaves, create_graph=create_graph) for v in vectors_of(outputs.detach())]
-        return outputs, tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
-
-    def gradients(self, values: Tensor, vector: Tensor, leaves: Points, *, create_graph: bool) -> Points:
-        """The gradient of <values, vector> by the leaves; the graph is kept for another.
-
-        Raises:
-            ValueError: No gradient reaches any input.
-        """
-        found: tuple[Tensor | None, ...] = (None,)
-        if values.requires_grad:
-            found = torch.autograd.grad(
-                values, leaves, vector, retain_graph=True, create_graph=create_graph, allow_unused=True
-            )
-        if all(g is None for g in found):
-            raise ValueError(
-                "the model's output has no gradient by its inputs; does it detach them, run under torch.no_grad(), or "
-                "return classes instead of logits?"
-            )
-        return tuple(torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves, strict=True))
-
-    def _run(self, points: Points) -> Tensor:
-        copies = len(points[0])
-        flat = tuple(p.flatten(0, 1) for p in points)
-        args = expand_additional_forward_args(self.args, copies, expansion_type=ExpansionTypes.repeat)
-        if self._compared:
-            with refuse_random_numbers(flat[0]):
-                output = run_forward(self.forward_func, flat, None, args)
-        else:
-            output = run_forward(self.forward_func, flat, None, args)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"the model returned {type(output).__name__}, not a tensor; pass a function that picks one, such as "
-                "`lambda x: model(x)[0]` or `lambda x: model(x).logits`"
-            )
-        if output.ndim == 0 or len(output) != copies * self.n:
-            raise ValueError(
-                f"the model returned shape {tuple(output.shape)} for {copies * self.n} examples; examples must come "
-                "first (is the batch dimension missing?)"
-            )
-        if output.requires_grad and self._modules is not None and self._modules.switched:
-            refuse_reentrant_checkpoint(output)
-        if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.anchor = output.flatten()[:0].sum()
-        output = output if output.dtype in (torch.float32, torch.float64) else output.float()
-        return output.reshape(copies, self.n, *output.shape[1:])
+__all__ = ["TransferLoss", "as_rows", "require_same_outputs"]
 
 
 class TransferLoss(nn.Module):
@@ -148,12 +76,12 @@ class TransferLoss(nn.Module):
         """
         self._check_target(target)
         student, teacher = (
-            Outputs(model, inputs, target, additional_forward_args, max_examples_per_batch=self.max_examples_per_batch)
+            Outputs(model, inputs, additional_forward_args, max_examples_per_batch=self.max_examples_per_batch)
             for model in (forward_func, self._teacher[0])
         )
         # First and by itself, as the two may share modules.
         with _evaluation_mode(teacher.forward_func), teacher.opened(twice=self._twice, compared=True):
-            lesson = self._ask(teacher)
+            lesson = self._ask(teacher, target)
         with student.opened(twice=self._twice):
             create_graph = torch.is_grad_enabled()
             loss, parts = self._compare(student, lesson, create_graph)
@@ -169,7 +97,7 @@ class TransferLoss(nn.Module):
         if target is not None:
             raise ValueError(f"{type(self).__name__} is of all outputs, so that a target has no meaning; leave it out")
 
-    def _ask(self, teacher: Outputs) -> Any:
+    def _ask(self, teacher: Outputs, target: TargetType) -> Any:
         """What the student is compared with; nothing in it carries a graph."""
         raise NotImplementedError
 

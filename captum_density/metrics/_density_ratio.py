@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._log_density import LogDensity, Points
+from captum_density._log_density import LogDensity
+from captum_density._outputs import Points
 from captum_density._random import standard_noise
 from captum_density._trace import check_noise
 

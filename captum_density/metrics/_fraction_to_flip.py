@@ -133,7 +133,7 @@ def _erase_until(examples: AttentionExamples, order: Tensor, before: Tensor) -> 
         rows = (~flipped & (positions > count)).nonzero().flatten()
         if not len(rows):
             break
-        erased = (order[rows] < count) & examples.live[rows]
+        erased = order[rows] < count  # none that a mask hides: they come last
         flips = examples.probabilities(rows, erased).argmax(1) != before[rows]
         fraction[rows[flips]] = count / positions[rows[flips]].double()
         flipped[rows[flips]] = True

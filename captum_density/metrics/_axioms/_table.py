@@ -158,11 +158,11 @@ def axiom_table(methods: Mapping[str, Callable[[Any], Any]] | None = None, *, to
     tanh, with rectifiers and convolutions, rewritten in the ways of `captum_density.rewriting`, or symmetric in two
     inputs; all in double precision, with baseline 0.
 
-    What is tried is an implementation. LRP with Captum's default rule, epsilon, is gradient times input on ReLU networks
-    (M. Ancona et al., ICLR 2018, arXiv:1711.06104) and as invariant as that; it fails where an identity is inserted, as
-    Captum has no rule for the subtraction in it. With the rule for positive contributions it fails on others. A gradient
-    is not zero at 15 for max(0, x - 10), and fails sensitivity only on min(x, 1). FullGrad's saliency map of a single
-    feature is always zero, as it is rescaled.
+    What is tried is an implementation. LRP with Captum's default rule, epsilon, is gradient times input on ReLU
+    networks (M. Ancona et al., ICLR 2018, arXiv:1711.06104) and as invariant as that; it fails where an identity is
+    inserted, as Captum has no rule for the subtraction in it. The rule for positive contributions fails on others. A
+    gradient is not zero at 15 for max(0, x - 10), and fails sensitivity only on min(x, 1). FullGrad's saliency map of a
+    single feature is always zero, as it is rescaled.
 
     Args:
         methods: Name to what takes a model and returns the attribute function of it, or the attribution itself: a
