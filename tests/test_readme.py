@@ -74,3 +74,8 @@ def test_diff_roar_example_runs():
     assert result.predictive_power.shape == (2, 2, 3, 2)
     assert set(result.controls) == {"random", "input_agnostic", "mask_only", "blurred"}
     assert "2x2" not in result.table() and "kept 0.25 (4)" in result.table()
+
+
+@pytest.mark.parametrize("marker", ["axioms", "attention"])
+def test_examples_that_assert_their_results_run(marker):
+    exec(compile(_block(f"example: {marker}", "python"), "README.md", "exec"), {"__name__": "readme"})

@@ -68,12 +68,15 @@ class AttentionCalls(TorchFunctionMode):
         super().__exit__(*error)
         self._exit.close()
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if threading.get_ident() != self._thread:
             return
-        if module is self._root and not self._running and not self._fixed:
-            given = next((t for t in tensors_in((args, kwargs)) if t.ndim), None)
-            self._n = None if given is None else len(given)
+        if module is self._root and not self._running:
+            given = [t for t in tensors_in((args, kwargs)) if t.ndim]
+            if not self._fixed:
+                self._n = len(given[0]) if given else None
+            elif module is not self._layer and given and all(self._n not in t.shape[:2] for t in given):
+                raise ValueError(f"positions are for {self._n} examples, but the model is given {len(given[0])}")
         self._running.append(module)
         if module is self._layer:
             self._here = []

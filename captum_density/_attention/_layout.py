@@ -29,7 +29,8 @@ def arranged(values: Tensor, dim: int, n: int) -> tuple[Tensor, Callable[[Tensor
     folds = lead and lead[0] % n == 0 and (len(lead) == 2 or (len(lead) == 1 and n > 1))
     if folds:
         batch = 0  # with heads among the examples, or without
-    if batch is None and (n != 1 or len(lead) > 2):
+    windows = len(lead) == 3 and n > 1 and batch != 0 and lead[0] % n == 0  # of images, among the examples
+    if windows or (batch is None and (n != 1 or len(lead) > 2)):
         raise ValueError(
             f"attention weights of shape {tuple(values.shape)} do not show which dimension holds the {n} examples"
         )

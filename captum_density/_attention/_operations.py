@@ -159,7 +159,8 @@ class MultiHead(Operation):
         left = _without(scores, erased)
         padding = self._padding()
         seen = 0 if padding is None else padding.view(-1, 1, 1, scores.shape[-1])
-        _refuse_nothing_left(_live(scores + seen), _live(left + seen))
+        if self._given.get("bias_k") is None and not self._given.get("add_zero_attn"):  # positions of their own
+            _refuse_nothing_left(_live(scores + seen), _live(left + seen))
         masks = {"attn_mask": left.view(mask.shape), "key_padding_mask": padding, "is_causal": False}
         return self._func(**{**self._given, **masks})
 
@@ -218,9 +219,8 @@ def _additive(mask: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask if keep else mask, -torch.inf)
 
 
-def _live(scores: Tensor, floor: float | None = None) -> Tensor:
-    """Whether a query may attend to anything: models mask with minus infinity, or the lowest number there is."""
-    floor = torch.finfo(scores.dtype).min / 2 if floor is None else floor
+def _live(scores: Tensor, floor: float = -9e3) -> Tensor:
+    """Whether a query may attend to anything: models mask with minus infinity, the lowest number, -1e9 or -1e4."""
     return (scores > floor).any(-1, keepdim=True)
 
 

@@ -78,8 +78,9 @@ class AttentionWeights(Attribution):
 
         Returns:
             (N, positions) in [0, 1], higher is more attended to; each row sums to 1 (a query that a mask lets attend to
-            nothing has zeros). With ``heads="all"`` (N, heads, positions), with ``query="all"`` (N, queries,
-            positions), with both (N, heads, queries, positions). Not differentiable.
+            nothing has zeros; in training mode, `nn.MultiheadAttention`'s weights are those after its dropout). With
+            ``heads="all"`` (N, heads, positions), with ``query="all"`` (N, queries, positions), with both (N, heads,
+            queries, positions). Not differentiable.
 
         Raises:
             ValueError: A layer that did not run, has no attention, or has several calls (named); a query or head that

@@ -78,11 +78,12 @@ class _Erasure:
     """Which weights are erased, as a mask of any layer's shape."""
 
     def __init__(self, positions: Any, query: int | None, heads: int | Sequence[int] | None) -> None:
-        self._query, self._heads = query, [heads] if isinstance(heads, int) else heads
+        self._query = query
+        self._heads = [heads] if isinstance(heads, int) else None if heads is None else list(heads)
         if isinstance(positions, Tensor):
             self._given = positions.detach()
         else:
-            listed = [positions] if isinstance(positions, int) else list(positions)
+            listed = list(positions) if isinstance(positions, Sequence) else [positions]
             if any(not isinstance(p, int) or isinstance(p, bool) for p in listed):
                 raise TypeError("positions must be integers, or a tensor of integers or bools")
             self._given = torch.tensor([listed], dtype=torch.long)

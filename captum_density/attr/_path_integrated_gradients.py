@@ -21,7 +21,7 @@ from captum_density._captum import (
     format_additional_forward_args,
 )
 from captum_density._sweep import accumulation_dtype
-from captum_density._validation import check_limit, validate_inputs
+from captum_density._validation import validate_inputs
 from captum_density.attr._common import as_tuple, finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 
@@ -116,20 +116,19 @@ class PathIntegratedGradients(GradientAttribution):
 
         Raises:
             ValueError: A path that does not start at the baseline or end at the input, or does not fit the inputs; too
-                few steps; an unknown method; inputs that are empty, NaN, infinite or on another device than the model;
-                a convergence delta without `multiply_by_inputs`.
+                few steps; an unknown method; inputs or baselines that are empty, NaN or infinite; inputs on another
+                device than the model; a convergence delta without `multiply_by_inputs`.
             TypeError: Inputs that are not floating-point tensors.
         """
         if return_convergence_delta and not self._multiply_by_inputs:
             raise ValueError("a mean of gradients has no convergence delta; leave multiply_by_inputs=True")
         if method not in QUADRATURES:
             raise ValueError(f"method must be one of {', '.join(QUADRATURES)}, but is {method!r}")
-        check_limit(internal_batch_size)
+        if internal_batch_size is not None and not (isinstance(internal_batch_size, int) and internal_batch_size >= 1):
+            raise ValueError(f"internal_batch_size must be an integer of at least 1, but is {internal_batch_size!r}")
         xs = as_tuple(inputs)
         validate_inputs(self.forward_func, xs)
         starts = _expanded(xs, baselines)
-        if isinstance(self.path, FunctionPath):
-            self.path.in_tuples = isinstance(inputs, tuple)
         with torch.inference_mode(False), torch.no_grad():
             xs = tuple(x.detach().clone() if x.is_inference() else x.detach() for x in xs)
             legs = self.path.legs(starts, xs)
@@ -201,6 +200,8 @@ def _expanded(xs: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, 
             raise ValueError(
                 f"baseline {i} has shape {tuple(b.shape)}; it must be a number, or have the input's {tuple(x.shape)}"
             )
+        if not bool(torch.isfinite(b).all()):
+            raise ValueError(f"baseline {i} contains NaN or infinity: no path begins there")
         found.append(b.expand_as(x))
     return tuple(found)
 

@@ -17,7 +17,7 @@ __all__ = ["FunctionPath", "Leg", "Path", "PiecewiseLinearPath", "PowerPath", "S
 
 Tensors = tuple[Tensor, ...]
 
-# How far from the baseline and the input a path may end, relative to their largest element.
+# How far from the baseline and the input a path may end, relative to the largest element on the way.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
@@ -227,6 +227,8 @@ class PiecewiseLinearPath(Path):
                     f"waypoints have shape {tuple(w.shape)}, but must be (K, *{tuple(x.shape[1:])}), the same for all "
                     f"examples, or (K, *{tuple(x.shape)})"
                 )
+            if not bool(torch.isfinite(w).all()):
+                raise ValueError("waypoints contain NaN or infinity: no path leads there")
             w = w.detach().to(x)
             placed.append((w if w.ndim == x.ndim + 1 else w[:, None]).expand(-1, *x.shape))
         return [baselines, *zip(*placed, strict=True), inputs]
@@ -237,7 +239,7 @@ class FunctionPath(Path):
 
     Args:
         function: gamma: of alpha (a tensor without dimensions), the baseline and the input (tensors (N, ...), or tuples
-            of such where the inputs are a tuple); returns the point, in the inputs' form. It must be the baseline at 0
+            of such where there are several inputs); returns the point, in the same form. It must be the baseline at 0
             and the input at 1.
         derivative: d gamma / d alpha, a function of the same. None takes it by forward-mode differentiation, for which
             `function` must compute with alpha as a tensor.
@@ -262,11 +264,10 @@ class FunctionPath(Path):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be a function of (alpha, baseline, input), but is {type(value).__name__}")
         self.function, self.derivative = function, derivative
-        self.in_tuples = False  # the form that the inputs had
 
     def points(self, alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
         """gamma at S numbers alpha, (S, N, ...)."""
-        return _stacked([self._value(self.function, alpha, baselines, inputs) for alpha in alphas])
+        return _stacked([self._value(self.function, alpha, baselines, inputs) for alpha in alphas.to(inputs[0])])
 
     def derivatives(self, alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
         """d gamma / d alpha, (S, N, ...).
@@ -274,6 +275,7 @@ class FunctionPath(Path):
         Raises:
             ValueError: The function does not compute with alpha as a tensor.
         """
+        alphas = alphas.to(inputs[0])
         if self.derivative is not None:
             return _stacked([self._value(self.derivative, alpha, baselines, inputs) for alpha in alphas])
         load_forward_mode()
@@ -302,19 +304,18 @@ class FunctionPath(Path):
         Raises:
             ValueError: A path that does not begin at the baseline or end at the input.
         """
-        for alpha, ends, what in ((0.0, baselines, "start at the baseline"), (1.0, inputs, "end at the input")):
-            found = self._value(self.function, inputs[0].new_tensor(alpha), baselines, inputs)
-            for point, end, other in zip(found, ends, inputs if alpha == 0 else baselines, strict=True):
-                scale = torch.maximum(end.abs().max(), other.abs().max())
-                gap = (point - end).abs().max()
+        at = self.points(torch.tensor([0.0, 0.5, 1.0]), baselines, inputs)
+        for i, ends, what in ((0, baselines, "start at the baseline"), (2, inputs, "end at the input")):
+            for points, end in zip(at, ends, strict=True):
+                gap, scale = (points[i] - end).abs().max(), torch.maximum(points[1].abs().max(), end.abs().max())
                 if not bool(gap <= _TOLERANCE.get(end.dtype, 1e-2) * scale):
                     raise ValueError(
-                        f"the path does not {what}: at alpha = {alpha:.0f} it is up to {gap:.3g} away from it"
+                        f"the path does not {what}: at alpha = {i // 2} it is up to {gap:.3g} away from it"
                     )
         return super().legs(baselines, inputs)
 
     def _value(self, function: Callable[..., Any], alpha: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
-        given = (baselines, inputs) if self.in_tuples else (baselines[0], inputs[0])
+        given = (baselines, inputs) if len(inputs) > 1 else (baselines[0], inputs[0])
         returned = function(alpha, *given)
         found = returned if isinstance(returned, tuple) else (returned,)
         shapes = [tuple(x.shape) for x in inputs]
