@@ -29,6 +29,7 @@ SPELLINGS = {
     "F.softmax": lambda scores, dim: F.softmax(scores, dim),
     "F.softmax by keywords": lambda scores, dim: F.softmax(input=scores, dim=dim),
     "F.softmax in float64": lambda scores, dim: F.softmax(scores.float(), dim=dim, dtype=torch.float64),
+    "torch.special.softmax": lambda scores, dim: torch.special.softmax(scores, dim),
     "torch.softmax": torch.softmax,
     "torch.softmax by keywords": lambda scores, dim: torch.softmax(input=scores, dim=dim),
     "Tensor.softmax": lambda scores, dim: scores.softmax(dim),

@@ -185,6 +185,7 @@ class MultiHead(Operation):
 
 _OPERATIONS: dict[str, type[Operation]] = {
     "softmax": Softmax,
+    "special_softmax": Softmax,
     "scaled_dot_product_attention": ScaledDotProduct,
     "multi_head_attention_forward": MultiHead,
 }

@@ -21,7 +21,7 @@ from captum_density._captum import (
     format_additional_forward_args,
 )
 from captum_density._sweep import accumulation_dtype
-from captum_density._validation import validate_inputs
+from captum_density._validation import expanded_baselines, validate_inputs
 from captum_density.attr._common import as_tuple, finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 
@@ -128,7 +128,7 @@ class PathIntegratedGradients(GradientAttribution):
             raise ValueError(f"internal_batch_size must be an integer of at least 1, but is {internal_batch_size!r}")
         xs = as_tuple(inputs)
         validate_inputs(self.forward_func, xs)
-        starts = _expanded(xs, baselines)
+        starts = expanded_baselines(baselines, xs)
         with torch.inference_mode(False), torch.no_grad():
             xs = tuple(x.detach().clone() if x.is_inference() else x.detach() for x in xs)
             legs = self.path.legs(starts, xs)
@@ -185,25 +185,6 @@ class PathIntegratedGradients(GradientAttribution):
                 found = (weights.to(totals[i]) @ integrand.to(totals[i].dtype)).view_as(totals[i])
                 totals[i] += found if factor is None else found * factor
         return totals
-
-
-def _expanded(xs: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, ...]:
-    given: tuple[Any, ...] = (
-        baselines if isinstance(baselines, tuple) else (baselines,) * (len(xs) if baselines is None else 1)
-    )
-    if len(given) != len(xs):
-        raise ValueError(f"there are {len(given)} baselines for {len(xs)} inputs; give one for each")
-    found = []
-    for i, (x, b) in enumerate(zip(xs, given, strict=True)):
-        b = torch.as_tensor(0 if b is None else b).detach().to(x)
-        if b.ndim and b.shape not in (x.shape, (1, *x.shape[1:])):
-            raise ValueError(
-                f"baseline {i} has shape {tuple(b.shape)}; it must be a number, or have the input's {tuple(x.shape)}"
-            )
-        if not bool(torch.isfinite(b).all()):
-            raise ValueError(f"baseline {i} contains NaN or infinity: no path begins there")
-        found.append(b.expand_as(x))
-    return tuple(found)
 
 
 def _shares(n_steps: int, pieces: int, method: str) -> list[int]:
