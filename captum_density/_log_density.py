@@ -163,5 +163,5 @@ def squared_norm(gradients: Points) -> Tensor:
 
 
 def _inner(a: Points, b: Points) -> Tensor:
-    products = [(x * y).reshape(*x.shape[:2], -1) for x, y in zip(a, b, strict=True)]
-    return torch.stack([p.sum(2, dtype=at_least_single(p)) for p in products]).sum(0)
+    wide = ((x.to(at_least_single(x)), y.to(at_least_single(y))) for x, y in zip(a, b, strict=True))
+    return torch.stack([(x * y).reshape(*x.shape[:2], -1).sum(2) for x, y in wide]).sum(0)

@@ -533,8 +533,8 @@ def test_a_model_that_draws_or_changes_itself_is_refused(function, tokens):
         ({"inputs": ()}, TypeError, "inputs must be a tensor"),
         ({"inputs": torch.tensor(1.0)}, TypeError, "inputs must be a tensor"),
         ({"query": 1}, ValueError, "query must be"),
-        ({"query": "mean"}, TypeError, "query must be a position, or None"),
-        ({"query": True}, TypeError, "query must be a position, or None"),
+        ({"query": "mean"}, TypeError, "query must be a position, .*or None"),
+        ({"query": True}, TypeError, "query must be a position, .*or None"),
         ({"max_examples_per_batch": 0}, ValueError, "max_examples_per_batch"),
     ],
 )

@@ -648,3 +648,15 @@ def test_bad_types():
         axiom_table({"x": Saliency(f)})
     with pytest.raises(TypeError, match="methods must be a mapping"):
         axiom_table([Saliency])
+
+
+def test_gaps_in_inference_mode():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), normal(2, 3)
+    expected = sensitivity_gap(InputXGradient(model).attribute, model, x, target=0)
+    with torch.inference_mode():
+        assert torch.equal(sensitivity_gap(InputXGradient(model).attribute, model, x, target=0), expected)
+
+
+def test_pairs_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="pairs must be pairs of indices"):
+        symmetry_gap(Saliency(torch.sum).attribute, lambda x: x.sum(1), normal(2, 3), (0, 1))

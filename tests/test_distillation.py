@@ -374,3 +374,22 @@ def test_jacobians_help_most_where_data_are_scarce():
     assert (distilled[:, 0] > plain[:, 0] + 0.02).all() and (matched[:, 0] > plain[:, 0] + 0.02).all()
     scarce, plenty = (matched - distilled).mean(0)
     assert scarce > 0.005 and scarce > plenty
+
+
+@pytest.mark.parametrize("temperature", [16.0, 1e3, 1e5])
+def test_high_temperatures_keep_their_digits(temperature):
+    teacher, student, x = nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(8, 4)
+    found = DistillationLoss(teacher, temperature)(student, x)
+    expected = DistillationLoss(teacher.double(), temperature)(student.double(), x.double())
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert DistillationLoss(teacher, temperature)(teacher, x.double()).item() == 0
+
+
+def test_classes_that_are_ruled_out_count_nothing():
+    teacher, student, x = nn.Linear(4, 3).double(), nn.Linear(4, 3).double(), torch.randn(8, 4).double()
+    out = torch.tensor([0.0, 0.0, -torch.inf])
+    loss = DistillationLoss(lambda x: teacher(x) + out)(lambda x: student(x) + out, x)
+    expected = DistillationLoss(lambda x: teacher(x)[:, :2])(lambda x: student(x)[:, :2], x)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in student.parameters())

@@ -4,6 +4,7 @@ import itertools
 import threading
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ def test_erasing_is_what_it_is_by_hand(name):
     for _ in range(3):
         erased = torch.rand(N, *weights.shape[1:3], positions) < 0.4
         erased = leaving_one(F.pad(erased, (0, weights.shape[-1] - positions)), weights)
-        with erase_attention(model, "attention", erased[..., :positions]):
+        with erase_attention(model, "attention", erased):
             found = model(x, *args)
         assert_close(found, model.by_hand(renormalised(erased), x, *args), **tolerance(name))
         assert torch.equal(model(x, *args), plain)
@@ -117,7 +118,7 @@ def test_erasing_nothing_changes_nothing_to_the_last_bit(name):
             assert torch.equal(model(x, *args), plain)
     # Of one example alone: those of the others are as they were, where the kernel is the same.
     only_first = torch.zeros(N, T, dtype=torch.bool)
-    only_first[0, -1] = True
+    only_first[0, T - 1] = True
     with erase_attention(model, "attention.mha" if "multi-head" in name else "attention", _fit(only_first, model, x)):
         found = model(x, *args)
     assert not torch.equal(found[0], plain[0])
@@ -128,6 +129,8 @@ def test_erasing_nothing_changes_nothing_to_the_last_bit(name):
 def _fit(mask, model, x):
     inner = model.attention
     more = inner.ends(x)[1].shape[1] - T if isinstance(inner, MultiHead) else 0
+    if isinstance(inner, MultiHead):
+        more += int(inner.mha.bias_k is not None) + int(inner.mha.add_zero_attn)
     return F.pad(mask, (0, more))
 
 
@@ -449,10 +452,10 @@ def test_all_positions_erased(name):
     model, (x, *args) = case(name)
     keys = _fit(torch.ones(1, T), model, x).shape[1]
     if name in ("multi-head, zero attention", "multi-head, bias of keys"):  # which have one or two of their own
-        with erase_attention(model, "attention", range(keys)):
+        own = 1 if "zero" in name else 2
+        with erase_attention(model, "attention", range(keys - own)):
             found = model(x, *args)
-        erased = torch.ones(keys + (1 if "zero" in name else 2)).bool()
-        erased[keys:] = False
+        erased = torch.arange(keys) < keys - own
         assert_close(found, model.by_hand(renormalised(erased), x, *args))
         return
     with (
@@ -499,8 +502,8 @@ def test_all_that_a_mask_of_ones_own_leaves_is_erased(value):
         ({"positions": T}, ValueError, r"positions \[5\] are not all among the 5 attended to"),
         ({"positions": [0, -6]}, ValueError, r"positions \[-6, 0\] are not all among the 5"),
         ({"positions": 1.0}, TypeError, "positions must be"),
-        ({"positions": [True]}, TypeError, "positions must be integers"),
-        ({"positions": ["0"]}, TypeError, "positions must be integers"),
+        ({"positions": [True]}, TypeError, "positions must be an integer or integers"),
+        ({"positions": ["0"]}, TypeError, "positions must be an integer or integers"),
         ({"positions": torch.ones(N)}, TypeError, r"but is \(3,\) of torch.float32"),
         ({"positions": torch.ones(N, H, T, dtype=torch.bool)}, TypeError, r"but is \(3, 4, 5\) of torch.bool"),
         ({"positions": torch.zeros(4, dtype=torch.long)}, ValueError, "positions are for 4 examples, but .* 3"),
@@ -508,8 +511,8 @@ def test_all_that_a_mask_of_ones_own_leaves_is_erased(value):
         ({"positions": torch.ones(H, T, dtype=torch.bool)}, ValueError, "positions are for 4 examples, but .* 3"),
         ({"positions": torch.ones(4, dtype=torch.bool)}, ValueError, r"positions of shape \(4,\) do not fit attention"),
         ({"positions": torch.ones(N, 2, T, T, dtype=torch.bool)}, ValueError, "do not fit attention of shape"),
-        ({"query": T}, ValueError, r"query \[5\] is not among the 5 there are"),
-        ({"heads": [0, H]}, ValueError, r"heads \[0, 4\] is not among the 4 there are"),
+        ({"query": T}, ValueError, r"query must be below 5"),
+        ({"heads": [0, H]}, ValueError, r"heads must be below 4"),
         ({"layer": "attention.none"}, ValueError, "has no layer 'attention.none'"),
         ({"layer": "head"}, ValueError, "layer 'head' has no attention: .* There is some in 'attention'"),
         ({"layer": nn.Linear(2, 2)}, ValueError, "did not run"),
@@ -537,3 +540,33 @@ def test_a_layer_with_several_attention_calls():
     )
     with pytest.raises(ValueError, match=words), erase_attention(model, "attention", 0):
         model(normal(N, T, 8))
+
+
+def test_positions_that_attention_adds_are_not_erased():
+    model, (x, *args) = case("multi-head, zero attention")
+    with pytest.raises(ValueError, match="the last ones, cannot be erased"), erase_attention(model, "attention", -1):
+        model(x, *args)
+
+
+def test_a_query_of_each_example_is_erased():
+    model, (x, *args) = case("sdpa, bias")
+    own = torch.tensor([0, -1, 2])
+    mask = torch.zeros(N, 1, T, T, dtype=torch.bool)
+    mask[torch.arange(N), :, own, 3] = True
+    with erase_attention(model, "attention", mask.expand(N, weights_by_hand(model, (x, *args)).shape[1], T, T)):
+        expected = model(x, *args)
+    for positions in (3, np.int64(3), torch.tensor(3), torch.full((N,), 3, dtype=torch.uint8)):
+        with erase_attention(model, "attention", positions, query=own):
+            assert torch.equal(model(x, *args), expected)
+
+
+def test_examples_are_those_of_the_scores_where_the_model_is_given_sequences_first():
+    class First(nn.Module):
+        def forward(self, x):
+            q = x.view(*x.shape[:2], 2, -1).permute(1, 2, 0, 3)
+            return F.scaled_dot_product_attention(q, q, q)
+
+    model, x = First(), torch.randn(5, 3, 8)
+    with erase_attention(model, model, 1, query=0):
+        changed = (model(x) != First()(x)).any(-1)
+    assert bool(changed[:, :, 0].all()) and not bool(changed[:, :, 1:].any())

@@ -710,3 +710,18 @@ def test_cuda(images, name):
     assert value.is_cuda and value.item() == pytest.approx(expected.item())
     with pytest.raises(ValueError, match="move one of them"):
         LOSSES[name](teacher.cpu())(student, images.cuda())
+
+
+@pytest.mark.parametrize("size", [1e-4, 400.0])
+def test_half_precision_is_squared_in_single(size):
+    teacher, student = (nn.Linear(4, 3, bias=False) for _ in range(2))
+    nn.init.constant_(teacher.weight, size)
+    nn.init.zeros_(student.weight)
+    loss = JacobianMatchingLoss(teacher.half(), "all", normalize=False)(student.half(), torch.randn(2, 4).half())
+    assert loss.item() == pytest.approx(12 * size**2, rel=1e-2)
+
+
+def test_targets_that_the_teacher_does_not_have_are_refused():
+    teacher, student, x = nn.Linear(4, 3), nn.Linear(4, 10), torch.randn(2, 4)
+    with pytest.raises(ValueError, match=r"the target does not fit the teacher's outputs \(2, 3\)"):
+        JacobianMatchingLoss(teacher)(student, x, torch.tensor([1, 7]))

@@ -489,7 +489,7 @@ def test_deltas_are_of_attributions_in_units_of_the_output():
     [
         (lambda a, b, x: b + 0.1 + a * (x - b - 0.1), "does not start at the baseline: at alpha = 0 it is up to 0.1"),
         (lambda a, b, x: b + 0.9 * a * (x - b), "does not end at the input: at alpha = 1 it is up to 0.1 away"),
-        (lambda a, b, x: b + a * (x - b) / (1 - a), "does not end at the input"),  # NaN
+        (lambda a, b, x: b + a * (x - b) / (1 - a), "returns NaN or infinity at alpha"),
         (lambda a, b, x: b + float(a) * (x - b), "does not depend on alpha: compute with alpha as a tensor"),
         (lambda a, b, x: (b, x), r"points of the inputs' shapes \[\(2, 4\)\], but returned \[\(2, 4\), \(2, 4\)\]"),
         (lambda a, b, x: a, r"but returned \[\(\)\]"),
@@ -577,7 +577,11 @@ def test_what_cannot_be_made(make, error, words):
         ({"n_steps": 2.0}, ValueError, "must be an integer"),
         ({"internal_batch_size": 0}, ValueError, "internal_batch_size must be an integer of at least 1, but is 0"),
         ({"baselines": (0, 1)}, ValueError, "a baseline for each of 1 inputs, but there are 2"),
-        ({"baselines": torch.zeros(2, 4)}, ValueError, r"must broadcast to its input, \(3, 4\), but has shape \(2, 4\)"),
+        (
+            {"baselines": torch.zeros(2, 4)},
+            ValueError,
+            r"must broadcast to its input, \(3, 4\), but has shape \(2, 4\)",
+        ),
         ({"baselines": math.nan}, ValueError, "baselines contain NaN or infinity"),
         ({"inputs": torch.ones(2, 4, dtype=torch.long)}, TypeError, "has no gradient"),
         ({"inputs": torch.full((2, 4), torch.nan)}, ValueError, "NaN or infinity"),
@@ -597,3 +601,17 @@ def test_pieces_need_steps_each():
     with pytest.raises(ValueError, match="at least 8 for a path of 4 pieces with riemann_middle"):
         attribution.attribute(normal(2, 4), target=0, n_steps=7, method="riemann_middle")
     assert attribution.attribute(normal(2, 4), target=0, n_steps=4).shape == (2, 4)
+
+
+@pytest.mark.parametrize("method", ["riemann_left", "riemann_trapezoid"])
+def test_a_slope_without_end_is_refused(method):
+    root = PathIntegratedGradients(lambda x: x.sum(1), lambda alpha, b, x: b + alpha.sqrt() * (x - b))
+    with pytest.raises(ValueError, match="derivative is NaN or infinite at a step"):
+        root.attribute(torch.ones(2, 3), method=method)
+    assert_close(root.attribute(torch.ones(2, 3), n_steps=200), torch.ones(2, 3), rtol=1e-2, atol=0)
+
+
+def test_half_precision_is_summed_in_single():
+    bent = PathIntegratedGradients(lambda x: (300 * x).sum(1), PowerPath(3.0))
+    found = bent.attribute(torch.full((1, 1), 150.0).half())
+    assert abs(found.item() - 45000) < 50

@@ -76,6 +76,6 @@ def test_diff_roar_example_runs():
     assert "2x2" not in result.table() and "kept 0.25 (4)" in result.table()
 
 
-@pytest.mark.parametrize("marker", ["axioms", "attention"])
+@pytest.mark.parametrize("marker", ["axioms", "attention", "transfer"])
 def test_examples_that_assert_their_results_run(marker):
     exec(compile(_block(f"example: {marker}", "python"), "README.md", "exec"), {"__name__": "readme"})

@@ -1,5 +1,6 @@
 """Many models: two engines and a plain loop written once more, what each cell's model sees, seeds, and refusals."""
 
+import copy
 import functools
 import hashlib
 import math
@@ -1359,3 +1360,15 @@ def test_the_generator_of_a_gpu_is_left_alone():
     assert torch.equal(torch.cuda.get_rng_state(), before)
     torch.cuda.manual_seed(3)
     assert digest(fit_many(lambda: with_dropout().float(), [Cell(given, (0, 9))], fit=config)) == digest(first)
+
+
+def test_volumes_are_trained_as_they_lie():
+    x = torch.randn(12, 1, 4, 4, 4)
+    given = Examples((x, torch.arange(12) % 2), (x, torch.arange(12) % 2))
+    for layers in (
+        [nn.Conv3d(1, 2, 3)],
+        [nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (2, 4)), nn.Conv2d(2, 2, 1)],
+    ):
+        make = lambda layers=layers: nn.Sequential(*copy.deepcopy(layers), nn.Flatten(), nn.Linear(16, 2))  # noqa: E731
+        fitted = fit_many(make, [Cell(given, run=run) for run in range(2)], fit=FitConfig(epochs=1))
+        assert all(f.correct.shape == (12,) for f in fitted)

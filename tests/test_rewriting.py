@@ -400,3 +400,14 @@ def test_models_that_cannot_be_traced_still_split():
     x = torch.tensor([[3.0, -1.0], [0.5, 0.25]], dtype=torch.float64)
     for rewritten in (split_layer(model, "layer"), insert_identity(model, "layer")):
         assert_close(rewritten(x), model(x))
+
+
+def test_hooks_are_not_lost():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3)).eval()
+    handle = model[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ValueError, match="'1' has hooks"):
+        fold_batch_norm(model)
+    with pytest.raises(ValueError, match="'1', between '0' and '3', has hooks"):
+        permute_hidden_units(model, "0", "3")
+    handle.remove()
+    fold_batch_norm(model), permute_hidden_units(model, "0", "3")

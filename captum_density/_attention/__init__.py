@@ -8,5 +8,7 @@ from captum_density._attention._calls import AttentionCalls as AttentionCalls
 from captum_density._attention._calls import Observed as Observed
 from captum_density._attention._calls import find_layer as find_layer
 from captum_density._attention._calls import logits_of as logits_of
+from captum_density._attention._layout import Place as Place
+from captum_density._attention._layout import places as places
 
-__all__ = ["AttentionCalls", "Observed", "find_layer", "logits_of"]
+__all__ = ["AttentionCalls", "Observed", "Place", "find_layer", "logits_of", "places"]

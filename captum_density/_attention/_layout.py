@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["arranged"]
+__all__ = ["Place", "arranged", "places"]
+
+# One for all examples, or (N,) each example's own.
+Place = int | Tensor
 
 
 def arranged(values: Tensor, dim: int, n: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Weights or scores as (N, heads, queries, positions), and the way back.
 
-    Heads may be folded into the examples, as (N * heads, queries, positions), example by example; heads and queries may
-    be absent; the examples may come later where their number tells.
+    Heads may be folded into the examples, as (N * heads, queries, positions), those of an example side by side; heads
+    and queries may be absent; the examples may come later where their number tells.
 
     Args:
         values: In the model's own layout.
@@ -26,13 +32,16 @@ def arranged(values: Tensor, dim: int, n: int) -> tuple[Tensor, Callable[[Tensor
     moved = values.movedim(dim, -1)
     lead = moved.shape[:-1]
     batch = next((i for i, size in enumerate(lead) if size == n), None)
-    folds = lead and lead[0] % n == 0 and (len(lead) == 2 or (len(lead) == 1 and n > 1))
-    if folds:
-        batch = 0  # with heads among the examples, or without
-    windows = len(lead) == 3 and n > 1 and batch != 0 and lead[0] % n == 0  # of images, among the examples
-    if windows or (batch is None and (n != 1 or len(lead) > 2)):
+    folds = bool(lead) and batch != 0 and lead[0] % n == 0
+    if folds and len(lead) == 2 and batch is None:
+        batch = 0  # with heads among the examples
+        folds = False
+    # Heads, queries, windows of images: what else there is could be each of them.
+    unclear = folds and (batch is not None or n > 1)
+    if unclear or (batch is None and (n != 1 or len(lead) > 2)):
         raise ValueError(
-            f"attention weights of shape {tuple(values.shape)} do not show which dimension holds the {n} examples"
+            f"attention weights of shape {tuple(values.shape)} do not show which dimension holds the {n} examples (and "
+            "not heads, queries or windows); give another number of examples at once, or let examples come first"
         )
     first = moved if batch is None else moved.movedim(batch, 0)
     rest = first.shape[:-1] if batch is None else first.shape[1:-1]
@@ -51,3 +60,26 @@ def arranged(values: Tensor, dim: int, n: int) -> tuple[Tensor, Callable[[Tensor
         return in_order.movedim(-1, dim)
 
     return first.reshape(shape), back
+
+
+def places(chosen: Any, n: int, size: int, name: str) -> Tensor:
+    """(N,) or (1,) int64: which of so many, counted from 0, or from the end if negative.
+
+    Raises:
+        TypeError: Neither an integer nor integers.
+        ValueError: There is no such, or they are of another number of examples.
+    """
+    if isinstance(chosen, Tensor) and chosen.ndim == 1 and not chosen.dtype.is_floating_point:
+        if len(chosen) != n:
+            raise ValueError(f"{name} is for {len(chosen)} examples, but there are {n}")
+        found = chosen.detach().long()
+    else:
+        try:
+            if isinstance(chosen, bool):
+                raise TypeError
+            found = torch.tensor([operator.index(chosen)])
+        except TypeError:
+            raise TypeError(f"{name} must be an integer, or integers (N,), but is {chosen!r}") from None
+    if bool(((found < -size) | (found >= size)).any()):
+        raise ValueError(f"{name} must be below {size}, or count from the end, but is {chosen}")
+    return found % size

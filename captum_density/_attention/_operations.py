@@ -44,6 +44,11 @@ class Operation(ABC):
     def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._func, self._args, self._kwargs = func, args, kwargs
 
+    @property
+    def examples(self) -> int | None:
+        """How many examples it has, where its own shape tells; else None."""
+        return None
+
     @abstractmethod
     def observe(self, n: int) -> tuple[Any, Observed]:
         """Run it so that its result can be differentiated by its weights: the result, and the weights of N examples."""
@@ -71,6 +76,11 @@ class Softmax(Operation):
         if dim is None:  # what PyTorch takes it to be
             dim = 0 if self._scores.ndim in (0, 1, 3) else 1
         self._dim = int(dim)
+
+    @property
+    def examples(self) -> int | None:
+        """The first of four dimensions."""
+        return len(self._scores) if self._scores.ndim == 4 and self._dim in (-1, 3) else None
 
     def observe(self, n: int) -> tuple[Any, Observed]:
         leaf = _leaf(self._func(*self._args, **self._kwargs))
@@ -102,14 +112,21 @@ class ScaledDotProduct(Operation):
             times = self._q.shape[-3] // self._k.shape[-3]
             self._k, self._v = (t.repeat_interleave(times, -3) for t in (self._k, self._v))
 
+    @property
+    def examples(self) -> int | None:
+        """The first of four dimensions."""
+        return len(self._q) if self._q.ndim == 4 else None
+
     def observe(self, n: int) -> tuple[Any, Observed]:
         scale = self._given.get("scale")
         scale = self._q.shape[-1] ** -0.5 if scale is None else scale
-        scores = self._q @ self._k.transpose(-2, -1) * scale
+        single = torch.promote_types(self._q.dtype, torch.float32)  # half precision overflows, which no kernel does
+        scores = self._q.to(single) * scale @ self._k.to(single).transpose(-2, -1)
         bias = self._bias()
         scores = scores if bias is None else scores + bias
         # Queries that may attend to nothing: PyTorch's kernels give zeros.
-        leaf = _leaf(torch.softmax(scores, -1).masked_fill(~_live(scores, -torch.inf), 0))
+        weights = torch.softmax(scores, -1).masked_fill(~_live(scores, -torch.inf), 0)
+        leaf = _leaf(weights.to(self._v.dtype))
         used = F.dropout(leaf, p) if (p := self._given.get("dropout_p", 0.0)) else leaf
         return used @ self._v, Observed(_arranged(leaf.detach(), -1, n), leaf, lambda g: _arranged(g, -1, n))
 
@@ -149,19 +166,29 @@ class MultiHead(Operation):
         with torch.enable_grad():
             output, weights = self._func(**{**self._given, **changed})
         detached = weights.detach().view(-1, *weights.shape[-3:])
+        if len(detached) != n:
+            raise ValueError(
+                f"the layer attends in {len(detached)} sequences, but there are {n} examples (is batch_first=True "
+                "missing, or are sequences cut into windows?)"
+            )
         # Before they are reshaped they are (N * heads, queries, positions).
         observed = Observed(detached, _softmax_of(weights), lambda g: g.reshape(detached.shape))
         return self._returned(output, weights), observed
 
     def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
         mask = self._mask()
-        scores = mask.view(-1, self._given["num_heads"], *mask.shape[1:])
+        given = mask.view(-1, self._given["num_heads"], *mask.shape[1:])
+        # Positions that are added to the inputs' after masking, and cannot be masked.
+        more = int(self._given.get("bias_k") is not None) + int(bool(self._given.get("add_zero_attn")))
+        scores = F.pad(given, (0, more))
         left = _without(scores, erased)
+        if more and not bool(left[..., -more:].isfinite().all()):
+            raise ValueError("positions that add_bias_kv or add_zero_attn add, the last ones, cannot be erased")
         padding = self._padding()
-        seen = 0 if padding is None else padding.view(-1, 1, 1, scores.shape[-1])
-        if self._given.get("bias_k") is None and not self._given.get("add_zero_attn"):  # positions of their own
-            _refuse_nothing_left(_live(scores + seen), _live(left + seen))
-        masks = {"attn_mask": left.view(mask.shape), "key_padding_mask": padding, "is_causal": False}
+        seen = 0 if padding is None else F.pad(padding.view(-1, 1, 1, given.shape[-1]), (0, more))
+        _refuse_nothing_left(_live(scores + seen), _live(left + seen))
+        left = left[..., : given.shape[-1]].reshape(mask.shape)
+        masks = {"attn_mask": left, "key_padding_mask": padding, "is_causal": False}
         return self._func(**{**self._given, **masks})
 
     def _mask(self) -> Tensor:

@@ -11,7 +11,7 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_density._attention import AttentionCalls, Observed, find_layer, logits_of
+from captum_density._attention import AttentionCalls, Observed, Place, find_layer, logits_of, places
 from captum_density._captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -23,7 +23,8 @@ from captum_density.attr._common import as_tuple
 
 __all__ = ["AttentionGradient", "AttentionWeights"]
 
-Chosen = int | Literal["mean", "all"]
+Heads = int | Literal["mean", "all"]
+Query = Place | Literal["mean", "all"]
 
 
 class AttentionWeights(Attribution):
@@ -31,8 +32,11 @@ class AttentionWeights(Attribution):
 
     They are read as the model runs, from a softmax of scores, `scaled_dot_product_attention` or
     `nn.MultiheadAttention`, whichever the layer calls: of a model of one's own as of a Hugging Face model with
-    ``attn_implementation`` "eager" or "sdpa", masks included. Whether they explain anything is another question: see
-    `captum_density.metrics.attention_erasure`.
+    ``attn_implementation`` "eager" or "sdpa", masks included. What a model takes by keyword only is passed by a
+    function of the inputs, ``lambda ids, mask: model(input_ids=ids, attention_mask=mask)``, and the layer as a module.
+    A layer that several blocks share, or that runs step by step, runs more than once, and is refused.
+
+    Whether weights explain anything is another question: see `captum_density.metrics.attention_erasure`.
 
     Args:
         model: An `nn.Module`, or a function of the inputs; DataParallel, DistributedDataParallel and compiled models
@@ -65,15 +69,17 @@ class AttentionWeights(Attribution):
         inputs: TensorOrTupleOfTensorsGeneric,
         additional_forward_args: object = None,
         *,
-        query: Chosen = "mean",
-        heads: Chosen = "mean",
+        query: Query = "mean",
+        heads: Heads = "mean",
     ) -> Tensor:
         """Attention weights, of N examples by the positions attended to.
 
         Args:
             inputs: Tensor (N, ...) or tuple of such: token ids, embeddings or whatever else the model takes.
             additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
-            query: Whose weights: a position, -1 for the last one; "mean" over all of them, padding included; "all".
+            query: Whose weights: a position, -1 for the last one; (N,) each example's own, such as
+                ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; "mean" over all of them,
+                padding included; "all".
             heads: Of which head: its number, "mean" or "all".
 
         Returns:
@@ -129,8 +135,8 @@ class AttentionGradient(AttentionWeights):
         target: TargetType = None,
         additional_forward_args: object = None,
         *,
-        query: Chosen = "mean",
-        heads: Chosen = "mean",
+        query: Query = "mean",
+        heads: Heads = "mean",
     ) -> Tensor:
         """Gradient x attention, of N examples by the positions attended to.
 
@@ -138,15 +144,16 @@ class AttentionGradient(AttentionWeights):
             inputs: Tensor (N, ...) or tuple of such: token ids, embeddings or whatever else the model takes.
             target: As Captum's: picks the output to differentiate; of a Hugging Face model, of its `logits`.
             additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
-            query: Whose weights: a position, -1 for the last one; "mean" over all of them, padding included; "all".
+            query: Whose weights: a position, -1 for the last one; (N,) each example's own, such as
+                ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; "mean" over all of them,
+                padding included; "all".
             heads: Of which head: its number, "mean" or "all".
 
         Returns:
-            Of the shape that `AttentionWeights` has; signed, in units of the output; 0 where the output does not depend
-            on a weight.
+            Of the shape that `AttentionWeights` has; signed, in units of the output.
 
         Raises:
-            ValueError: As `AttentionWeights`.
+            ValueError: As `AttentionWeights`; no gradient reaches the weights.
             TypeError: Inputs that are no tensors; a model that returns none.
             AssertionError: Captum's own, for a target that does not fit.
         """
@@ -156,7 +163,12 @@ class AttentionGradient(AttentionWeights):
             gradient = None
             if selected.requires_grad:
                 (gradient,) = torch.autograd.grad(selected.sum(), seen.handle, allow_unused=True)
-            found = torch.zeros_like(seen.weights) if gradient is None else seen.arrange(gradient)
+            if gradient is None:
+                raise ValueError(
+                    "the output has no gradient by the attention weights; does the model run under torch.no_grad(), "
+                    "detach them, checkpoint the layer with use_reentrant=True, or leave its result unused?"
+                )
+            found = seen.arrange(gradient)
             return _reduced(found * seen.weights if self.multiply_by_weights else found, query, heads)
 
 
@@ -186,20 +198,24 @@ def _observed(
             output = run_forward(model, xs, None, args)
         calls.check_seen()
         if len(seen) > 1:
-            raise ValueError(f"{calls.name} ran {len(seen)} times; attention of a layer that runs once is what is read")
+            raise ValueError(
+                f"{calls.name} ran {len(seen)} times in one pass, and whose attention is meant cannot be told; layers "
+                "that blocks share, or that decode step by step, are not supported"
+            )
         yield output, seen[0]
 
 
-def _reduced(values: Tensor, query: Chosen, heads: Chosen) -> Tensor:
+def _reduced(values: Tensor, query: Query, heads: Heads) -> Tensor:
     """Of (N, heads, queries, positions), those asked for."""
     for name, chosen, dim in (("query", query, 2), ("heads", heads, 1)):
-        size = values.shape[dim]
-        if isinstance(chosen, str) and chosen in ("mean", "all"):
+        if isinstance(chosen, str):
+            if chosen not in ("mean", "all"):
+                raise ValueError(f'{name} must be "mean", "all" or a number, but is {chosen!r}')
             values = values.mean(dim, keepdim=True) if chosen == "mean" else values
-        elif isinstance(chosen, int) and not isinstance(chosen, bool) and -size <= chosen < size:
-            values = values.narrow(dim, chosen % size, 1)
         else:
-            raise ValueError(f'{name} must be "mean", "all" or a number below {size}, but is {chosen!r}')
+            at = places(chosen, len(values), values.shape[dim], name).to(values.device).view(-1, 1, 1, 1)
+            shape = [1 if d == dim else size for d, size in enumerate(values.shape)]
+            values = values.gather(dim, at.expand(shape))
     for chosen, dim in ((query, 2), (heads, 1)):
-        values = values if chosen == "all" else values.squeeze(dim)
+        values = values if isinstance(chosen, str) and chosen == "all" else values.squeeze(dim)
     return values.detach().contiguous()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_density._attention import AttentionCalls, find_layer
+from captum_density._attention import AttentionCalls, Place, find_layer, places
 
 __all__ = ["erase_attention"]
 
@@ -20,7 +21,7 @@ def erase_attention(
     layer: str | nn.Module,
     positions: int | Sequence[int] | Tensor,
     *,
-    query: int | None = None,
+    query: Place | None = None,
     heads: int | Sequence[int] | None = None,
 ) -> Iterator[None]:
     r"""Within, chosen attention weights of a layer are zero and the others renormalised to sum to 1.
@@ -28,6 +29,7 @@ def erase_attention(
     Their scores are minus infinity before the softmax, so that weight j becomes
     \alpha_j / \sum_{k kept} \alpha_k. The model itself is as it was afterwards, also where it raises. Nothing erased
     changes nothing, to the last bit, unless PyTorch would have taken the fused path of `nn.TransformerEncoderLayer`.
+    Where activations are checkpointed, the backward pass has to be within, too, as it runs the layer again.
 
     Args:
         model: An `nn.Module`, or a function of the inputs; what is run within must be this model.
@@ -35,7 +37,7 @@ def erase_attention(
         positions: What is attended to no longer. A position or a list of them: in all examples, -1 for the last. An
             integer tensor (N,) or (N, P): in each example its own. A bool tensor, (positions,), (N, positions) or
             (N, heads, queries, positions): where it is True.
-        query: Of which query only; None for all.
+        query: Of which query only; (N,) of each example's own; None for all.
         heads: Of which head or heads only; None for all.
 
     Yields:
@@ -67,7 +69,7 @@ def erase_attention(
         return
 
     def without(call: Any, n: int) -> Any:
-        return call.without(erasure.mask, n)
+        return call.without(erasure.mask, erasure.n or call.examples or n)
 
     with AttentionCalls(inner, found, without, erasure.n) as calls:
         yield
@@ -77,16 +79,15 @@ def erase_attention(
 class _Erasure:
     """Which weights are erased, as a mask of any layer's shape."""
 
-    def __init__(self, positions: Any, query: int | None, heads: int | Sequence[int] | None) -> None:
-        self._query = query
-        self._heads = [heads] if isinstance(heads, int) else None if heads is None else list(heads)
-        if isinstance(positions, Tensor):
-            self._given = positions.detach()
+    def __init__(self, positions: Any, query: Place | None, heads: Any) -> None:
+        self._query, self._heads = query, None if heads is None else _listed(heads, "heads")
+        self._per_example = isinstance(positions, Tensor) and positions.ndim > 0
+        if self._per_example:
+            given = positions.detach()
         else:
-            listed = list(positions) if isinstance(positions, Sequence) else [positions]
-            if any(not isinstance(p, int) or isinstance(p, bool) for p in listed):
-                raise TypeError("positions must be integers, or a tensor of integers or bools")
-            self._given = torch.tensor([listed], dtype=torch.long)
+            given = torch.tensor([_listed(positions, "positions")], dtype=torch.long)
+        self._given = given if given.dtype == torch.bool or given.is_floating_point() else given.long()
+        self._per_example &= not (self._given.dtype == torch.bool and self._given.ndim == 1)
         ranks = (1, 2, 4) if self._given.dtype == torch.bool else (1, 2)
         if self._given.is_floating_point() or self._given.is_complex() or self._given.ndim not in ranks:
             raise TypeError(
@@ -94,9 +95,6 @@ class _Erasure:
                 f"(N, positions) or (N, heads, queries, positions), but is {tuple(self._given.shape)} of "
                 f"{self._given.dtype}"
             )
-        self._per_example = isinstance(positions, Tensor) and not (
-            self._given.dtype == torch.bool and self._given.ndim == 1
-        )
 
     @property
     def n(self) -> int | None:
@@ -124,24 +122,29 @@ class _Erasure:
                 raise ValueError(f"positions of shape {tuple(self._given.shape)} do not fit attention of shape {shape}")
             mask = given
         else:
+            given = given.long()
             if bool(((given < -positions) | (given >= positions)).any()):
                 raise ValueError(f"positions {given.unique().tolist()} are not all among the {positions} attended to")
             listed = (given % positions).view(len(given), -1)
             mask = torch.zeros(len(given), positions, dtype=torch.bool, device=given.device)
             mask = mask.scatter(1, listed, True).view(-1, 1, 1, positions)
-        return (
-            mask
-            & _only(self._query, queries, "query", (1, 1, -1, 1)).to(mask.device)
-            & _only(self._heads, heads, "heads", (1, -1, 1, 1)).to(mask.device)
-        )
+        if self._heads is not None:
+            chosen = torch.zeros(heads, dtype=torch.bool, device=mask.device)
+            chosen[[int(places(head, n, heads, "heads")) for head in self._heads]] = True
+            mask = mask & chosen.view(1, -1, 1, 1)
+        if self._query is not None:
+            asked = places(self._query, n, queries, "query").to(mask.device)
+            mask = mask & (torch.arange(queries, device=mask.device) == asked[:, None]).view(-1, 1, queries, 1)
+        return mask
 
 
-def _only(chosen: int | Sequence[int] | None, size: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    if chosen is None:
-        return torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    listed = [chosen] if isinstance(chosen, int) else list(chosen)
-    if any(not -size <= i < size for i in listed):
-        raise ValueError(f"{name} {listed} is not among the {size} there are")
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[listed] = True
-    return mask.view(shape)
+def _listed(given: Any, name: str) -> list[int]:
+    """Integers, however they are given."""
+    single = not isinstance(given, Iterable) or (isinstance(given, Tensor) and not given.ndim)
+    values = [given] if single else [*given]
+    try:
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError
+        return [operator.index(value) for value in values]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or integers, but is {given!r}") from None

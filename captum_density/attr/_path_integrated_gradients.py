@@ -176,13 +176,18 @@ class PathIntegratedGradients(GradientAttribution):
                 additional_forward_args=None if args is None else expand_additional_forward_args(args, s),
             )
             slopes = leg.path.derivatives(alphas, leg.start, leg.end) if self._multiply_by_inputs else None
+            if slopes is not None and not all(bool(slope.isfinite().all()) for slope in slopes):
+                raise ValueError(
+                    "the path's derivative is NaN or infinite at a step; take a method that leaves out the ends of "
+                    "alpha, such as gausslegendre, or a path that starts slower"
+                )
             for i, gradient in enumerate(gradients):
-                integrand, factor = gradient.reshape(s, -1), None
+                integrand, factor = gradient.reshape(s, -1).to(totals[i].dtype), None
                 if slopes is not None and len(slopes[i]) == 1:
                     factor = slopes[i][0]
                 elif slopes is not None:
                     integrand = integrand * slopes[i].reshape(s, -1)
-                found = (weights.to(totals[i]) @ integrand.to(totals[i].dtype)).view_as(totals[i])
+                found = (weights.to(totals[i]) @ integrand).view_as(totals[i])
                 totals[i] += found if factor is None else found * factor
         return totals
 

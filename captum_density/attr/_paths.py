@@ -172,7 +172,8 @@ class PiecewiseLinearPath(Path):
 
     Args:
         waypoints: A tensor (K, ...), K points for all examples alike, or (K, N, ...), K points for each of N examples;
-            a tuple of such with one for each input, each with the same K. K = 0 is the straight line.
+            a tuple of such with one for each input, each with the same K. K = 0 is the straight line. What runs
+            copies of the examples, as `NoiseTunnel` does, takes the same points for all.
 
     References:
         M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365,
@@ -307,6 +308,8 @@ class FunctionPath(Path):
         at = self.points(torch.tensor([0.0, 0.5, 1.0]), baselines, inputs)
         for i, ends, what in ((0, baselines, "start at the baseline"), (2, inputs, "end at the input")):
             for points, end in zip(at, ends, strict=True):
+                if not bool(points.isfinite().all()):
+                    raise ValueError("the path returns NaN or infinity at alpha = 0, 0.5 or 1")
                 gap, scale = (points[i] - end).abs().max(), torch.maximum(points[1].abs().max(), end.abs().max())
                 if not bool(gap <= _TOLERANCE.get(end.dtype, 1e-2) * scale):
                     raise ValueError(

@@ -45,6 +45,8 @@ class AttentionMapLoss(TransferLoss):
     repeated where that is finer. The gradient is of one element only, the place where the teacher's map is largest, as
     the whole Jacobian of a map is too dear. The outputs may differ, too: they are not compared.
 
+    With lambda > 0 every operation up to the layers must be differentiable twice.
+
     A pair counts between 0 and 2 + 4 lambda. A map or gradient that is zero in one of the models counts as 1, and
     trains nothing.
 

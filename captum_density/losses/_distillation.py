@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from captum_density._captum import TargetType
 from captum_density._outputs import Outputs
@@ -27,8 +26,8 @@ class DistillationLoss(TransferLoss):
     probabilities are the same, whatever is added to all logits of an example. Add it to the cross-entropy, or train on
     it alone, for which no labels are needed.
 
-    Batch norm of the student uses its running statistics, in training mode as well: add the cross-entropy first, or
-    the statistics are not learnt.
+    Batch norm of the student uses its running statistics, in training mode as well, and learns them from the
+    cross-entropy's forward pass: trained on this loss alone, a student should have none.
 
     Args:
         teacher: The model to learn from, a module or a function that returns logits (N, C); see `forward` for the
@@ -77,9 +76,12 @@ class DistillationLoss(TransferLoss):
     def _compare(self, student: Outputs, lesson: Tensor, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         logits = student.outputs(student.points())[0]
         require_same_outputs(tuple(lesson.shape[1:]), tuple(logits.shape[1:]))
-        learnt, taught = (logits / self.temperature).log_softmax(1), (lesson / self.temperature).softmax(1)
-        loss = self.temperature**2 * kl_div(learnt, taught, reduction="batchmean")
-        return loss, {"agreement": (logits.argmax(1) == lesson.argmax(1)).to(logits.dtype).mean()}
+        # In double precision: at a high temperature the two are nearly the same, and what is left is multiplied.
+        learnt, taught = ((t.double() / self.temperature).log_softmax(1) for t in (logits, lesson))
+        # A class that the teacher rules out, by a logit of minus infinity, counts nothing.
+        difference = (taught - learnt).masked_fill(taught == -torch.inf, 0)
+        loss = self.temperature**2 * (taught.exp() * difference).sum(1).mean()
+        return loss.to(logits.dtype), {"agreement": (logits.argmax(1) == lesson.argmax(1)).to(logits.dtype).mean()}
 
     def extra_repr(self) -> str:
         """What `print` shows."""

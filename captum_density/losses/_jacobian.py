@@ -50,7 +50,8 @@ class JacobianMatchingLoss(TransferLoss):
 
     Args:
         teacher: The model to learn from, a module or a function; see `forward` for the student.
-        output: "target", "all" (a backward pass for each output, in both models) or "random".
+        output: "target" (of the call; without one, the class that the teacher predicts), "all" (a backward pass for
+            each output, in both models) or "random".
         normalize: Whether each example's Jacobian, or its projections together, are divided by their norm.
         n_projections: Vectors v for each example, a backward pass each; for "random".
         generator: What they are drawn from; None for the global generator; for "random".
@@ -130,7 +131,13 @@ class JacobianMatchingLoss(TransferLoss):
             target = outputs.argmax(1)
         # Captum's targets come in many forms; the derivative of its choice is 1 where it chose.
         chosen = outputs.detach().requires_grad_()
-        return torch.autograd.grad(selected_output(chosen, target, n).sum(), chosen)[0][None]
+        try:
+            selected = selected_output(chosen, target, n)
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"the target does not fit the teacher's outputs {tuple(outputs.shape)}: {error}"
+            ) from error
+        return torch.autograd.grad(selected.sum(), chosen)[0][None]
 
     def _compare(self, student: Outputs, lesson: _Lesson, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         vectors, products = lesson

@@ -56,8 +56,12 @@ class TransferLoss(nn.Module):
     ) -> Tensor:
         """The loss of a batch; nothing is differentiated by the inputs.
 
+        The student's batch norm uses its running statistics and does not learn them here, in training mode either: the
+        forward pass of the cross-entropy that this is added to does. The teacher runs as in evaluation mode.
+
         Args:
-            forward_func: The student, a module or a function, with as many outputs as the teacher.
+            forward_func: The student, a module or a function, with as many outputs as the teacher where those are
+                compared.
             inputs: Floating-point tensor (N, ...) or tuple of such, for both models.
             target: As Captum's, for a loss of one output; refused by those of all.
             additional_forward_args: As Captum's, for both models.
@@ -95,7 +99,7 @@ class TransferLoss(nn.Module):
 
     def _check_target(self, target: TargetType) -> None:
         if target is not None:
-            raise ValueError(f"{type(self).__name__} is of all outputs, so that a target has no meaning; leave it out")
+            raise ValueError(f"{type(self).__name__} needs no label, so that a target has no meaning; leave it out")
 
     def _ask(self, teacher: Outputs, target: TargetType) -> Any:
         """What the student is compared with; nothing in it carries a graph."""

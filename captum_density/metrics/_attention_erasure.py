@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_density._attention import Place
 from captum_density._captum import TensorOrTupleOfTensorsGeneric
 from captum_density._random import derived_seed
 from captum_density.metrics._attention_examples import AttentionExamples
@@ -63,7 +64,7 @@ def attention_erasure(
     inputs: TensorOrTupleOfTensorsGeneric,
     additional_forward_args: object = None,
     *,
-    query: int | None = None,
+    query: Place | None = None,
     seed: int = 0,
     max_examples_per_batch: int | None = None,
 ) -> AttentionErasure:
@@ -78,8 +79,9 @@ def attention_erasure(
         layer: The module whose forward pass runs attention once, or its name in the model.
         inputs: Tensor (N, ...) or tuple of such, such as token ids. Positions that a mask hides do not count.
         additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
-        query: Whose attention is ranked and erased, such as 0 for a class token; None for all queries, ranked by the
-            mean of their weights.
+        query: Whose attention is ranked and erased, such as 0 for a class token; (N,) each example's own, such as
+            ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; None for all queries, ranked by
+            the mean of their weights.
         seed: Of the other positions.
         max_examples_per_batch: How many examples run at once; None for all.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
-from captum_density._attention import find_layer, logits_of
+from captum_density._attention import Place, find_layer, logits_of
 from captum_density._captum import TensorOrTupleOfTensorsGeneric, format_additional_forward_args, run_forward
 from captum_density._evaluation import full_precision, refuse_random_numbers
 from captum_density._fixed_modules import fixed_modules
@@ -29,7 +29,7 @@ class AttentionExamples:
         layer: Where attention runs once.
         inputs: The examples.
         additional_forward_args: As Captum's.
-        query: Whose attention; None for all queries, whose weights are averaged.
+        query: Whose attention, one or (N,) each example's own; None for all queries, whose weights are averaged.
         max_examples_per_batch: How many run at once; None for all.
 
     Raises:
@@ -43,17 +43,19 @@ class AttentionExamples:
         layer: str | nn.Module,
         inputs: TensorOrTupleOfTensorsGeneric,
         additional_forward_args: object,
-        query: int | None,
+        query: Place | None,
         max_examples_per_batch: int | None,
     ) -> None:
         check_limit(max_examples_per_batch)
-        if query is not None and (not isinstance(query, int) or isinstance(query, bool)):
-            raise TypeError(f"query must be a position, or None for all queries, but is {query!r}")
+        if isinstance(query, str | bool):
+            raise TypeError(f"query must be a position, (N,) positions, or None for all queries, but is {query!r}")
         self._model, self._layer = find_layer(model, layer)
         self._inputs: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
         if not self._inputs or any(not isinstance(x, Tensor) or x.ndim == 0 for x in self._inputs):
             raise TypeError("inputs must be a tensor with the examples first, or a non-empty tuple of such")
         self.n = len(self._inputs[0])
+        if isinstance(query, Tensor) and query.shape not in ((), (self.n,)):
+            raise ValueError(f"query has shape {tuple(query.shape)}, but must be one position or ({self.n},)")
         if self.n == 0 or any(len(x) != self.n for x in self._inputs):
             counts = ", ".join(str(len(x)) for x in self._inputs)
             raise ValueError(f"inputs hold {counts} examples; give as many of each, and at least one")
@@ -81,7 +83,7 @@ class AttentionExamples:
                 if erased is None:
                     output = run_forward(self._model, xs, None, args)
                 else:
-                    with erase_attention(self._model, self._layer, erased[at], query=self._query):
+                    with erase_attention(self._model, self._layer, erased[at], query=self._query_of(rows[at])):
                         output = run_forward(self._model, xs, None, args)
             return _checked(logits_of(output), len(xs[0])).double().softmax(1)
 
@@ -92,19 +94,21 @@ class AttentionExamples:
 
         def differentiate(at: slice) -> Tensor:
             with self._held():
-                xs, args = self._rows(torch.arange(at.start, min(at.stop, self.n), device=self.device))
+                rows = torch.arange(at.start, min(at.stop, self.n), device=self.device)
+                xs, args = self._rows(rows)
                 with torch.no_grad():
                     predicted = self._log_probabilities(*xs, *args).argmax(1)
                 attribution = AttentionGradient(self._log_probabilities, self._layer, multiply_by_weights)
-                query = "mean" if self._query is None else self._query
-                return attribution.attribute(xs, target=predicted, additional_forward_args=args or None, query=query)
+                options = {"additional_forward_args": args or None, "query": self._query_of(rows, "mean")}
+                return attribution.attribute(xs, target=predicted, **options)
 
         return self._in_parts(differentiate)
 
     def _weights(self, at: slice) -> Tensor:
         with self._held():
-            xs, args = self._rows(torch.arange(at.start, min(at.stop, self.n), device=self.device))
-            query = "mean" if self._query is None else self._query
+            rows = torch.arange(at.start, min(at.stop, self.n), device=self.device)
+            xs, args = self._rows(rows)
+            query = self._query_of(rows, "mean")
             return AttentionWeights(self._model, self._layer).attribute(xs, args or None, query=query)
 
     @contextmanager
@@ -129,6 +133,12 @@ class AttentionExamples:
         args = (a[rows] if isinstance(a, Tensor) and a.ndim and len(a) == self.n else a for a in self._args)
         return tuple(x[rows] for x in self._inputs), tuple(args)
 
+    def _query_of(self, rows: Tensor, otherwise: Any = None) -> Any:
+        query = self._query
+        if query is None:
+            return otherwise
+        return query[rows.to(query.device)] if isinstance(query, Tensor) and query.ndim else query
+
     def _in_parts(self, function: Callable[[slice], Tensor], count: int | None = None) -> Tensor:
         count = self.n if count is None else count
         return torch.cat([function(slice(start, start + self._limit)) for start in range(0, count, self._limit)])
@@ -136,10 +146,12 @@ class AttentionExamples:
 
 def _checked(logits: Any, n: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        is_tensor = isinstance(logits, Tensor)
+        found = tuple(logits.shape) if is_tensor else type(logits).__name__
+        remedy = "two classes of one output z are `torch.cat([torch.zeros_like(z), z], dim=1)`"
+        remedy = remedy if is_tensor else "pass a function that picks the logits"
         raise ValueError(
-            f"the model must return logits of at least two classes, ({n}, C), but returned {found}; two classes of one "
-            "output z are `torch.cat([torch.zeros_like(z), z], dim=1)`"
+            f"the model must return logits of at least two classes, ({n}, C), but returned {found}; {remedy}"
         )
     if not bool(logits.isfinite().all()):
         raise ValueError("the model returned NaN or infinite logits")

@@ -72,7 +72,7 @@ def flat(attributions: Any, n: int) -> Tensor:
     parts = attributions if isinstance(attributions, tuple) else (attributions,)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         received = ", ".join(type(part).__name__ for part in parts)
-        raise TypeError(f"the attribute function must return a tensor or a tuple of tensors, but returned {received}")
+        raise TypeError(f"attributions must be a tensor or a tuple of tensors, but are {received}")
     for part in parts:
         if not bool(part.isfinite().all()):
             raise ValueError("the attributions contain NaN or infinity, so nothing can be compared with them")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_density._attention import Place
 from captum_density._captum import TensorOrTupleOfTensorsGeneric
 from captum_density._masks import ranks
 from captum_density._random import derived_seed
@@ -40,7 +41,7 @@ def fraction_to_flip(
     additional_forward_args: object = None,
     *,
     rankings: Sequence[str] | Mapping[str, str | Tensor] = _OURS,
-    query: int | None = None,
+    query: Place | None = None,
     seed: int = 0,
     max_examples_per_batch: int | None = None,
 ) -> FractionToFlip:
@@ -57,8 +58,9 @@ def fraction_to_flip(
         rankings: Names of some of "attention" (the weights), "gradient" (of the predicted class's log-probability by
             the weights, signed), "gradient x attention" and "random"; or a mapping from any name to one of these, or to
             importances (N, positions), higher first, of any attribution.
-        query: Whose attention is ranked and erased, such as 0 for a class token; None for all queries, ranked by the
-            mean of their weights.
+        query: Whose attention is ranked and erased, such as 0 for a class token; (N,) each example's own, such as
+            ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; None for all queries, ranked by
+            the mean of their weights.
         seed: Of the random ranking.
         max_examples_per_batch: How many examples run at once; None for all.
 

@@ -131,7 +131,11 @@ def model_of(piece: Piece, run: int) -> nn.Module:
 
 def laid_out(model: nn.Module, engine: Engine) -> nn.Module:
     # Of a network's 4-d weights; what it computes is the same but for the order of sums.
-    return model.to(memory_format=torch.channels_last) if engine == "channels_last" else model
+    if engine == "channels_last":
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def check_of(alive: Path | None) -> Check:

@@ -13,6 +13,7 @@ from captum_density.rewriting._layers import (
     check_layer,
     copied,
     from_output,
+    has_hooks,
     new_parameter,
     output_units,
     replaced,
@@ -70,6 +71,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         layer, before = _layer_before(node, modules)
         if layer is None:
             reasons.append(f"{node.target!r} does not directly follow a Linear or Conv layer")
+        elif has_hooks(norm):
+            reasons.append(f"{node.target!r} has hooks")
         elif len(before.users) > 1 or uses[id(layer)] > 1 or uses[id(norm)] > 1:
             reasons.append(f"{node.target!r} or the layer before it is used more than once")
         else:

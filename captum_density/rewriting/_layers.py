@@ -19,6 +19,7 @@ __all__ = [
     "from_input",
     "from_output",
     "groups_of",
+    "has_hooks",
     "input_units",
     "new_parameter",
     "output_units",
@@ -55,8 +56,10 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
-        known = ", ".join(repr(known) for known in modules if known)
-        raise ValueError(f"the model has no module {name!r}; take one of {known or repr('')}")
+        named = [known for known in modules if known] or [""]
+        near = [known for known in named if name.rpartition(".")[2] in known] or named
+        shown = ", ".join(map(repr, near[:8])) + (", ..." if len(near) > 8 else "")
+        raise ValueError(f"the model has no module {name!r}; take one of {shown}")
     return modules[name]
 
 
@@ -95,6 +98,11 @@ def check_layer(module: nn.Module, name: str) -> None:
         raise ValueError(f"{name!r} has hooks, or a weight that is no parameter of its own; remove them first")
     if module._forward_pre_hooks:
         raise ValueError(f"{name!r} has hooks, which may depend on its weights; remove them first")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a forward pass of the module runs functions of somebody else's."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def groups_of(layer: Layer) -> int:

@@ -18,6 +18,7 @@ from captum_density.rewriting._layers import (
     from_input,
     from_output,
     groups_of,
+    has_hooks,
     input_units,
     new_parameter,
     output_units,
@@ -51,7 +52,8 @@ def permute_hidden_units(model: nn.Module, first: str, second: str, seed: int = 
 
     What lies between must treat each channel by itself: elementwise nonlinearities, pooling, batch norm and PReLU
     (whose parameters are permuted along), dropout, and a flattening from dimension 1 on, after which each channel is a
-    block of features. Units of different groups of a convolution are not exchanged.
+    block of features. Units of different groups of a convolution are not exchanged. Batch norm and PReLU after a linear
+    layer are taken to be of its features, (N, features): on (N, L, features) they are of L.
 
     Args:
         model: Such that `torch.fx` can trace it.
@@ -94,6 +96,8 @@ def permute_hidden_units(model: nn.Module, first: str, second: str, seed: int = 
     carriers: list[tuple[Any, bool]] = []
     for node in path:
         kind = _kind(node, modules)
+        if node.op == "call_module" and has_hooks(modules[str(node.target)]):
+            raise ValueError(f"{node.target!r}, between {first!r} and {second!r}, has hooks; remove them first")
         if kind == "flatten":
             flattened = True
         elif kind is None or (kind == "pooling" and (flattened or not convolution)):

@@ -81,8 +81,8 @@ def sensitivity_gap(
     tried = _checked(features, examples.d).to(examples.x.device)
     at_baseline = examples.outputs(examples.baselines)
 
-    missed, changing = torch.zeros(2, examples.n, dtype=torch.float64, device=examples.x.device)
     with explaining(forward_func, examples.x.device):
+        missed, changing = torch.zeros(2, examples.n, dtype=torch.float64, device=examples.x.device)
         # So many features at a time as fill a batch.
         for part in tried.split(max(1, (max_examples_per_batch or 1) // examples.n)):
             feature, rows = part.repeat_interleave(examples.n), examples.rows.repeat(len(part))

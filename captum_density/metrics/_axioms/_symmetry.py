@@ -84,6 +84,8 @@ def symmetry_gap(
 
 def _checked(pairs: Sequence[tuple[int, int]], d: int) -> Tensor:
     """(2, pairs) indices."""
+    if any(not isinstance(pair, Sequence) for pair in pairs):
+        raise TypeError(f"pairs must be pairs of indices, such as [(0, 1)], but are {pairs}")
     chosen = [tuple(int(index) for index in pair) for pair in pairs]
     if not chosen or not all(len(p) == 2 and p[0] != p[1] and all(0 <= index < d for index in p) for p in chosen):
         raise ValueError(f"pairs must be pairs of different indices from 0 to {d - 1}, at least one, but are {chosen}")
