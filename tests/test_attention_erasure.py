@@ -572,3 +572,34 @@ def test_rankings_are_detached_and_of_any_precision():
     expected = fraction_to_flip(Reader(), "attention", x, rankings={"a": given.bfloat16().double()})
     found = fraction_to_flip(Reader(), "attention", x, rankings={"a": given.bfloat16().requires_grad_()})
     assert torch.equal(found.fraction, expected.fraction) and not found.fraction.requires_grad
+
+
+class LastWord(nn.Module):
+    """Reads its answer where each example ends, as causal classifiers of inputs padded on the right do."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x, ends):
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        states = self.attention(x, x, x, attn_mask=causal)[0]
+        return self.out(states[torch.arange(len(x)), ends])
+
+
+def test_each_example_has_its_own_query():
+    model, x, ends = LastWord().double().eval(), torch.randn(4, 6, 8).double(), torch.tensor([5, 3, 1, 4])
+    found = attention_erasure(model, "attention", x, ends, query=ends)
+    flips = fraction_to_flip(model, "attention", x, ends, query=ends, rankings=["gradient", "attention"])
+    assert bool((found.js_top > 0).all()) and bool((found.top <= ends).all())
+    for limit in (1, 3):
+        parts = attention_erasure(model, "attention", x, ends, query=ends, max_examples_per_batch=limit)
+        torch.testing.assert_close(parts.js_top, found.js_top)
+        again = fraction_to_flip(
+            model, "attention", x, ends, query=ends, rankings=["gradient", "attention"], max_examples_per_batch=limit
+        )
+        assert torch.equal(again.fraction, flips.fraction)
+    alone = attention_erasure(model, "attention", x[1:2], ends[1:2], query=3)
+    torch.testing.assert_close(alone.js_top, found.js_top[1:2])
+    with pytest.raises(ValueError, match=r"query has shape \(2,\), but must be one position or \(4,\)"):
+        attention_erasure(model, "attention", x, ends, query=ends[:2])
