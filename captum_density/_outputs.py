@@ -128,6 +128,13 @@ class Outputs:
             rows = [gradients_of(outputs, leaves, create_graph, v) for v in vectors_of(outputs.detach())]
         return outputs, tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
+    def anchored(self, loss: Tensor) -> Tensor:
+        """The loss, with zeros as the gradient of what it does not depend on, such as the last bias.
+
+        With none at all, DistributedDataParallel would wait for it and synchronize nothing.
+        """
+        return loss if self.anchor is None else loss + self.anchor
+
     def _keep_anchor(self, values: Tensor) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self.anchor = values.flatten()[:0].sum()

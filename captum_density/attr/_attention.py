@@ -181,9 +181,9 @@ def _observed(
     gradient: bool,
 ) -> Iterator[tuple[Any, Observed]]:
     """The model's output and the layer's attention weights."""
+    if any(x.ndim == 0 or len(x) == 0 for x in xs):
+        raise ValueError("inputs hold no example; the first dimension is that of the examples")
     n = len(xs[0])
-    if n == 0:
-        raise ValueError("inputs hold no example")
     seen: list[Observed] = []
 
     def observe(call: Any, n: int) -> Any:

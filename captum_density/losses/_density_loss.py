@@ -74,10 +74,8 @@ class DensityLoss(nn.Module):
         with density.opened(twice=self._twice, compared=self._compared):
             create_graph = torch.is_grad_enabled()
             loss, parts = self._loss(density, create_graph)
-        if create_graph and density.anchor is not None:
-            # Zeros as the gradient of what no input-gradient depends on, such as the last bias: with none at all,
-            # DistributedDataParallel would wait for it and synchronize nothing.
-            loss = loss + density.anchor
+        if create_graph:
+            loss = density.anchored(loss)
         for name, part in parts.items():
             setattr(self, name, part.detach())
         return loss

@@ -89,10 +89,8 @@ class TransferLoss(nn.Module):
         with student.opened(twice=self._twice):
             create_graph = torch.is_grad_enabled()
             loss, parts = self._compare(student, lesson, create_graph)
-        if create_graph and student.anchor is not None:
-            # Zeros as the gradient of what the loss does not depend on, such as the last bias: with none at all,
-            # DistributedDataParallel would wait for it and synchronize nothing.
-            loss = loss + student.anchor
+        if create_graph:
+            loss = student.anchored(loss)
         for name, part in parts.items():
             setattr(self, name, part.detach())
         return loss

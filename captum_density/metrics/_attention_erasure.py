@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -134,4 +135,4 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Of rows of probabilities, in nats, in [0, log 2]."""
     middle = (p + q) / 2
     halves = (torch.special.xlogy(a, a) - torch.special.xlogy(a, middle) for a in (p, q))
-    return sum(half.sum(1) for half in halves).div(2).clamp(0.0, torch.log(torch.tensor(2.0, dtype=p.dtype)).item())
+    return sum(half.sum(1) for half in halves).div(2).clamp(0.0, math.log(2))

@@ -93,6 +93,8 @@ class _Trial:
             if (name := self._differing(values)) is not None:
                 return 0.0, f"a stack gives {name!r} other values than a loop does"
             speed = self._speed(self._stack, len(cells))
+        except StoppedError:
+            raise
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             return 0.0, f"vmap cannot run this model ({_said(error)})"
         return speed, f"a stack of {len(cells)} trains {speed:.2f} times as fast as a loop"
@@ -108,6 +110,8 @@ class _Trial:
             if (name := self._differing(_values(model))) is not None:
                 return 0.0, f"channels last gives {name!r} other values"
             speed = self._speed(lambda check: self._loop(model, check))
+        except StoppedError:
+            raise
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             return 0.0, f"channels last cannot run it ({_said(error)})"
         return speed, f"channels last {speed:.2f} times"
@@ -172,8 +176,6 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, StoppedError):
-        raise error
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
