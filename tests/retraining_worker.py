@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_density._identity import described, name_of
 from captum_density.retraining import Cell, Examples, FitConfig, fit_many
-from captum_density.retraining._identity import described, name_of
 
 D = 12
 CONFIG = FitConfig(epochs=4, batch_size=16, lr=0.02)

@@ -15,8 +15,9 @@ ROOT = Path(captum_density.__file__).parent
 
 # A module may import from the lines above its own, and a package from within itself.
 LAYERS = (
-    {"_captum", "_figures", "_fixed_modules", "_masks", "_random", "_scratch"},
-    {"_evaluation"},
+    {"_arrays", "_captum", "_figures", "_fixed_modules", "_masks", "_random", "_scratch"},
+    {"_evaluation", "_identity"},
+    {"_store"},
     {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
     {"_attention", "_outputs"},
     {"_log_density"},

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.testing import assert_close
 
+from captum_density._arrays import Arrays
 from captum_density._scratch import scratch_folder
 from captum_density.retraining import Cell, Examples, FitConfig, StoppedError, _trial, adversarial_fit, fit_many
-from captum_density.retraining._arrays import Arrays
 from captum_density.retraining._engines import correct_of, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._plan import Plan
 from captum_density.retraining._seeds import batches, count_batches, initial_model

@@ -25,10 +25,10 @@ import pytest
 import torch
 from torch import nn
 
+from captum_density._identity import described, name_of
 from captum_density._scratch import scratch_folder
+from captum_density._store import Store, packed, unpacked
 from captum_density.retraining import Cell, Examples, FitConfig, fit_many
-from captum_density.retraining._identity import described, name_of
-from captum_density.retraining._store import Store, packed, unpacked
 from tests import retraining_worker as worker
 
 ROOT = Path(__file__).parents[1]

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from captum_density import __version__
-from captum_density._random import pinned
-from captum_density.retraining._arrays import ArrayRef, Arrays
-from captum_density.retraining._config import FitConfig, FitFunction
-from captum_density.retraining._examples import Cell, Examples
-from captum_density.retraining._fitted import Fitted
-from captum_density.retraining._identity import (
+from captum_density._arrays import ArrayRef, Arrays
+from captum_density._identity import (
     attributes_of,
     described,
     identity_of_imputation,
     identity_of_model,
     state_name,
 )
+from captum_density._random import pinned
+from captum_density._store import SCHEMA, Store, packed, unpacked
+from captum_density.retraining._config import FitConfig, FitFunction
+from captum_density.retraining._examples import Cell, Examples
+from captum_density.retraining._fitted import Fitted
 from captum_density.retraining._seeds import initial_model, size_of
-from captum_density.retraining._store import SCHEMA, Store, packed, unpacked
 from captum_density.retraining._trial import Trial, try_engines
 from captum_density.retraining._view import CellSpec, ExamplesSpec
 from captum_density.retraining._work import Done, Engine, Piece, run_piece

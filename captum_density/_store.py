@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_density.retraining._identity import name_of
+from captum_density._identity import name_of
 
 __all__ = ["SCHEMA", "Store", "packed", "unpacked"]
 

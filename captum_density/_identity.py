@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from captum_density._arrays import content_name
 from captum_density._random import seeded
-from captum_density.retraining._arrays import content_name
 
 __all__ = ["attributes_of", "described", "identity_of_imputation", "identity_of_model", "name_of", "state_name"]
 
