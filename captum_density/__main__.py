@@ -1,6 +1,8 @@
-"""`python -m captum_density`: the main job from the command line; arguments only, the work is elsewhere."""
+"""`python -m captum_density`: the audit from the command line; arguments only, the work is elsewhere."""
 
 import argparse
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,13 +14,33 @@ from captum_density import __version__
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the arguments)\n")
+        line = " ".join(message.split())
+        self.exit(2, f"{self.prog}: error: {line} (--help lists the arguments)\n")
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"expected an integer from 0 to 2**63 - 1, got {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:0, got {text!r}")
+    index = torch.device(text).index or 0
+    if kind == "cuda" and (not torch.cuda.is_available() or index >= torch.cuda.device_count()):
+        raise argparse.ArgumentTypeError(f"{text} was asked for, and PyTorch finds no such CUDA device here; use cpu")
+    return text
 
 
 def _folder(text: str) -> Path:
@@ -37,58 +59,111 @@ def _folder(text: str) -> Path:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="python -m captum_density",
-        description="Train a small network on scikit-learn's embedded digits, explain test digits with Captum's "
-        "methods and the FullGrad family side by side, print a table (accuracy; per method the completeness gap, "
-        "infidelity, sensitivity_max, shift sensitivity and seconds), print a picture into the gradients that leaves "
-        "the softmax as it was, train three more networks with losses of the density that logits imply (score "
-        "matching, its opposite, gradient norm), print what that does to density and gradients, and write "
-        "saliency.png, softmax_shift.png, density_ratio.png, samples.png, pixel_perturbation.png, table.md and "
-        "report.json. Takes about a minute; --diff-roar adds less than half a minute.",
+        description="Can I trust this model's gradients? Measures a model and attribution methods on it side by side, "
+        "says what follows in words, and writes report.html, report.json, table.md, figures.png and saliency.png. "
+        "Without --model, it trains a small network on scikit-learn's embedded digits and audits that; prints a "
+        "picture "
+        "into its gradients that leaves the softmax as it was, and trains three more networks with losses of the "
+        "density "
+        "that logits imply (score matching, its opposite, gradient norm), which takes about two minutes and writes "
+        "softmax_shift.png, density_ratio.png, samples.png and pixel_perturbation.png as well.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--model", metavar="MODULE:BUILD", help="what returns the model, such as my_package.model:build"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="a state dict to load, read with weights_only=True")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="a folder with a folder of images for each class, or package.module:dataset; images that cannot be "
+        "read are named and skipped",
+    )
+    parser.add_argument(
+        "--transform",
+        metavar="NAME",
+        help="for a folder of images: torchvision weights whose preset to apply, such as ResNet18_Weights.DEFAULT, or "
+        "package.module:transform; values in [0, 1] without it",
+    )
+    parser.add_argument(
+        "--attributions",
+        nargs="+",
+        metavar="NAME",
+        help="methods, such as Saliency 'FullGrad, centered' IntegratedGradients, or package.module:function, which "
+        "returns an attribution for a model; nine of them without it",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="figures, such as infidelity; 'default', all but gan_test and diff_roar, or 'all'",
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="how many examples to audit; 64 without it")
+    parser.add_argument(
+        "--proxy", metavar="MODULE:BUILD", help="for gan_test: what returns another, trained classifier"
+    )
+    parser.add_argument("--train", metavar="DATA", help="for diff_roar: training data, as --data; tested on --data")
     parser.add_argument("--out", type=_folder, default=Path("report"), metavar="DIR", help="folder to write to")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of the training and of every perturbation")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train and to explain")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything that is drawn")
+    parser.add_argument("--device", type=_device, default="cpu", help="where to run: cpu, cuda or cuda:1")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where an audit into the same folder, of the same things, stopped"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="half the epochs, a quarter of the explained digits and of the samples, a fifth of the noise: half a "
-        "minute, for figures that are rough and networks whose densities the losses have hardly shaped yet",
-    )
-    parser.add_argument(
-        "--diff-roar",
-        action="store_true",
-        help="also ask which 2x2 patches matter: retrain some hundred small networks on the patches that Saliency, "
-        "IntegratedGradients and FullGrad rank highest, and lowest, with controls, and write diff_roar.png",
+        help="for the digits: half the epochs, a quarter of the audited digits and of the samples, a fifth of the "
+        "noise: half a minute, for figures that are rough and networks whose densities the losses have hardly shaped",
     )
     parser.add_argument("--version", action="version", version=f"captum-density {__version__}")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the main job with command line arguments.
+    """Run the audit with command line arguments.
 
     Args:
         arguments: the arguments after the program's name; None takes them from ``sys.argv``.
 
     Raises:
-        SystemExit: with status 2 after a bad argument, and 1 where scikit-learn is missing; one line says why.
+        SystemExit: with status 2 after bad input, 1 where scikit-learn is missing, and 130 after Ctrl-C; one line says
+            why.
     """
     parser = _parser()
     parsed = parser.parse_args(arguments)
-    if parsed.device == "cuda" and not torch.cuda.is_available():
-        parser.error("argument --device: cuda was asked for, and PyTorch finds no CUDA device here; use cpu")
+    only_with_model = ("weights", "data", "transform", "proxy", "train")
+    unused = [each for each in only_with_model if getattr(parsed, each) is not None and parsed.model is None]
+    if unused:
+        parser.error(f"argument --{unused[0]}: goes with --model")
+    if parsed.model is not None and parsed.data is None:
+        parser.error("argument --model: goes with --data")
+    if parsed.model is not None and parsed.quick:
+        parser.error(
+            "argument --quick: is for the digits; give a smaller --limit, or fewer --attributions or --metrics"
+        )
+    cells = parsed.out / "cells"
     # Only now: `--help` and a bad argument answer without loading the rest.
-    from captum_density import _demo
+    from captum_density._command import BadInput, audit_digits, audit_model
 
     try:
-        effort = _demo.QUICK if parsed.quick else _demo.FULL
-        _demo.run(parsed.out, seed=parsed.seed, device=parsed.device, effort=effort, with_diff_roar=parsed.diff_roar)
+        if not parsed.resume and cells.is_dir():
+            shutil.rmtree(cells)
+        (audit_digits if parsed.model is None else audit_model)(parsed, cells)
+    except BadInput as error:
+        parser.error(str(error))
     except OSError as error:
         parser.error(f"argument --out: cannot write to {parsed.out}: {error}")
     except ImportError as error:
         raise SystemExit(f"{parser.prog}: error: {error}") from error
+    except KeyboardInterrupt:
+        print(
+            f"\n{parser.prog}: interrupted; what was measured is kept in {cells}, and the same command with --resume "
+            "goes "
+            "on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -59,8 +59,14 @@ SMOOTH: tuple[Make, ...] = (
 class Problem:
     """A random network in eval mode with inputs (N, ...) and a target, for a property test.
 
-    The model returns (N, K); `target` is an int, or N of them in a list or a tensor. The repr is short, as hypothesis
-    prints it for a failing example.
+    See `networks`, which draws it. The repr is short, as hypothesis prints it for a failing example.
+
+    Args:
+        kind: Of network, one of those that `networks` draws.
+        model: Maps the inputs to (N, K).
+        inputs: (N, ...), in the dtype of the weights.
+        target: Of the K outputs: an int, N of them in a list, or a tensor (N,).
+        seed: Of weights and inputs.
     """
 
     kind: Kind
@@ -250,12 +256,16 @@ def networks(kinds: Collection[Kind] = KINDS, *, dtype: torch.dtype = torch.floa
         ImportError: Without hypothesis, which the extra `captum-density[test]` installs.
 
     Example:
+        >>> import torch
         >>> from hypothesis import given, settings
+        >>> shapes = set()
         >>> @settings(max_examples=5, database=None, deadline=None)
         ... @given(networks(["piecewise_linear", "smooth"]))
-        ... def test_one_value_an_example(problem):
-        ...     assert problem.output().shape == (len(problem.inputs),)
-        >>> test_one_value_an_example()
+        ... def one_value_an_example(problem):
+        ...     shapes.add(problem.output().shape[1:])
+        >>> one_value_an_example()
+        >>> shapes
+        {torch.Size([])}
     """
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds takes a collection of {', '.join(KINDS)}; received {kinds!r}")

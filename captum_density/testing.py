@@ -60,9 +60,14 @@ def assert_complete(
         TypeError: If `terms` is none of these, or there is no output to compare with.
         ValueError: If the batch sizes differ.
 
+    References:
+        M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365,
+        section 3 (completeness); S. Srinivas and F. Fleuret, NeurIPS 2019, arXiv:1905.00780, for full gradients.
+
     Example:
         For a linear function without bias, input times gradient is complete; the gradient alone is not:
 
+        >>> import torch
         >>> x, w = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0, 6.0])
         >>> assert_complete(x * w, x @ w)
         >>> assert_complete(w.expand(2, 2), x @ w)

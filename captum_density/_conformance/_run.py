@@ -36,6 +36,7 @@ def attribution_checks() -> dict[str, str]:
         The law each check holds an attributor to, by the check's name, in the order in which they run.
 
     Example:
+        >>> import torch
         >>> attribution_checks()["batch_independence"]
         'A batch of N gives the numbers of N batches of one.'
     """
@@ -86,6 +87,7 @@ def check_attribution(
     Example:
         Captum's own methods pass but for what `CAPTUM_DEPARTURES` says of them:
 
+        >>> import torch
         >>> from captum.attr import Saliency
         >>> ran = check_attribution(Saliency, checks=("output_form", "target_forms", "hooks_after_raising_model"))
         >>> ran

@@ -1,6 +1,5 @@
 """The main job, and what its experiments share: train small networks on the digits, explain, measure and draw."""
 
-from captum_density._demo._attributions import METHODS as METHODS
 from captum_density._demo._density import HEADINGS as HEADINGS
 from captum_density._demo._density import MODELS as MODELS
 from captum_density._demo._density import DensityStudy as DensityStudy
@@ -19,7 +18,6 @@ from captum_density._demo._softmax_shift import fool as fool
 __all__ = [
     "FULL",
     "HEADINGS",
-    "METHODS",
     "MODELS",
     "QUICK",
     "DensityStudy",

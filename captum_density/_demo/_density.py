@@ -10,6 +10,7 @@ import torch
 from captum.attr import Saliency
 from torch import Tensor, nn
 
+from captum_density import _tables
 from captum_density._demo._network import perceptron, train
 from captum_density.datasets import Digits
 from captum_density.density import hessian_trace
@@ -18,7 +19,16 @@ from captum_density.metrics import PixelPerturbation, density_ratio, gan_test, p
 from captum_density.plots import density_ratio_curves, pixel_perturbation_curves, sample_grid
 from captum_density.samplers import ActivationMaximization
 
-__all__ = ["HEADINGS", "MODELS", "DensityStudy", "ModelFigures", "keep_by_gradient", "markdown", "study_density"]
+__all__ = [
+    "HEADINGS",
+    "MODELS",
+    "DensityStudy",
+    "ModelFigures",
+    "keep_by_gradient",
+    "markdown",
+    "study_density",
+    "train_judge",
+]
 
 # Chosen with the seeds 10 and 11 of tests.density: one weight for all three losses, since heavier ones cost score
 # matching and gradient norm samples and pixels, and a tenth of it changes little; a stability that stops the trace at
@@ -186,6 +196,7 @@ def study_density(
     samples_per_class: int,
     noise_samples: int,
     plain: nn.Module | None = None,
+    judge: nn.Module | None = None,
 ) -> DensityStudy:
     """Train the four networks, and another to judge their samples, and measure them.
 
@@ -196,12 +207,12 @@ def study_density(
         samples_per_class: samples to draw of each class and network.
         noise_samples: for each digit, in the density ratio; twice as many in the Hessian trace.
         plain: the plain network where it is trained already, with this seed and as many epochs.
+        judge: what judges samples where it is trained already.
 
     Returns:
         All figures.
     """
-    # The next seed but, in the first place, another architecture; 2**63 is where PyTorch's seeds end.
-    proxy = train(data, seed=(seed + 1) % 2**63, epochs=_JUDGE_EPOCHS, network=perceptron, name="training the judge")
+    proxy = train_judge(data, seed) if judge is None else judge
     models = {}
     for name, make in MODELS.items():
         model = plain if make is None else None
@@ -209,6 +220,20 @@ def study_density(
             model = _trained(data, name, make, seed=seed, epochs=epochs)
         models[name] = _measured(model, proxy, data, seed, samples_per_class, noise_samples)
     return DensityStudy(models, seed, _accuracy(proxy, data), samples_per_class * _CLASSES)
+
+
+def train_judge(data: Digits, seed: int) -> nn.Module:
+    """Train the network that judges samples.
+
+    Args:
+        data: the digits.
+        seed: of the judged networks; the judge's is the next but, in the first place, another architecture.
+
+    Returns:
+        A perceptron in evaluation mode.
+    """
+    # 2**63 is where PyTorch's seeds end.
+    return train(data, seed=(seed + 1) % 2**63, epochs=_JUDGE_EPOCHS, network=perceptron, name="training the judge")
 
 
 def keep_by_gradient(model: nn.Module, data: Digits, fill: float | Tensor | None = None) -> PixelPerturbation:
@@ -240,12 +265,7 @@ def markdown(headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     Returns:
         Lines without a newline at the end.
     """
-    lines = [["model", *headings], *([name, *cells] for name, cells in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(
-        f"| {line[0]:<{widths[0]}} | {' | '.join(map(str.rjust, line[1:], widths[1:]))} |" for line in lines
-    )
+    return _tables.markdown([["model", *headings], *([name, *cells] for name, cells in rows.items())])
 
 
 def _trained(

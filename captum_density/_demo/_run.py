@@ -1,22 +1,27 @@
-"""The main job: train, explain, fool, compare densities; print and write what came of it."""
+"""The main job without a model of the user's: train on the digits, audit, fool, compare densities."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from captum_density._demo._attributions import METHODS, draw_attributions
-from captum_density._demo._density import study_density
-from captum_density._demo._diff_roar import draw_retraining, retrain
-from captum_density._demo._network import train
+from captum_density._demo._density import study_density, train_judge
+from captum_density._demo._network import perceptron, train
 from captum_density._demo._softmax_shift import draw_fooled, fool
-from captum_density.audit import audit
+from captum_density.audit import Retraining, audit
 from captum_density.datasets import Digits, digits
+from captum_density.retraining import FitConfig
 
 __all__ = ["FULL", "QUICK", "Effort", "run"]
+
+_PATCH = 2  # pixels: 16 patches of a digit, of which DiffROAR keeps so many
+_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Effort:
 
     Args:
         epochs: passes over the training digits, for each network.
-        examples: test digits to explain, the first ones.
+        examples: test digits to audit.
         samples_per_class: samples of each class and network for the GAN-test.
         noise_samples: for each digit, in the density ratio; twice as many in the Hessian trace.
     """
@@ -53,32 +58,54 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def run(out: Path, *, seed: int, device: str, effort: Effort = FULL, with_diff_roar: bool = False) -> float:
-    """Train, explain, measure, fool, compare; print the figures and write the files.
+def run(
+    out: Path,
+    *,
+    seed: int,
+    device: str,
+    effort: Effort = FULL,
+    attributions: Any = None,
+    metrics: Iterable[str] | None = None,
+    limit: int | None = None,
+    store: Path | None = None,
+) -> float:
+    """Train, audit, fool, compare; print the figures and write the files.
 
-    Written are ``saliency.png``, ``softmax_shift.png``, ``density_ratio.png``, ``samples.png``,
-    ``pixel_perturbation.png``, ``table.md`` and ``report.json``; with DiffROAR, ``diff_roar.png``.
+    Written are what `captum_density.audit.AuditReport.save` writes, and ``softmax_shift.png``, ``density_ratio.png``,
+    ``samples.png`` and ``pixel_perturbation.png``, whose figures ``table.md`` and ``report.json`` hold as well.
 
     Args:
         out: folder to write to, made where it is missing.
         seed: of the initial weights, the order of training and every perturbation.
         device: "cpu" or "cuda".
         effort: how much of everything to take.
-        with_diff_roar: whether to retrain networks on the patches that methods rank highest, and lowest.
+        attributions: as `captum_density.audit`'s.
+        metrics: as `captum_density.audit`'s.
+        limit: how many test digits to audit; None for the effort's.
+        store: as `captum_density.audit`'s.
 
     Returns:
         The network's accuracy on all test digits, in [0, 1]; higher is better.
     """
-    out.mkdir(parents=True, exist_ok=True)
     data = Digits(*(tensor.to(device) for tensor in digits()))
     model = train(data, seed=seed, epochs=effort.epochs)
-    with torch.no_grad():
-        predicted = model(data.test_images).argmax(dim=1)
-    accuracy = (predicted == data.test_labels).double().mean().item()
-
-    images, target = data.test_images[: effort.examples], predicted[: effort.examples]
-    report = audit(model, images, target, METHODS, seed=seed)
-    fooled = fool(model, images, seed=seed)
+    judge = train_judge(data, seed)
+    test = (data.test_images, data.test_labels)
+    retrained = {"fractions": _FRACTIONS, "runs": _RUNS, "groups": _PATCH, "fit": FitConfig(epochs=effort.epochs)}
+    report = audit(
+        model,
+        test,
+        attributions,
+        metrics=metrics,
+        limit=effort.examples if limit is None else limit,
+        seed=seed,
+        proxy=judge,
+        retraining=Retraining(perceptron, (data.train_images, data.train_labels), test, retrained),
+        store=store,
+        show_progress=True,
+        name="a small CNN on the embedded digits",
+    )
+    fooled = fool(model, data.test_images[: effort.examples], seed=seed)
     study = study_density(
         data,
         seed=seed,
@@ -86,28 +113,26 @@ def run(out: Path, *, seed: int, device: str, effort: Effort = FULL, with_diff_r
         samples_per_class=effort.samples_per_class,
         noise_samples=effort.noise_samples,
         plain=model,
+        judge=judge,
     )
 
-    retrained = retrain(model, data, seed=seed, epochs=effort.epochs) if with_diff_roar else None
-
-    heading = f"accuracy on {len(predicted)} test digits: {accuracy:.4f} (higher is better)"
+    accuracy = _accuracy(model, data)
+    heading = f"accuracy on {len(data.test_labels)} test digits: {accuracy:.4f} (higher is better)"
     if effort == QUICK:
         heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
-    explained, densities = f"{heading}\n\n{report.table()}\n", f"{study.table()}\n"
-    retraining = "" if retrained is None else f"\n{retrained.table()}\n"
-    print(f"{explained}\n{fooled.text()}\n\n{densities}{retraining}")
-    (out / "table.md").write_text(f"{explained}\n{densities}{retraining}", encoding="utf-8")
-    facts = {"accuracy": accuracy, "test_digits": len(predicted), "seed": seed, "device": device, **asdict(effort)}
-    facts |= {**report.to_dict(), "softmax_shift": fooled.to_dict(), "density": study.to_dict()}
-    if retrained is not None:
-        facts["diff_roar"] = retrained.to_dict()
-    (out / "report.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    draw_attributions(report, images, target, out / "saliency.png")
+    audited, densities = f"{heading}\n\n{report}\n", f"{study.table()}\n"
+    print(f"{audited}\n{fooled.text()}\n\n{densities}")
+    written = report.save(out)
+    (out / "table.md").write_text(f"{audited}\n{densities}", encoding="utf-8")
+    facts = {"accuracy": accuracy, "test_digits": len(data.test_labels), **report.to_dict()}
+    facts |= {"softmax_shift": fooled.to_dict(), "density": study.to_dict()}
+    (out / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw_fooled(fooled, out / "softmax_shift.png")
     drawn = study.draw(out, data.test_images, data.test_labels)
-    if retrained is not None:
-        draw_retraining(retrained, out / "diff_roar.png")
-        drawn = [*drawn, "diff_roar.png"]
-    files = ["saliency.png", "softmax_shift.png", *drawn, "table.md", "report.json"]
-    print(f"written to {out}: {', '.join(files)}")
+    print(f"written to {out}: {', '.join([*written, 'softmax_shift.png', *drawn])}")
     return accuracy
+
+
+def _accuracy(model: nn.Module, data: Digits) -> float:
+    with torch.no_grad():
+        return (model(data.test_images).argmax(dim=1) == data.test_labels).double().mean().item()

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from captum.attr import DeepLift, InputXGradient, IntegratedGradients, Occlusion, Saliency
+from captum.attr import DeepLift, InputXGradient, IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor, nn
 
-from captum_density._demo._attributions import SMOOTH_GRAD
 from captum_density._random import seed_generators
 from captum_density.audit import Method
 from captum_density.plots import saliency_grid
@@ -21,7 +20,11 @@ _FOOLED_METHODS = {
     "Saliency": Method(Saliency, {"abs": False}),
     "InputXGradient": Method(InputXGradient),
     "IntegratedGradients": Method(IntegratedGradients),
-    "SmoothGrad": SMOOTH_GRAD,
+    # As in the paper, the mean of the signed gradients.
+    "SmoothGrad": Method(
+        lambda model: NoiseTunnel(Saliency(model)),
+        {"nt_samples": 20, "stdevs": 0.15, "nt_type": "smoothgrad", "abs": False},
+    ),
     "DeepLift": Method(DeepLift),
     "Occlusion": Method(Occlusion, {"sliding_window_shapes": (1, 1, 1)}),
 }

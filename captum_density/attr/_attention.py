@@ -150,7 +150,7 @@ class AttentionGradient(AttentionWeights):
             heads: Of which head: its number, "mean" or "all".
 
         Returns:
-            Of the shape that `AttentionWeights` has; signed, in units of the output.
+            (N, positions), with further dimensions as of `AttentionWeights`; signed, in units of the output.
 
         Raises:
             ValueError: As `AttentionWeights`; no gradient reaches the weights.

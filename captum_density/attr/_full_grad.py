@@ -216,6 +216,9 @@ class SimpleFullGrad(FullGradAttribution):
     Args:
         model: As `FullGrad`.
 
+    Raises:
+        TypeError: If `model` is not callable.
+
     References:
         S. Srinivas and F. Fleuret, NeurIPS 2019, arXiv:1905.00780, `simple_fullgrad` of the published code.
 

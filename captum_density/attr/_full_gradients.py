@@ -16,6 +16,8 @@ __all__ = ["FullGradients"]
 class FullGradients:
     """The full-gradient representation of f at a batch of inputs: f(x) = <df/dx, x> + sum over y of <df/dy, r>.
 
+    See `FullGrad.decompose`, which makes it.
+
     Attributes:
         output: (N,) f(x).
         inputs: Input terms df/dx * x, each of its input's shape (N, ...).

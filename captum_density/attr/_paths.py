@@ -48,10 +48,13 @@ class Path(ABC):
         Args:
             alphas: (S,) in [0, 1].
             baselines: x', a tensor (N, ...) for each input.
-            inputs: x, likewise.
+            inputs: x, a tensor (N, ...) each.
 
         Returns:
             A tensor (S, N, ...) for each input.
+
+        Raises:
+            ValueError: Powers, waypoints or a function that do not fit the inputs.
         """
 
     @abstractmethod
@@ -61,10 +64,13 @@ class Path(ABC):
         Args:
             alphas: (S,) in [0, 1].
             baselines: x', a tensor (N, ...) for each input.
-            inputs: x, likewise.
+            inputs: x, a tensor (N, ...) each.
 
         Returns:
             A tensor (S, N, ...) for each input, or (1, N, ...) where it is the same at all alpha.
+
+        Raises:
+            ValueError: As `points`; a function that does not compute with alpha as a tensor.
         """
 
     def legs(self, baselines: Tensors, inputs: Tensors) -> list[Leg]:
@@ -72,10 +78,13 @@ class Path(ABC):
 
         Args:
             baselines: x', a tensor (N, ...) for each input.
-            inputs: x, likewise.
+            inputs: x, a tensor (N, ...) each.
 
         Returns:
             At least one `Leg`.
+
+        Raises:
+            ValueError: As `points`; a function that is not finite, or not the baseline at 0 and the input at 1.
         """
         return [Leg(self, baselines, inputs)]
 
@@ -83,8 +92,7 @@ class Path(ABC):
 class StraightPath(Path):
     """The straight line gamma(alpha) = x' + alpha (x - x'), the path of integrated gradients.
 
-    The one path that gives symmetric features of equal values equal attributions whatever the model (Sundararajan et
-    al., section 4.2).
+    The one path that gives symmetric features of equal values equal attributions whatever the model (section 4.2).
 
     References:
         M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365.
@@ -174,6 +182,10 @@ class PiecewiseLinearPath(Path):
         waypoints: A tensor (K, ...), K points for all examples alike, or (K, N, ...), K points for each of N examples;
             a tuple of such with one for each input, each with the same K. K = 0 is the straight line. What runs
             copies of the examples, as `NoiseTunnel` does, takes the same points for all.
+
+    Raises:
+        TypeError: Waypoints that are no tensors (K, ...).
+        ValueError: Another K for one input than for another.
 
     References:
         M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365,
@@ -271,11 +283,7 @@ class FunctionPath(Path):
         return _stacked([self._value(self.function, alpha, baselines, inputs) for alpha in alphas.to(inputs[0])])
 
     def derivatives(self, alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
-        """d gamma / d alpha, (S, N, ...).
-
-        Raises:
-            ValueError: The function does not compute with alpha as a tensor.
-        """
+        """d gamma / d alpha, (S, N, ...)."""
         alphas = alphas.to(inputs[0])
         if self.derivative is not None:
             return _stacked([self._value(self.derivative, alpha, baselines, inputs) for alpha in alphas])
@@ -300,11 +308,7 @@ class FunctionPath(Path):
         return _stacked(found)
 
     def legs(self, baselines: Tensors, inputs: Tensors) -> list[Leg]:
-        """The whole path.
-
-        Raises:
-            ValueError: A path that does not begin at the baseline or end at the input.
-        """
+        """The whole path."""
         at = self.points(torch.tensor([0.0, 0.5, 1.0]), baselines, inputs)
         for i, ends, what in ((0, baselines, "start at the baseline"), (2, inputs, "end at the input")):
             for points, end in zip(at, ends, strict=True):

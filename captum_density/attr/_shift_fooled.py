@@ -35,6 +35,9 @@ class ShiftFooledGradient(GradientAttribution):
         class_dim: Dimension of the classes, for a shift with one number for each of several softmaxes, as in
             `SoftmaxShift`.
 
+    Raises:
+        TypeError: If the model or the shift cannot be called.
+
     References:
         S. Srinivas and F. Fleuret, "Rethinking the Role of Gradient-Based Attribution Methods for Model
         Interpretability", ICLR 2021, arXiv:2006.09128, section 2.

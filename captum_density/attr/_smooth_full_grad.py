@@ -37,6 +37,9 @@ class SmoothFullGrad(FullGradAttribution):
     Args:
         model: As `FullGrad`.
 
+    Raises:
+        TypeError: If `model` is not callable.
+
     References:
         S. Srinivas and F. Fleuret, NeurIPS 2019, arXiv:1905.00780, `smooth_fullgrad` of the published code.
 

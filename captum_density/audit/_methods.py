@@ -1,5 +1,6 @@
 """Attribution methods as `audit` takes them: functions of the model, which it calls for more than one."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,20 +61,27 @@ def named(methods: Mapping[str, Callable[[Any], Attribution] | Method]) -> dict[
         try:
             found[name] = value if isinstance(value, Method) else Method(value)
         except TypeError as error:
-            raise TypeError(f"methods[{name!r}]: {error}") from error
+            raise TypeError(f"attributions[{name!r}]: {error}") from error
     return found
 
 
 class Made:
-    """A method made for the audited model, once for all measurements but one, which needs it for another model."""
+    """A method made for the audited model, once for all measurements but one, which needs it for another model.
 
-    def __init__(self, name: str, method: Method, model: Callable[..., Tensor]) -> None:
+    Args:
+        name: as in the report.
+        method: how to make it.
+        model: what is audited.
+        batch: most examples that should run at once.
+    """
+
+    def __init__(self, name: str, method: Method, model: Callable[..., Tensor], batch: int) -> None:
         self.name = name
         self.model = model
         self.method = method
-        self.options = method.options
         self.explained = model if method.view is None else method.view(model)
         self.attribution = self._make(self.explained)
+        self.options = {**_frugal(self.attribution, batch), **method.options}
         declared = method.multiplies_by_inputs
         self.multiplies_by_inputs = bool(self.attribution.multiplies_by_inputs if declared is None else declared)
 
@@ -87,9 +95,19 @@ class Made:
         attribution = self.method.make(explained)
         if not isinstance(attribution, Attribution):
             raise TypeError(
-                f"methods[{self.name!r}] must make a Captum attribution for a model, but made {described(attribution)}"
+                f"attributions[{self.name!r}] must make a Captum attribution for a model, but made "
+                f"{described(attribution)}"
             )
         return attribution
+
+
+def _frugal(attribution: Attribution, batch: int) -> dict[str, Any]:
+    """Options by which Captum's methods run no more copies of the examples at once than there are examples."""
+    taken = inspect.signature(attribution.attribute).parameters
+    options = {"internal_batch_size": batch}
+    if not attribution.has_convergence_delta():  # NoiseTunnel's deltas of samples in parts are in another order
+        options["nt_samples_batch_size"] = 1
+    return {name: value for name, value in options.items() if name in taken}
 
 
 def described(value: object) -> str:

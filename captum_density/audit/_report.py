@@ -1,50 +1,26 @@
-"""What `audit` found, and how it is written down."""
+"""What `audit` found: as text, as JSON and back, as a picture, as a page."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from matplotlib.figure import Figure
 
-__all__ = ["AuditReport", "MethodReport"]
+from captum_density._tables import markdown
+from captum_density.audit._html import fragment, page
+from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, Measured
+from captum_density.audit._pictures import draw_figures, draw_maps
+from captum_density.audit._shown import Shown
+from captum_density.audit._summary import Finding, findings, verdict
 
-_LEGEND = (
-    "Lower is better in every column; means over {examples} examples.",
-    "completeness gap: |convergence delta| / |what the attributions should sum to|; '-': the method promises no sum.",
-    "infidelity: Captum's, normalised for scale, squared output units, when a random fifth of the input is set to 0;",
-    "  attributions of zero would score {zero_infidelity}.",
-    "sensitivity_max: largest relative change of the attributions when the input moves by at most {perturb_radius:g}.",
-    "shift sensitivity: 1 - cosine of the attributions before and after a shift of all logits that changes no",
-    "  prediction; 0 is invariant, see captum_density.softmax_shift.CenteredLogits; '-': one output, no softmax.",
-    "  Small is not 0: maps on a positive floor, as FullGrad's saliency maps are, look alike whatever they show.",
-    "seconds: median time of one attribute() call on all {examples} examples.",
-)
+__all__ = ["AuditReport"]
 
-
-@dataclass(frozen=True)
-class MethodReport:
-    """One method's figures, each a mean over the examples; lower is better in all of them.
-
-    Args:
-        name: the method's name in the report.
-        completeness_gap: |delta| / |sum of the attributions - delta|, delta being the method's own convergence delta;
-            at least 0. None where the method promises no sum, as Saliency does not.
-        infidelity: Captum's `infidelity` with ``normalize=True``, squared units of the output, at least 0 up to
-            rounding.
-        zero_infidelity: the infidelity of attributions that are zero everywhere, the scale to read it by; that of the
-            method's view, where it has one.
-        sensitivity_max: Captum's `sensitivity_max`, relative, at least 0.
-        shift_sensitivity: the ``cosine_distance`` of `captum_density.metrics.shift_sensitivity`, in [0, 2]. None where
-            the model has one output, and so no softmax.
-        seconds: median time of one ``attribute`` call on all examples.
-    """
-
-    name: str
-    completeness_gap: float | None
-    infidelity: float
-    zero_infidelity: float
-    sensitivity_max: float
-    shift_sensitivity: float | None
-    seconds: float
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -52,64 +28,228 @@ class AuditReport:
     """What `audit` found.
 
     Args:
-        rows: one entry per method, in the order given.
-        attributions: each method's attributions, of the inputs' shape.
-        examples: number of examples, N.
-        zero_infidelity: the infidelity of attributions of the model that are zero everywhere.
-        perturb_radius: the largest change of an input value in the sensitivity column.
+        methods: name of the method to name of the figure to what was measured.
+        model: the same of the model itself.
+        settings: what was audited, and how: model, examples, seed, noise.
+        skipped: a line for each example that could not be read.
+        shown: what is drawn of images and attributions.
+
+    Example:
+        >>> import torch
+        >>> from captum_density.audit import audit
+        >>> report = audit(torch.nn.Linear(3, 2), torch.rand(4, 3), ["Saliency"], metrics=["shift_sensitivity"])
+        >>> report.methods["Saliency"]["shift_sensitivity"].value > 0.1
+        True
+        >>> AuditReport.from_json(report.to_json()) == report
+        True
     """
 
-    rows: tuple[MethodReport, ...]
-    attributions: Mapping[str, Tensor] = field(repr=False)
-    examples: int
-    zero_infidelity: float
-    perturb_radius: float
+    methods: Mapping[str, Mapping[str, Measured]]
+    model: Mapping[str, Measured]
+    settings: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()
+    shown: Shown | None = field(default=None, repr=False)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What follows from the figures, and what to do about it."""
+        return findings(self.methods, self.model, self.settings["examples"], self.settings["classes"])
+
+    @property
+    def verdict(self) -> str:
+        """The answer to "can I trust this model's gradients?" in one sentence."""
+        return verdict(self.findings)
+
+    def summary(self) -> str:
+        """Return the verdict and the findings as text.
+
+        Returns:
+            Lines without a newline at the end; each finding starts with "+", "!" or "-", for good, warning and note.
+        """
+        marks = {"good": "+", "warning": "!", "note": "-"}
+        lines = [f"Can I trust this model's gradients? {self.verdict}"]
+        lines += [
+            f"{marks[found.kind]} {' '.join(filter(None, (found.text, found.advice)))}" for found in self.findings
+        ]
+        if self.skipped:
+            lines.append(
+                f"- {len(self.skipped)} examples could not be read and were skipped: {'; '.join(self.skipped[:3])}"
+            )
+        return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in lines)
 
     def table(self) -> str:
-        """Return the figures as an aligned Markdown table, followed by what each column means.
+        """Return the figures as aligned Markdown tables, followed by what each means.
 
         Returns:
             Several lines of text, without a newline at the end.
         """
-        cells = [["method", "completeness gap", "infidelity", "sensitivity_max", "shift sensitivity", "seconds"]]
-        for row in self.rows:
-            gap = "-" if row.completeness_gap is None else f"{row.completeness_gap:.1e}"
-            figures = [gap, f"{row.infidelity:.3g}", f"{row.sensitivity_max:.3g}", _distance(row.shift_sensitivity)]
-            cells.append([row.name, *figures, f"{row.seconds:.4f}"])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        lines = [
-            f"| {line[0]:<{widths[0]}} | {' | '.join(map(str.rjust, line[1:], widths[1:]))} |"
-            for line in (cells[0], rule, *cells[1:])
-        ]
-        legend = "\n".join(_LEGEND).format(
-            examples=self.examples, zero_infidelity=self._scales(), perturb_radius=self.perturb_radius
-        )
-        return "\n".join([*lines, "", legend])
+        parts = []
+        if self.model:
+            rows = [[MEASURES[each].title, figure.text(), MEASURES[each].better] for each, figure in self.model.items()]
+            parts.append(markdown([["model", "", ""], *rows]))
+        columns = self._columns()
+        if columns:
+            rows = [[name, *(figures[each].text() for each in columns)] for name, figures in self.methods.items()]
+            parts.append(markdown([["method", *(MEASURES[each].title for each in columns)], *rows]))
+        parts.append("\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in self._legend()))
+        return "\n\n".join(parts)
 
-    def to_dict(self) -> dict[str, object]:
-        """Return the figures, without the attributions, as what `json` can write.
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole report as what `json` can write.
 
         Returns:
-            The report's fields by name, ``rows`` as a list of dicts.
+            A dict that `from_dict` turns into an equal report. Findings are there to read, and derived anew.
         """
         return {
-            "rows": [asdict(row) for row in self.rows],
-            "examples": self.examples,
-            "zero_infidelity": self.zero_infidelity,
-            "perturb_radius": self.perturb_radius,
+            "captum_density_audit": _VERSION,
+            "settings": dict(self.settings),
+            "verdict": self.verdict,
+            "findings": [asdict(found) for found in self.findings],
+            "model": {each: asdict(figure) for each, figure in self.model.items()},
+            "methods": {
+                name: {each: asdict(figure) for each, figure in figures.items()}
+                for name, figures in self.methods.items()
+            },
+            "skipped": list(self.skipped),
+            "shown": None if self.shown is None else self.shown.to_dict(),
         }
 
-    def _scales(self) -> str:
-        """The infidelity of zeros, of the model and then of each view, with the methods that have it."""
-        viewed: dict[float, list[str]] = {}
-        for row in self.rows:
-            if row.zero_infidelity != self.zero_infidelity:
-                viewed.setdefault(row.zero_infidelity, []).append(row.name)
-        views = [f"{zero:.3g} for {' and '.join(map(repr, names))}" for zero, names in viewed.items()]
-        return "; ".join([f"{self.zero_infidelity:.3g}", *views])
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text.
 
+        Returns:
+            Several lines, without a newline at the end; no NaN or infinity.
+        """
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
-def _distance(value: float | None) -> str:
-    # Invariant methods come to rounding of 1e-16 to 1e-7, in which there is nothing to compare.
-    return "-" if value is None else "<1e-6" if 0 < value < 1e-6 else f"{value:.3g}"
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> AuditReport:
+        """Make a report of what `to_dict` returned; further keys are passed over.
+
+        Args:
+            found: as `to_dict` returned it, or JSON gave it back.
+
+        Returns:
+            An equal report.
+
+        Raises:
+            ValueError: it is no audit, or one of another version.
+        """
+        if not isinstance(found, Mapping) or found.get("captum_density_audit") != _VERSION:
+            raise ValueError(f"this is no audit of version {_VERSION}, which AuditReport.to_json writes")
+        methods = {
+            name: {each: Measured(**figure) for each, figure in figures.items()}
+            for name, figures in found["methods"].items()
+        }
+        model = {each: Measured(**figure) for each, figure in found["model"].items()}
+        shown = None if found["shown"] is None else Shown.from_dict(found["shown"])
+        return cls(methods, model, dict(found["settings"]), tuple(found["skipped"]), shown)
+
+    @classmethod
+    def from_json(cls, text: str) -> AuditReport:
+        """Make a report of what `to_json` returned.
+
+        Args:
+            text: the JSON.
+
+        Returns:
+            An equal report.
+
+        Raises:
+            ValueError: the text is no JSON, or no audit.
+        """
+        return cls.from_dict(json.loads(text))
+
+    def figure(self, metrics: Iterable[str] | None = None) -> Figure:
+        """Draw the methods' figures, one panel each: dots, with intervals or standard deviations.
+
+        Args:
+            metrics: names of figures; None for all that were measured.
+
+        Returns:
+            A figure free of pyplot's state; save it with ``figure.savefig("figures.png")``.
+
+        Raises:
+            ValueError: none of them was measured.
+        """
+        return draw_figures(self.methods, self._columns() if metrics is None else list(metrics))
+
+    def maps(self) -> Figure:
+        """Draw the first examples beside their attributions by each method, each map on a scale of its own.
+
+        Returns:
+            A figure free of pyplot's state.
+
+        Raises:
+            ValueError: the inputs are no images, or every method failed.
+        """
+        return draw_maps(self.shown)
+
+    def to_html(self) -> str:
+        """Return the report as one page, pictures inside, that loads nothing from elsewhere.
+
+        Returns:
+            HTML 5; write it with ``Path("report.html").write_text(report.to_html(), encoding="utf-8")``.
+        """
+        return page(self)
+
+    def save(self, folder: str | Path) -> list[str]:
+        """Write the report to a folder, made where it is missing.
+
+        Args:
+            folder: where ``report.html``, ``report.json``, ``table.md`` and, where there is something to draw,
+                ``figures.png`` and ``saliency.png`` go.
+
+        Returns:
+            The files' names.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        texts = {"report.html": self.to_html(), "report.json": self.to_json() + "\n", "table.md": f"{self}\n"}
+        for name, text in texts.items():
+            (out / name).write_text(text, encoding="utf-8")
+        written = list(texts)
+        for name, draw in (("figures.png", self.figure), ("saliency.png", self.maps)):
+            try:
+                figure = draw()
+            except ValueError:  # there is nothing to draw
+                continue
+            figure.savefig(out / name, dpi=150)
+            written.append(name)
+        return written
+
+    def _repr_html_(self) -> str:
+        return fragment(self)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n\n{self.summary()}"
+
+    def _columns(self) -> list[str]:
+        measured = {each for figures in self.methods.values() for each in figures}
+        return [measure.name for measure in METHOD_MEASURES if measure.name in measured]
+
+    def _legend(self) -> list[str]:
+        shown = {*self.model, *self._columns()}
+        settings = self.settings
+        lines = [
+            f"Means over {settings['examples']} examples, ± standard deviation over them, or [95% interval] of the "
+            "mean; "
+            f"noise {settings['noise_std']:.2g}, sensitivity radius {settings['perturb_radius']:.2g}, in the inputs' "
+            "unit."
+        ]
+        for measure in (*MODEL_MEASURES, *METHOD_MEASURES):
+            if measure.name in shown:
+                lines.append(f"{measure.title}, {measure.better}: {measure.meaning}{self._references(measure.name)}")
+        return lines
+
+    def _references(self, name: str) -> str:
+        """What to compare a figure with: one value, or those of the views."""
+        if name in self.model:
+            values = [self.model[name].reference]
+        else:
+            values = [figures[name].reference for figures in self.methods.values() if name in figures]
+        told = list(dict.fromkeys(f"{value:.2g}" for value in values if value is not None))
+        return f" For {MEASURES[name].reference}: {' or '.join(told)}." if told else ""

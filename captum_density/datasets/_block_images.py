@@ -103,7 +103,14 @@ class BlockImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 class BlockSplits(NamedTuple):
-    """Block images for training and for testing, with the same null block and positions of their own."""
+    """Block images for training and for testing, with the same null block and positions of their own.
+
+    See `block_digits`.
+
+    Args:
+        train: For training.
+        test: For testing.
+    """
 
     train: BlockImages
     test: BlockImages
@@ -140,6 +147,7 @@ def block_mnist(
         arXiv:2102.12781.
 
     Example:
+        >>> import torch
         >>> data = block_mnist("data", download=True)  # doctest: +SKIP
         >>> data.train.images.shape  # doctest: +SKIP
         torch.Size([60000, 1, 56, 28])
@@ -167,6 +175,7 @@ def block_digits(*, null: Null = "square", position: Position = "random", seed: 
         arXiv:2102.12781, for the construction; E. Alpaydin and C. Kaynak, 1998, for the digits.
 
     Example:
+        >>> import torch
         >>> data = block_digits(null="mean")
         >>> data.train.images.shape, data.test.signal_masks.shape
         (torch.Size([1437, 1, 16, 8]), torch.Size([360, 1, 16, 8]))

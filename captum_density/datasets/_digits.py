@@ -13,7 +13,14 @@ _SPLIT_SEED = 0
 
 
 class Digits(NamedTuple):
-    """The digits, split in two; images are (N, 1, 8, 8) float32 in [0, 1] (1 is ink), labels (N,) int64 in 0..9."""
+    """The digits, split in two. See `digits`.
+
+    Args:
+        train_images: (N, 1, 8, 8) float32 in [0, 1], 1 is ink.
+        train_labels: (N,) int64, in 0..9.
+        test_images: (M, 1, 8, 8), alike.
+        test_labels: (M,), alike.
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -39,6 +46,7 @@ def digits() -> Digits:
         E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 
     Example:
+        >>> import torch
         >>> data = digits()
         >>> data.train_images.shape, data.test_images.shape
         (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]))

@@ -15,7 +15,7 @@ __all__ = ["FeatureLeakage", "feature_leakage"]
 
 
 class FeatureLeakage(NamedTuple):
-    """Examples drawn by `feature_leakage`.
+    """Examples of the simplified BlockMNIST. See `feature_leakage`.
 
     Args:
         inputs: (n, d * block_dim), the d blocks of each example one after another.
@@ -71,6 +71,7 @@ def feature_leakage(
         were checked against others' accounts of the paper; that the noise is uniform in the unit ball was not.
 
     Example:
+        >>> import torch
         >>> data = feature_leakage(3, d=4, seed=5)
         >>> data.inputs
         tensor([[ 0.,  1.,  0.,  0.],

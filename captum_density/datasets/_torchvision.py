@@ -17,7 +17,14 @@ __all__ = ["ImageSplits", "cifar10", "imagenet10", "mnist", "svhn"]
 
 
 class ImageSplits(NamedTuple):
-    """A data set split in two, as its authors did; images are (N, C, H, W) float32 in [0, 1], labels (N,) int64."""
+    """A data set split in two, as its authors did. See `mnist`.
+
+    Args:
+        train_images: (N, C, H, W) float32 in [0, 1].
+        train_labels: (N,) int64, in 0..9.
+        test_images: (M, C, H, W), alike.
+        test_labels: (M,), alike.
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -44,6 +51,7 @@ def mnist(root: str | PathLike[str], *, fashion: bool = False, download: bool = 
         IEEE, 1998; H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST", 2017, arXiv:1708.07747.
 
     Example:
+        >>> import torch
         >>> mnist("data", download=True).train_images.shape  # doctest: +SKIP
         torch.Size([60000, 1, 28, 28])
     """
@@ -70,6 +78,7 @@ def svhn(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
         Y. Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", NIPS Workshop, 2011.
 
     Example:
+        >>> import torch
         >>> svhn("data", download=True).test_images.shape  # doctest: +SKIP
         torch.Size([26032, 3, 32, 32])
     """
@@ -100,6 +109,7 @@ def cifar10(root: str | PathLike[str], *, download: bool = False) -> ImageSplits
         A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
     Example:
+        >>> import torch
         >>> cifar10("data", download=True).train_images.shape  # doctest: +SKIP
         torch.Size([50000, 3, 32, 32])
     """
@@ -142,8 +152,18 @@ def imagenet10(
         Library)", 2019, https://github.com/MadryLab/robustness.
 
     Example:
-        >>> data = imagenet10("imagenet", ["n02085620", ["n01514668", "n01514859"], ...])  # doctest: +SKIP
-        >>> image, label = data[0]  # doctest: +SKIP
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from torchvision.utils import save_image
+        >>> with TemporaryDirectory() as root:
+        ...     for label in range(10):
+        ...         folder = Path(root) / "train" / f"class {label}"
+        ...         folder.mkdir(parents=True)
+        ...         save_image(torch.rand(3, 160, 128), folder / "0.png")
+        ...     image, label = imagenet10(root)[9]
+        >>> image.shape, label
+        (torch.Size([3, 112, 112]), 9)
     """
     folder = Path(root) / split
     if not folder.is_dir():

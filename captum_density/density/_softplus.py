@@ -54,6 +54,10 @@ def softplus_surrogate(model: nn.Module, beta: float = 10.0) -> Iterator[nn.Modu
         TypeError: If the model is no module, or it or one within is compiled or scripted, so that its Python code does
             not run.
 
+    References:
+        A.-K. Dombrowski et al., "Explanations Can Be Manipulated and Geometry Is to Blame", NeurIPS 2019,
+        arXiv:1906.07983, which explains ReLU networks by such copies.
+
     Example:
         >>> import torch
         >>> model = torch.nn.ReLU()

@@ -55,6 +55,8 @@ class NoiseContrastiveLoss(DensityLoss):
         >>> model = torch.nn.Linear(2, 3)
         >>> optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()])
         >>> loss(model, torch.randn(8, 2)).backward()
+        >>> loss.log_normalizer.grad.shape  # learned with the model
+        torch.Size([1])
     """
 
     accuracy: Tensor | None

@@ -18,7 +18,7 @@ __all__ = ["AttentionErasure", "attention_erasure"]
 
 
 class AttentionErasure(NamedTuple):
-    """What becomes of predictions when one position is attended to no longer, per example.
+    """What becomes of predictions when one position is attended to no longer, per example. See `attention_erasure`.
 
     Args:
         top: (N,) the position of the largest attention weight.

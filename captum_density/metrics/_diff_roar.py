@@ -61,7 +61,7 @@ def diff_roar(
         test: Inputs (M, ...) and labels (M,).
         attributions: Name to what ranks: a Captum attribution, ``Saliency(model)``; its method with options,
             ``functools.partial(NoiseTunnel(Saliency(model)).attribute, nt_samples=10)``; any function of the inputs
-            that returns attributions of their shape; or attributions themselves, a pair of arrays for train and test.
+            that returns attributions of the inputs' shape; or these themselves, a pair of arrays for train and test.
         fractions: Of elements (or groups) kept, in (0, 1].
         runs: How many models are trained for each masked data set, which differ in initial weights and order.
         fit: How: a `captum_density.retraining.FitConfig` or a function ``fit(model, inputs, labels, seed)``.
@@ -149,9 +149,9 @@ def roar(
 
     Args:
         make_model: As `diff_roar`'s, like all arguments below of which nothing else is said.
-        train: As there.
-        test: As there.
-        attributions: As there.
+        train: As `diff_roar`'s.
+        test: As `diff_roar`'s.
+        attributions: As `diff_roar`'s.
         fractions: Of elements (or groups) removed, in (0, 1].
         baselines: As `diff_roar`'s; "mean", of each channel, as in the paper.
         runs: As there.
@@ -221,9 +221,9 @@ def kar(
 
     Args:
         make_model: As `diff_roar`'s, like all arguments below of which nothing else is said.
-        train: As there.
-        test: As there.
-        attributions: As there.
+        train: As `diff_roar`'s.
+        test: As `diff_roar`'s.
+        attributions: As `diff_roar`'s.
         fractions: Of elements (or groups) kept, in (0, 1].
         baselines: As `diff_roar`'s; "mean", of each channel, as in the paper.
         runs: As there.

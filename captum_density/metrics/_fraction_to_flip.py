@@ -20,7 +20,7 @@ _OURS = ("attention", "gradient", "gradient x attention", "random")
 
 
 class FractionToFlip(NamedTuple):
-    """How soon decisions flip, for each ranking and example.
+    """How soon decisions flip, for each ranking and example. See `fraction_to_flip`.
 
     Args:
         names: Of the R rankings.

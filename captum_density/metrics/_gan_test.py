@@ -15,7 +15,7 @@ __all__ = ["GanTest", "gan_test"]
 
 
 class GanTest(NamedTuple):
-    """What an independent classifier says of samples.
+    """What an independent classifier says of samples. See `gan_test`.
 
     Args:
         correct: (N,) whether it predicts the class each sample was drawn for.

@@ -19,7 +19,7 @@ _FRACTIONS = tuple(i / 10 for i in range(11))
 
 
 class PixelPerturbation(NamedTuple):
-    """What is left of predictions when a fraction of the pixels is.
+    """What is left of predictions when a fraction of the pixels is. See `pixel_perturbation`.
 
     Args:
         fractions: (K,) of pixels kept, ascending.

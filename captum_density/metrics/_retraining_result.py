@@ -38,7 +38,7 @@ class RetrainingResult:
         counts: The same as numbers of elements or groups, of `d`.
         d: How many there are.
         correct: (A, sides, K, R, M) bool, whether each test example is classified rightly, by run.
-        controls: Control to the same: "input_agnostic", "mask_only" and "blurred" as `correct`, "random" with A = 1.
+        controls: Control to (A, sides, K, R, M) bool: "input_agnostic", "mask_only" and "blurred"; "random" with A = 1.
         unmasked: (R, M) bool, of models trained on whole examples.
         chance: The share of the largest class in the test set, in [0, 1].
         engines: Engine to how many models it trained, and why it was taken.
@@ -118,6 +118,9 @@ class RetrainingResult:
 
         Returns:
             (A, sides, K, R) in [0, 1]; of "random", A is 1.
+
+        Raises:
+            KeyError: There is no such control.
         """
         return self.controls[control].double().mean(-1)
 
@@ -129,6 +132,9 @@ class RetrainingResult:
 
         Returns:
             (A, K); of "random", A is 1.
+
+        Raises:
+            KeyError: There is no such control.
         """
         return self._of(self.controls[control]).double().mean(-1).mean(-1)
 
@@ -140,6 +146,9 @@ class RetrainingResult:
 
         Returns:
             (A, K, 2); of "random", A is 1.
+
+        Raises:
+            KeyError: There is no such control.
         """
         return interval(self._resampled(control), self.level)
 
@@ -151,6 +160,9 @@ class RetrainingResult:
 
         Returns:
             (A, 3): score, lower and upper end. NaN where 1 is the only fraction.
+
+        Raises:
+            KeyError: There is no such control.
         """
         correct = self.correct if control is None else self.controls[control]
         return self._summary(self._of(correct).double().mean(-1).mean(-1), self._resampled(control))
@@ -163,6 +175,9 @@ class RetrainingResult:
 
         Returns:
             (A, 3): difference, lower and upper end. NaN where 1 is the only fraction.
+
+        Raises:
+            KeyError: There is no such control.
         """
         scores = self.score - self.control_score(control)
         return self._summary(scores, self._resampled() - self._resampled(control))

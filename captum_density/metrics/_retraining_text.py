@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from captum_density._figures import COLORS, LINE, MARKS, lines_of, write_caption
+from captum_density._tables import markdown
 from captum_density.metrics._bootstrap import interval
 
 if TYPE_CHECKING:
@@ -172,11 +173,7 @@ def rows_of(result: RetrainingResult) -> list[list[str]]:
 
 def table(result: RetrainingResult) -> str:
     """Markdown, then the words."""
-    rows = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows_of(result)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    lines = [f"| {row[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, row[1:], widths[1:])) + " |" for row in rows]
-    return "\n".join([*lines, "", *words_of(result)])
+    return "\n".join([markdown(rows_of(result)), "", *words_of(result)])
 
 
 def words_of(result: RetrainingResult) -> list[str]:

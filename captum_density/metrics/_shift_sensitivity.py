@@ -27,6 +27,8 @@ __all__ = ["ShiftSensitivity", "shift_sensitivity"]
 class ShiftSensitivity(NamedTuple):
     """How far attributions move under a softmax shift, per example; 0 is invariant, higher is worse.
 
+    See `shift_sensitivity`.
+
     Args:
         cosine_distance: (N,) 1 - cosine between the honest and the shifted attributions, in [0, 2]: 0 for the same
             direction, 1 for an orthogonal one, 2 for the opposite. Where both are zero throughout it is 0, where one

@@ -56,6 +56,7 @@ def saliency_grid(
         TypeError: images or an attribution that is not a floating-point tensor; one text in place of N.
 
     Example:
+        >>> import torch
         >>> images = torch.rand(2, 1, 8, 8)
         >>> figure = saliency_grid(images, {"ink": images, "signed": images - 0.5}, row_notes=["p 0.91", "p 0.98"])
         >>> [axes.get_title() for axes in figure.axes]

@@ -13,7 +13,7 @@ __all__ = ["Fitted"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fitted:
-    """What came of one cell.
+    """What came of one cell. See `fit_many`.
 
     Args:
         cell: The cell.

@@ -71,7 +71,7 @@ class Done(NamedTuple):
 
 
 class StoppedError(RuntimeError):
-    """The call that wanted this work has ended."""
+    """The call that wanted this work has ended, and a worker stops training for it. See `fit_many`."""
 
 
 def run_piece(piece: Piece) -> Done:

@@ -28,7 +28,7 @@ class ActivationMaximization(Sampler):
         step_size: eta; with `normalize`, the length of the step up.
         n_steps: Steps.
         decay: lambda, at least 0.
-        reference: x_0, a number or what fits an input (a tuple for several inputs).
+        reference: x_0, a number or a tensor that broadcasts to the input; a tuple of these for several inputs.
         bounds: (low, high), to which every element is clamped.
         normalize: Whether to divide each example's gradient by its norm, so that models whose gradients differ in
             length are climbed in equal steps.

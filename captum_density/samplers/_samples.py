@@ -17,7 +17,7 @@ __all__ = ["Sampler", "Samples"]
 
 
 class Samples(NamedTuple):
-    """Where a sampler's chains ended.
+    """Where a sampler's chains ended. See `LangevinSampler`.
 
     Args:
         samples: The last points, a tensor or tuple of tensors like the initial ones, (N, ...), detached.

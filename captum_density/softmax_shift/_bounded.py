@@ -109,6 +109,9 @@ class BoundedShift(LogitsWrapper):
         Args:
             args: The model's own arguments; the waves run along the first.
             kwargs: The model's own keyword arguments.
+
+        Returns:
+            A tensor of the logits' shape and dtype.
         """
         logits, dim = self.logits(*args, **kwargs)
         phase = self.frequency * self._along(*leading(args, 1))

@@ -47,6 +47,9 @@ class CenteredLogits(LogitsWrapper):
         ValueError: If `how` is neither; from a call: if the logits have no such class dimension or a single class, or,
             for "mean", a class is masked with -inf.
 
+    References:
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2, for the shifts that it undoes.
+
     Example:
         >>> import torch
         >>> from captum.attr import Saliency
@@ -69,6 +72,9 @@ class CenteredLogits(LogitsWrapper):
         Args:
             args: The model's own arguments.
             kwargs: The model's own keyword arguments.
+
+        Returns:
+            A tensor of the logits' shape and dtype.
         """
         logits, class_dim = self.logits(*args, **kwargs)
         if self.how == "logsumexp":

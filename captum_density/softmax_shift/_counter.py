@@ -49,6 +49,9 @@ class CounterShift(Shift):
         ValueError: If maps, inputs and target do not fit together, or are not finite; from a call: if they do not fit
             the model's first argument, or the target its classes.
 
+    References:
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2, on gradients of one's choice.
+
     Example:
         >>> import torch
         >>> from captum.attr import Saliency
@@ -91,6 +94,9 @@ class CounterShift(Shift):
         Args:
             args: The model's arguments.
             kwargs: Its keyword arguments.
+
+        Returns:
+            A tensor of the logits' shape without the class dimension.
         """
         logits = self.model(*args, **kwargs)
         dim = class_dimension(logits, self.class_dim)

@@ -59,7 +59,19 @@ class LogitsWrapper(nn.Module):
             self.training = model.training  # not train(): the model's own parts keep their modes
 
     def logits(self, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
-        """The model's logits, checked, and the dimension of their classes counted from 0."""
+        """The model's logits, checked, and the dimension of their classes counted from 0.
+
+        Args:
+            args: The model's own arguments.
+            kwargs: The model's own keyword arguments.
+
+        Returns:
+            The logits, (N, ...), and the dimension.
+
+        Raises:
+            TypeError: If the model returned no floating-point tensor.
+            ValueError: If there is no such dimension, it is the batch, or it holds a single class.
+        """
         logits = self.model(*args, **kwargs)
         return logits, class_dimension(logits, self.class_dim)
 

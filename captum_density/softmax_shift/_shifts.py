@@ -22,6 +22,9 @@ class Shift(nn.Module):
     number for each softmax where the logits have more dimensions: their shape without the class dimension, or with 1
     in its place.
 
+    References:
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2.
+
     Example:
         >>> import torch
         >>> class Masked(Shift):
@@ -132,6 +135,9 @@ class NetworkShift(Shift):
         TypeError: If `net` cannot be called.
         ValueError: If `n_inputs` is below 1; from a call: if there are fewer arguments.
 
+    References:
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2.
+
     Example:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
@@ -154,6 +160,9 @@ class NetworkShift(Shift):
         Args:
             args: The model's arguments.
             _: Its keyword arguments, which the network does not read.
+
+        Returns:
+            A tensor (N,), or what the network returned.
         """
         values = self.net(*leading(args, self.n_inputs))
         is_column = isinstance(values, Tensor) and values.ndim == 2 and values.shape[1] == 1
@@ -172,6 +181,9 @@ class LinearShift(Shift):
         TypeError: If a pattern is no floating-point tensor.
         ValueError: If pattern or scale is not finite or zero throughout; from a call: if the pattern does not have the
             inputs' shape and device.
+
+    References:
+        S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2.
 
     Example:
         >>> import torch
@@ -197,6 +209,9 @@ class LinearShift(Shift):
         Args:
             args: The model's arguments, as many of which are read as there are patterns.
             _: The model's keyword arguments, which are not read.
+
+        Returns:
+            A tensor (N,), in logits.
         """
         patterns = list(self.buffers())
         inputs = leading(args, len(patterns))

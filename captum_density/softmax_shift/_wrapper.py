@@ -69,6 +69,9 @@ class SoftmaxShift(LogitsWrapper):
         Args:
             args: The model's own arguments; the shift reads the leading ones.
             kwargs: The model's own keyword arguments.
+
+        Returns:
+            A tensor of the logits' shape and dtype.
         """
         logits, class_dim = self.logits(*args, **kwargs)
         return self.changed(self.shift.add_to(logits, *args, class_dim=class_dim, **kwargs))

@@ -14,6 +14,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from captum_density._tables import markdown
 from captum_density.metrics._axioms._completeness import completeness_gap
 from captum_density.metrics._axioms._examples import Examples, explaining
 from captum_density.metrics._axioms._implementation import implementation_gap
@@ -75,11 +76,7 @@ class AxiomTable:
         Returns:
             Several lines of text, without a newline at the end.
         """
-        cells = [["method", *self.axioms], *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-        lines = [f"| {line[0]:<{widths[0]}} | {' | '.join(map(str.rjust, line[1:], widths[1:]))} |" for line in cells]
-        return "\n".join([*lines, "", *self._words()])
+        return "\n".join([markdown([["method", *self.axioms], *self._rows()]), "", *self._words()])
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values.

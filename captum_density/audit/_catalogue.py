@@ -1,0 +1,122 @@
+"""Attribution methods by name: what an audit measures unless told otherwise, and what can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from captum.attr import (
+    Attribution,
+    Deconvolution,
+    DeepLift,
+    FeatureAblation,
+    GradientShap,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor
+
+from captum_density.attr import FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
+from captum_density.audit._methods import Method, named
+from captum_density.softmax_shift import CenteredLogits
+
+__all__ = ["DEFAULT", "catalogue", "methods_of"]
+
+_CENTERED = ", centered"
+DEFAULT = (
+    "Saliency",
+    "Saliency, centered",
+    "IntegratedGradients",
+    "IntegratedGradients, centered",
+    "SmoothGrad",
+    "FullGrad",
+    "FullGrad, complete",
+    "SimpleFullGrad",
+    "SmoothFullGrad",
+)
+
+
+def catalogue(inputs: Tensor) -> dict[str, Method]:
+    """Every method that has a name, with options that fit the inputs.
+
+    SmoothGrad's noise has a third of the inputs' standard deviation, and Occlusion's window an eighth of each side.
+
+    Args:
+        inputs: (N, ...), what is audited.
+
+    Returns:
+        Name to method; each name followed by ", centered" is the same of `CenteredLogits`.
+    """
+    noise: dict[str, Any] = {"nt_samples": 20, "stdevs": _deviation(inputs) / 3}
+    window = (*inputs.shape[1:2], *(max(1, side // 8) for side in inputs.shape[2:])) if inputs.ndim > 2 else (1,)
+    occlusion = {"sliding_window_shapes": window, "strides": window}
+    # As in the paper, the mean of the signed gradients.
+    smooth = {**noise, "nt_type": "smoothgrad", "abs": False}
+    plain = {
+        "Saliency": Method(Saliency),
+        "InputXGradient": Method(InputXGradient),
+        "IntegratedGradients": Method(IntegratedGradients),
+        "SmoothGrad": Method(lambda model: NoiseTunnel(Saliency(model)), smooth),
+        "GuidedBackprop": Method(GuidedBackprop),
+        "Deconvolution": Method(Deconvolution),
+        "DeepLift": Method(DeepLift),
+        "GradientShap": Method(GradientShap, {"baselines": torch.zeros_like(inputs[:1])}),
+        "Occlusion": Method(Occlusion, occlusion),
+        "FeatureAblation": Method(FeatureAblation),
+        "PathIntegratedGradients": Method(PathIntegratedGradients),
+        "FullGrad": Method(FullGrad),
+        "FullGrad, complete": Method(lambda model: FullGrad(model, complete=True)),
+        "SimpleFullGrad": Method(SimpleFullGrad),
+        "SmoothFullGrad": Method(SmoothFullGrad, noise),
+    }
+    centered = {f"{name}{_CENTERED}": _centered(method) for name, method in plain.items()}
+    return plain | centered
+
+
+def _centered(method: Method) -> Method:
+    return Method(method.make, method.options, method.multiplies_by_inputs, view=CenteredLogits)
+
+
+def _deviation(inputs: Tensor) -> float:
+    return inputs.double().std().item() or 1.0 if inputs.numel() > 1 else 1.0
+
+
+def methods_of(
+    attributions: Mapping[str, Callable[[Any], Attribution] | Method | str] | Iterable[str] | None, inputs: Tensor
+) -> dict[str, Method]:
+    """The methods to measure.
+
+    Args:
+        attributions: name to a function of the model, a `Method` or a name of the catalogue; or such names; or None for
+            `DEFAULT`.
+        inputs: (N, ...), what is audited.
+
+    Raises:
+        TypeError: something else, such as an attribution already made.
+        ValueError: no methods, or an unknown name.
+    """
+    if attributions is None or (isinstance(attributions, Iterable) and not isinstance(attributions, str)):
+        known = catalogue(inputs)
+        names = DEFAULT if attributions is None else attributions
+        given: Mapping[str, Any] = names if isinstance(names, Mapping) else {name: name for name in names}
+        unknown = [value for value in given.values() if isinstance(value, str) and value not in known]
+        if unknown:
+            listed = ", ".join(repr(name) for name in known if not name.endswith(_CENTERED))
+            raise ValueError(
+                f"there is no attribution {unknown[0]!r}; there are {listed}, and each of them with "
+                f"{_CENTERED!r} after its name; others are given by a mapping from names to functions of the model"
+            )
+        found = named({name: known[value] if isinstance(value, str) else value for name, value in given.items()})
+    else:
+        raise TypeError(
+            "attributions must map names to functions of the model, or list names, but is an object of class "
+            f"{type(attributions).__name__}"
+        )
+    if not found:
+        raise ValueError("attributions is empty: give at least one {name: function of the model}, or a name")
+    return found

@@ -1,0 +1,178 @@
+"""The examples of an audit: as many as asked for, from tensors, a data set or a loader, without those that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from captum_density.audit._measures import one_line
+
+__all__ = ["Examples", "taken"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is audited.
+
+    Args:
+        inputs: (N, ...), floating-point and finite.
+        labels: (N,) int64, or None where the data have none.
+        skipped: a line for each example that could not be read.
+        classes: how many the data say there are, as torchvision's data sets do; None where they do not.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None
+    skipped: tuple[str, ...] = ()
+    classes: int | None = None
+
+
+def taken(data: Any, limit: int | None, seed: int) -> Examples:
+    """Take examples.
+
+    Args:
+        data: a tensor; a pair of tensors, inputs and labels; a map-style data set of inputs or of pairs; or what
+            yields batches of them, such as a `DataLoader`.
+        limit: at most so many; drawn at random, but for what only yields, whose first are taken. None for all.
+        seed: of the drawing.
+
+    Raises:
+        TypeError: data of no such kind, inputs that are not floating-point tensors, labels that are no integers.
+        ValueError: no examples, unequal shapes, NaN or infinite inputs, a limit below 1.
+    """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a positive integer or None, but is {limit!r}")
+    if isinstance(data, Tensor) or (isinstance(data, tuple | list) and _is_pair(data)):
+        inputs, labels = (data, None) if isinstance(data, Tensor) else data
+        _check_inputs(inputs)
+        labels = None if labels is None else _checked_labels(labels, len(inputs))
+        at = torch.tensor(_places(len(inputs), limit, seed), device=inputs.device)
+        return _finite(Examples(inputs.detach()[at], None if labels is None else labels.to(inputs.device)[at]))
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
+        return _finite(_from_dataset(data, limit, seed))
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict):
+        return _finite(_from_batches(data, limit))
+    raise TypeError(
+        "data must be inputs, a pair of inputs and labels, a data set or a loader, but is an object of class "
+        f"{type(data).__name__}"
+    )
+
+
+def _is_pair(data: Sequence[Any]) -> bool:
+    return len(data) == 2 and isinstance(data[0], Tensor) and (data[1] is None or isinstance(data[1], Tensor))
+
+
+def _places(n: int, limit: int | None, seed: int) -> list[int]:
+    if limit is None or n <= limit:
+        return list(range(n))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:limit].tolist())
+
+
+def _from_dataset(data: Any, limit: int | None, seed: int) -> Examples:
+    n = len(data)
+    order = list(range(n))
+    if limit is not None and n > limit:
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    found: dict[int, tuple[Tensor, Any]] = {}
+    skipped: list[str] = []
+    for i in order:
+        if len(found) == (limit or n):
+            break
+        try:
+            item = data[i]
+        # What reading an image can raise: Pillow tells a corrupt PNG by a SyntaxError.
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            skipped.append(f"{_name_of(data, i)} ({one_line(error)})")
+            continue
+        found[i] = _split(item)
+    if not found:
+        why = f"; none of {n} can be read, first {skipped[0]}" if skipped else ""
+        raise ValueError(f"the data hold no examples{why}")
+    places = sorted(found)
+    joined = _joined([found[i] for i in places], [_name_of(data, i) for i in places])
+    classes = getattr(data, "classes", None)
+    return replace(joined, skipped=tuple(skipped), classes=len(classes) if isinstance(classes, Sequence) else None)
+
+
+def _name_of(data: Any, i: int) -> str:
+    samples = getattr(data, "samples", None)  # of torchvision's folders
+    return str(samples[i][0]) if samples is not None else f"example {i}"
+
+
+def _split(item: Any) -> tuple[Tensor, Any]:
+    x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"the data set must yield tensors, but yields an object of class {type(x).__name__}; give it a transform "
+            "that ends in a tensor"
+        )
+    return x, y
+
+
+def _joined(items: list[tuple[Tensor, Any]], names: list[str]) -> Examples:
+    first = items[0][0]
+    for (x, _), name in zip(items, names, strict=True):
+        if x.shape != first.shape:
+            raise ValueError(
+                f"examples differ in shape: {names[0]} has {tuple(first.shape)}, {name} has {tuple(x.shape)}; give the "
+                "data a transform that makes them equal, such as the preset of torchvision weights"
+            )
+    inputs = torch.stack([x for x, _ in items]).detach()
+    _check_inputs(inputs)
+    given = [y for _, y in items]
+    labels = None if all(y is None for y in given) else _checked_labels(torch.tensor(given), len(given))
+    return Examples(inputs, labels)
+
+
+def _from_batches(data: Iterable[Any], limit: int | None) -> Examples:
+    parts = list(_batches(data, limit))
+    if not parts:
+        raise ValueError("the data hold no examples")
+    labels = [y for _, y in parts]
+    if any(y is None for y in labels) and not all(y is None for y in labels):
+        raise ValueError("some batches have labels and some have none")
+    joined = None if labels[0] is None else torch.cat([y for y in labels if y is not None])
+    return Examples(torch.cat([x for x, _ in parts]), joined)
+
+
+def _batches(data: Iterable[Any], limit: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    left = limit
+    for batch in data:
+        x, y = _split(batch)
+        _check_inputs(x)
+        y = None if y is None else _checked_labels(y, len(x))
+        yield (x.detach(), y) if left is None else (x.detach()[:left], None if y is None else y[:left])
+        if left is not None:
+            left -= len(x)
+            if left <= 0:
+                return
+
+
+def _check_inputs(inputs: Any) -> None:
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        received = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(
+            f"inputs must be floating-point tensors, got {received}; of token ids, audit the model of their embeddings"
+        )
+    if inputs.ndim < 2 or len(inputs) == 0:
+        raise ValueError(f"inputs must have shape (N, ...) with N > 0, got {tuple(inputs.shape)}")
+
+
+def _checked_labels(labels: Any, n: int) -> Tensor:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or tuple(labels.shape) != (n,):
+        given = (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be integers, one for each of {n} examples, got {given}")
+    return labels.detach().to(torch.int64)
+
+
+def _finite(examples: Examples) -> Examples:
+    x = examples.inputs
+    if not x.isfinite().all():
+        raise ValueError(f"inputs must be finite, got {int((~x.isfinite()).sum())} NaN or infinite values")
+    return examples

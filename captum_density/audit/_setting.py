@@ -1,0 +1,206 @@
+"""What all measurements of an audit share: the model, the examples, the noise, the seeds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_density._random import derived_seed, seed_generators
+from captum_density.audit._examples import taken
+from captum_density.metrics import pixel_perturbation
+
+__all__ = ["Retraining", "Setting", "evaluating", "logits_of"]
+
+_RANDOM_RANKINGS = 5
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What DiffROAR needs beside a model: something to retrain, and data to do it on.
+
+    Args:
+        make_model: returns a new, untrained classifier, (N, C) logits.
+        train: inputs (N, ...) and labels (N,); or a data set or loader of such, of which all is read into memory.
+        test: the same; some hundreds of examples, as accuracies of fewer tell little apart.
+        options: further arguments of `captum_density.metrics.diff_roar`, such as ``fractions``, ``runs`` or ``fit``.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.rand(100, 4), torch.randint(2, (100,))
+        >>> retraining = Retraining(lambda: torch.nn.Linear(4, 2), (x[:50], y[:50]), (x[50:], y[50:]), {"runs": 3})
+        >>> retraining.options["runs"]
+        3
+    """
+
+    make_model: Callable[[], nn.Module]
+    train: Any
+    test: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def gathered(self, seed: int) -> Retraining:
+        """Return the same with tensors for data.
+
+        Args:
+            seed: of the order, which matters nowhere.
+
+        Returns:
+            A `Retraining` of pairs (inputs, labels).
+
+        Raises:
+            TypeError: data of a wrong kind.
+            ValueError: data without labels, or that cannot be read.
+        """
+        pairs = []
+        for what, data in (("train", self.train), ("test", self.test)):
+            examples = taken(data, None, seed)
+            if examples.labels is None:
+                raise ValueError(f"the data to {what} models on have no labels")
+            pairs.append((examples.inputs, examples.labels))
+        return replace(self, train=pairs[0], test=pairs[1])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Every measurement's common ground; each starts from the same seed.
+
+    Args:
+        model: (N, ...) to (N, classes), in evaluation mode.
+        inputs: (N, ...).
+        labels: (N,) or None.
+        target: (N,) the explained classes.
+        classes: how many outputs the model has.
+        seed: of everything drawn.
+        noise_std: of the Gaussian noise in the density's figures.
+        perturb_radius: of sensitivity.
+        infidelity_samples: perturbations of each example.
+        sensitivity_samples: perturbations of each example.
+        batch: most examples that run at once.
+        proxy: the classifier that judges samples, or None.
+        retraining: what DiffROAR needs, or None.
+        cells: where DiffROAR keeps finished models.
+        show_progress: whether long work shows a bar of its own.
+    """
+
+    model: Callable[..., Tensor]
+    inputs: Tensor
+    labels: Tensor | None
+    target: Tensor
+    classes: int
+    seed: int
+    noise_std: float
+    perturb_radius: float
+    infidelity_samples: int
+    sensitivity_samples: int
+    batch: int
+    proxy: Callable[..., Tensor] | None
+    retraining: Retraining | None
+    cells: Path | None
+    show_progress: bool
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of the examples, none longer than the batch."""
+        for start in range(0, len(self.inputs), self.batch):
+            yield slice(start, start + self.batch)
+
+    def generator(self) -> torch.Generator:
+        """A new generator of the seed, on the CPU, so that every device is given the same noise."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def reseed(self) -> None:
+        """Seed every generator that a method may draw from."""
+        seed_generators(self.seed, self.inputs.device)
+        np.random.seed(self.seed % 2**32)  # GradientShap draws its baselines from NumPy
+        random.seed(self.seed)
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether the inputs are images, whose channels are ranked together."""
+        return self.inputs.ndim == 4
+
+    def kept_area(self, ranking: Tensor) -> Tensor:
+        """(N,) float64 area under the explained class's probability when the highest-ranking pixels are kept."""
+        fill = self.inputs.mean(dim=0, keepdim=True)
+        areas = [
+            pixel_perturbation(
+                self.model,
+                self.inputs[at],
+                ranking[at],
+                fill,
+                target=self.target[at],
+                channels="together" if self.has_channels else "singly",
+                max_examples_per_batch=self.batch,
+            ).area
+            for at in self.chunks()
+        ]
+        return torch.cat(areas).double().cpu()
+
+    @cached_property
+    def random_area(self) -> Tensor:
+        """(N,) the mean of that area over random rankings."""
+        shape = (len(self.inputs), 1, *self.inputs.shape[2:]) if self.has_channels else self.inputs.shape
+        rankings = torch.Generator().manual_seed(derived_seed(self.seed, "random rankings"))
+        areas = [
+            self.kept_area(torch.rand(shape, generator=rankings, dtype=torch.float64).to(self.inputs))
+            for _ in range(_RANDOM_RANKINGS)
+        ]
+        return torch.stack(areas).mean(dim=0)
+
+
+@contextmanager
+def evaluating(model: Callable[..., Any]) -> Iterator[None]:
+    """Within, a module and all its parts are in evaluation mode; after, each is in its own again."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        if isinstance(model, nn.Module):
+            model.eval()
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
+    """(N, classes) the model's outputs, detached.
+
+    Raises:
+        TypeError: it returns no tensor.
+        ValueError: it fails on the inputs, returns another shape, or NaN or infinity.
+    """
+    outputs = []
+    for start in range(0, len(inputs), batch):
+        part = inputs[start : start + batch]
+        try:
+            with torch.no_grad():
+                found = model(part)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the model fails on inputs of shape {tuple(part.shape)}: {type(error).__name__}: {text}"
+            ) from error
+        if not isinstance(found, Tensor):
+            keys = f" with the keys {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
+            raise TypeError(
+                "the model must return a tensor of logits, but returns an object of class "
+                f"{type(found).__name__}{keys}; "
+                "wrap it in a module whose forward returns one, such as `return self.model(x)['logits']`"
+            )
+        if found.ndim != 2 or len(found) != len(part) or not found.is_floating_point():
+            raise ValueError(
+                f"the model must return logits of shape (N, classes), but gives {found.dtype} of shape "
+                f"{tuple(found.shape)} for {len(part)} examples"
+            )
+        outputs.append(found.detach())
+    logits = torch.cat(outputs)
+    if not logits.isfinite().all():
+        raise ValueError(f"the model returns {int((~logits.isfinite()).sum())} NaN or infinite logits")
+    return logits
