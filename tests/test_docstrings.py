@@ -36,23 +36,21 @@ from torch import Tensor
 
 import captum_density
 
-# Namespaces that are not held to the rules.
-NOT_YET = {"captum_density.audit"}
-
 # Results, which need neither paper nor example of their own, as they name the function that has them.
 MADE_BY = dict(
     pair.split(":")
     for pair in """
     AttentionErasure:attention_erasure BlockSplits:block_digits ConformanceError:check_attribution Digits:digits
-    Failure:check_attribution FeatureLeakage:feature_leakage Fitted:fit_many FractionToFlip:fraction_to_flip
-    FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist PixelPerturbation:pixel_perturbation
+    Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit Fitted:fit_many
+    FractionToFlip:fraction_to_flip FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist
+    Measured:audit PixelPerturbation:pixel_perturbation
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
     """.split()
 )
 # No method of a paper: why, and what.
 NO_PAPER = {
-    "a result, whose function names the paper": {"AxiomTable", "RetrainingResult"},
-    "data and settings": {"Cell", "Examples", "FitConfig"},
+    "a result, whose function names the paper": {"AuditReport", "AxiomTable", "RetrainingResult"},
+    "data and settings": {"Cell", "Examples", "FitConfig", "Method", "Retraining"},
     "trains, for methods that have papers": {"fit_many"},
     "a picture": set(
         "attention_erasure_scatter density_ratio_curves fraction_to_flip_boxes pixel_perturbation_curves saliency_grid "
@@ -61,7 +59,8 @@ NO_PAPER = {
     "a tool for tests": {"attribution_checks", "check_attribution", "networks"},
 }
 # Takes arguments, and refuses none: why, and what.
-RAISES_NOTHING = {"a record, which its function fills": {"AxiomTable", "RetrainingResult"}}
+RAISES_NOTHING = {"a record, which its function fills or reads": {"AuditReport", "AxiomTable", "RetrainingResult"}}
+RAISES_NOTHING |= {"settings, which their function checks": {"Retraining"}}
 # Examples that are not run, as they would download.
 DOWNLOADS = {"block_mnist", "cifar10", "mnist", "svhn"}
 
@@ -203,7 +202,7 @@ def _members(name: str, owner: type) -> Iterator[Described]:
 PUBLIC = [
     found.name
     for found in pkgutil.walk_packages([str(Path(captum_density.__file__).parent)], "captum_density.")
-    if not any(part.startswith("_") for part in found.name.split(".")) and found.name not in NOT_YET
+    if not any(part.startswith("_") for part in found.name.split("."))
 ]
 NAMES = {name: getattr(module, name) for module in map(importlib.import_module, PUBLIC) for name in module.__all__}
 OBJECTS = {name: Described(name, value) for name, value in NAMES.items() if callable(value)}

@@ -125,7 +125,7 @@ MEASURES = {measure.name: measure for measure in (*METHOD_MEASURES, *MODEL_MEASU
 
 @dataclass(frozen=True)
 class Measured:
-    """One figure as it was found.
+    """One figure as it was found. See `audit`.
 
     Args:
         value: the figure, a mean over examples unless its meaning says otherwise; None where there is none.
@@ -135,11 +135,6 @@ class Measured:
         reference: what to compare the value with, where `Measure.reference` names it.
         note: why there is no value, or what to know about it.
         failed: whether measuring it failed; `note` then says how.
-
-    Example:
-        >>> import torch
-        >>> Measured(0.5, low=0.4, high=0.6).text()
-        '0.5 [0.4, 0.6]'
     """
 
     value: float | None
@@ -151,7 +146,11 @@ class Measured:
     failed: bool = False
 
     def text(self) -> str:
-        """Return the figure for a table: value, and interval or spread; '-' for none, 'failed' for an error."""
+        """Write the figure as a table's cell.
+
+        Returns:
+            The value with its interval, else its spread; "-" for none, "failed" for an error.
+        """
         if self.value is None:
             return "failed" if self.failed else "-"
         if self.low is not None and self.high is not None:

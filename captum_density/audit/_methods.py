@@ -29,10 +29,15 @@ class Method:
         TypeError: ``make`` or ``view`` is not a function of a model: an attribution already made, for example.
 
     Example:
+        >>> import torch
         >>> from captum.attr import NoiseTunnel, Saliency
+        >>> from captum_density.audit import audit
         >>> from captum_density.softmax_shift import CenteredLogits
         >>> noisy = Method(lambda model: NoiseTunnel(Saliency(model)), {"nt_samples": 10, "stdevs": 0.1})
         >>> centered = Method(Saliency, {"abs": False}, view=CenteredLogits)
+        >>> report = audit(torch.nn.Linear(3, 2), torch.rand(8, 3), {"noisy": noisy, "centered": centered})
+        >>> [figures["shift_sensitivity"].value < 1e-6 for figures in report.methods.values()]
+        [False, True]
     """
 
     make: Callable[[Any], Attribution]

@@ -190,6 +190,9 @@ class AuditReport:
 
         Returns:
             HTML 5; write it with ``Path("report.html").write_text(report.to_html(), encoding="utf-8")``.
+
+        Raises:
+            KeyError: a report that was put together by hand lacks a setting.
         """
         return page(self)
 

@@ -30,7 +30,7 @@ class Retraining:
     Args:
         make_model: returns a new, untrained classifier, (N, C) logits.
         train: inputs (N, ...) and labels (N,); or a data set or loader of such, of which all is read into memory.
-        test: the same; some hundreds of examples, as accuracies of fewer tell little apart.
+        test: inputs (M, ...) and labels (M,), or the same; some hundreds, as accuracies of fewer tell little apart.
         options: further arguments of `captum_density.metrics.diff_roar`, such as ``fractions``, ``runs`` or ``fit``.
 
     Example:

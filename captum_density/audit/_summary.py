@@ -22,7 +22,7 @@ _CENTERED = ", centered"
 
 @dataclass(frozen=True)
 class Finding:
-    """One conclusion of an audit.
+    """One conclusion of an audit. See `audit`.
 
     Args:
         kind: "good", "warning", or "note" for what is neither.
