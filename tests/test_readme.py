@@ -41,7 +41,7 @@ def test_softmax_shift_example_runs():
     torch.testing.assert_close(names["honest"], twin, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("marker", ["command: main job", "command: tests"])
+@pytest.mark.parametrize("marker", ["command: main job", "command: tests", "command: tutorials"])
 def test_ci_runs_the_command_of_the_readme(marker):
     command = _block(marker, "sh")
     assert command.count("\n") == 1, "one line each"
@@ -76,6 +76,6 @@ def test_diff_roar_example_runs():
     assert "2x2" not in result.table() and "kept 0.25 (4)" in result.table()
 
 
-@pytest.mark.parametrize("marker", ["axioms", "attention", "transfer"])
+@pytest.mark.parametrize("marker", ["audit", "axioms", "attention", "transfer"])
 def test_examples_that_assert_their_results_run(marker):
     exec(compile(_block(f"example: {marker}", "python"), "README.md", "exec"), {"__name__": "readme"})
