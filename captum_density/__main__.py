@@ -1,15 +1,33 @@
 """`python -m captum_density`: the audit from the command line; arguments only, the work is elsewhere."""
 
 import argparse
-import shutil
+import io
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from captum_density import __version__
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    # NumPy and PyTorch that are interrupted while they are imported fail with errors of their own.
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +49,11 @@ def _count(text: str) -> int:
 
 
 def _device(text: str) -> str:
+    if text == "cpu":
+        return text
+    with _interrupted_after():
+        import torch  # seconds, which neither `--help` nor a bad argument need wait for
+
     try:
         kind = torch.device(text).type
     except RuntimeError:
@@ -130,8 +153,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with status 2 after bad input, 1 where scikit-learn is missing, and 130 after Ctrl-C; one line says
             why.
     """
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
+    parser, cells = _parser(), None
+    try:
+        parsed = parser.parse_args(arguments)
+        cells = parsed.out / "cells"
+        _audit(parser, parsed, cells)
+    except KeyboardInterrupt:
+        kept = cells is not None and cells.is_dir() and any(cells.glob("**/*.json"))
+        how = f"what was measured is kept in {cells}, and the same command with --resume goes on from there"
+        print(f"\n{parser.prog}: interrupted; {how if kept else 'nothing was measured yet'}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _audit(parser: _Parser, parsed: argparse.Namespace, cells: Path) -> None:
     only_with_model = ("weights", "data", "transform", "proxy", "train")
     unused = [each for each in only_with_model if getattr(parsed, each) is not None and parsed.model is None]
     if unused:
@@ -142,13 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(
             "argument --quick: is for the digits; give a smaller --limit, or fewer --attributions or --metrics"
         )
-    cells = parsed.out / "cells"
     # Only now: `--help` and a bad argument answer without loading the rest.
-    from captum_density._command import BadInput, audit_digits, audit_model
+    with _interrupted_after():
+        from captum_density._command import BadInput, audit_digits, audit_model
 
     try:
-        if not parsed.resume and cells.is_dir():
-            shutil.rmtree(cells)
         (audit_digits if parsed.model is None else audit_model)(parsed, cells)
     except BadInput as error:
         parser.error(str(error))
@@ -156,15 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"argument --out: cannot write to {parsed.out}: {error}")
     except ImportError as error:
         raise SystemExit(f"{parser.prog}: error: {error}") from error
-    except KeyboardInterrupt:
-        print(
-            f"\n{parser.prog}: interrupted; what was measured is kept in {cells}, and the same command with --resume "
-            "goes "
-            "on from there",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no plus-minus sign
     main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pickle
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -41,7 +41,7 @@ def resolved(name: str, what: str) -> Any:
         raise BadInput(f"{what} must be package.module:name, but is {name!r}")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module does
+    except (Exception, SystemExit) as error:  # whatever a user's module does, such as read the command line
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise BadInput(
                 f"{what}: there is no module {module_name!r} in the current folder or among the installed packages"
@@ -79,7 +79,7 @@ def load_model(name: str, weights: str | None, *, seed: int, device: str, what: 
         try:
             with seeded(seed, torch.device("cpu")):
                 model = build()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadInput(f"{what}: {name}() fails: {_line(error)}") from error
     else:
         raise BadInput(f"{what}: {name} must be a function that returns a model, but is a {type(build).__name__}")
@@ -87,7 +87,10 @@ def load_model(name: str, weights: str | None, *, seed: int, device: str, what: 
         raise BadInput(f"{what}: {name}() must return a torch.nn.Module, but returns a {type(model).__name__}")
     if weights is not None:
         _load_weights(model, Path(weights))
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except RuntimeError as error:  # of a device that is full, or a model without values
+        raise BadInput(f"{what}: {name} cannot be moved to {device}: {_line(error)}") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -97,7 +100,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise BadInput(f"--weights: {path} cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no weights fail in many ways
         raise BadInput(
             f"--weights: {path} holds no weights that torch.load(weights_only=True) reads; save model.state_dict()"
         ) from error
@@ -105,15 +108,21 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
             break
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise BadInput(f"--weights: {path} must hold a state dict, but holds a {type(found).__name__}")
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
+    ):
+        also = f" with the keys {_few(found)}" if isinstance(found, Mapping) else ""
+        raise BadInput(
+            f"--weights: {path} must hold a state dict, alone or under {', '.join(_KEYS)}, but holds a "
+            f"{type(found).__name__}{also}; save model.state_dict()"
+        )
     # As DistributedDataParallel and torch.compile name them.
     prefixes = ("module.", "_orig_mod.")
-    state = {key: value for key, value in found.items()}
-    for prefix in prefixes:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    own = model.state_dict()
+    state, own = dict(found), model.state_dict()
+    while prefix := next((each for each in prefixes if state and all(key.startswith(each) for key in state)), None):
+        if all(key.startswith(prefix) for key in own):
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     other = [
         f"{k} is {tuple(state[k].shape)} and should be {tuple(own[k].shape)}"
@@ -122,7 +131,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     ]
     if missing or unexpected or other:
         reasons = [
-            f"{len(names)} {kind} (first: {', '.join(names[:_FEW])})"
+            f"{len(names)} {kind} ({_few(names)})"
             for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
             if names
         ]
@@ -160,7 +169,7 @@ def load_transform(name: str | None) -> tuple[Callable[..., Any], tuple[str, ...
     return weights.transforms(), tuple(weights.meta.get("categories") or ()) or None
 
 
-def load_data(name: str, transform: str | None, what: str = "--data") -> Any:
+def load_data(name: str, transform: str | None, what: str = "--data", *, seed: int) -> Any:
     """A folder of images, or a data set of the user's.
 
     Args:
@@ -169,6 +178,7 @@ def load_data(name: str, transform: str | None, what: str = "--data") -> Any:
             that returns one.
         transform: as for `load_transform`; for a folder only.
         what: the argument's name in errors.
+        seed: of what the function may draw.
 
     Returns:
         What `captum_density.audit` takes as data. A folder's classes are the weights' categories where each folder has
@@ -177,17 +187,19 @@ def load_data(name: str, transform: str | None, what: str = "--data") -> Any:
     Raises:
         BadInput: there is no such folder or data set, no images, or images of one class only.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return _folder(Path(name), transform, what)
     if ":" not in name:
         raise BadInput(f"{what}: there is no folder {name!r}; give a folder of images, or package.module:dataset")
     if transform is not None:
         raise BadInput(f"--transform is for a folder of images; let {name} apply its own")
     data = resolved(name, what)
-    if callable(data) and not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+    is_data = isinstance(data, Iterable) or hasattr(data, "__getitem__")
+    if callable(data) and (isinstance(data, type) or not is_data):
         try:
-            data = data()
-        except Exception as error:
+            with seeded(seed, torch.device("cpu")):
+                data = data()
+        except (Exception, SystemExit) as error:
             raise BadInput(f"{what}: {name}() fails: {_line(error)}") from error
     return data
 
@@ -199,7 +211,7 @@ def _folder(path: Path, transform: str | None, what: str) -> ImageFolder:
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{what}: {path} must hold a folder of images for each class, such as {path / 'cat' / '1.png'}: "
-            f"{_line(error)}"
+            f"{' '.join(str(error).split())}"
         ) from error
     if len(folder.classes) < 2:
         raise BadInput(
@@ -211,6 +223,11 @@ def _folder(path: Path, transform: str | None, what: str) -> ImageFolder:
         folder.target_transform = places.__getitem__
         folder.classes = list(categories)
     return folder
+
+
+def _few(names: Iterable[Any]) -> str:
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:_FEW]) + (", ..." if len(shown) > _FEW else "")
 
 
 def _line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from captum_density.audit._audit import audit as audit
+from captum_density.audit._catalogue import check_names as check_names  # for the command line, and not in __all__
 from captum_density.audit._measures import Measured as Measured
 from captum_density.audit._methods import Method as Method
 from captum_density.audit._report import AuditReport as AuditReport

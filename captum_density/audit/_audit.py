@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import captum
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_density import __version__
 from captum_density._identity import described as described_as_json
 from captum_density._identity import name_of
 from captum_density._random import replayable
@@ -129,6 +131,9 @@ def audit(
             )
     examples = taken(data, limit, seed)
     inputs = examples.inputs.to(_device_of(model))
+    if retraining is not None and "diff_roar" in wanted:
+        retraining, skipped = retraining.gathered(seed)
+        examples = replace(examples, skipped=tuple(dict.fromkeys((*examples.skipped, *skipped))))
     methods = methods_of(attributions, inputs)
     with replayable(inputs.device), evaluating(model), evaluating(proxy or model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
@@ -149,7 +154,7 @@ def audit(
             sensitivity_samples=sensitivity_samples,
             batch=max_examples_per_batch,
             proxy=proxy if "gan_test" in wanted else None,
-            retraining=retraining.gathered(seed) if retraining is not None and "diff_roar" in wanted else None,
+            retraining=retraining if "diff_roar" in wanted else None,
             cells=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
         )
@@ -257,7 +262,9 @@ def _ground(setting: Setting) -> dict[str, Any]:
     """What every figure depends on, as JSON."""
     told = "inputs labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples batch".split()
     told += ["model", "proxy", "retraining"]
-    return {each: described_as_json(getattr(setting, each)) for each in told} | {"device": str(setting.inputs.device)}
+    found = {each: described_as_json(getattr(setting, each)) for each in told}
+    versions = [__version__, captum.__version__, torch.__version__]
+    return found | {"device": str(setting.inputs.device), "versions": versions}
 
 
 def _device_of(model: Any) -> torch.device:

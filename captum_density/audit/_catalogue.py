@@ -22,10 +22,11 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_density.attr import FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
+from captum_density.audit._measures import chosen
 from captum_density.audit._methods import Method, named
 from captum_density.softmax_shift import CenteredLogits
 
-__all__ = ["DEFAULT", "catalogue", "methods_of"]
+__all__ = ["DEFAULT", "catalogue", "check_names", "methods_of"]
 
 _CENTERED = ", centered"
 DEFAULT = (
@@ -120,3 +121,28 @@ def methods_of(
     if not found:
         raise ValueError("attributions is empty: give at least one {name: function of the model}, or a name")
     return found
+
+
+def check_names(
+    attributions: Mapping[str, Callable[[Any], Attribution] | Method | str] | Iterable[str] | None = None,
+    metrics: Iterable[str] | None = None,
+) -> None:
+    """Raise what `audit` would of its methods and figures, before a model is trained or data are read for it.
+
+    Args:
+        attributions: as `audit`'s.
+        metrics: as `audit`'s.
+
+    Raises:
+        TypeError: something else than names and functions of the model.
+        ValueError: no methods or figures, or unknown ones.
+
+    Example:
+        >>> import torch
+        >>> check_names(["Saliency", "FullGrad, centered"], ["infidelity"])
+        >>> check_names(["Salience"])
+        Traceback (most recent call last):
+        ValueError: there is no attribution 'Salience'; there are 'Saliency', ...
+    """
+    chosen(metrics)
+    methods_of(attributions, torch.zeros(1, 1, 1, 1))  # the options, which inputs decide, are not used

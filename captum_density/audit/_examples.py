@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from captum_density._random import seeded
 from captum_density.audit._measures import one_line
 
 __all__ = ["Examples", "taken"]
@@ -39,11 +40,11 @@ def taken(data: Any, limit: int | None, seed: int) -> Examples:
         data: a tensor; a pair of tensors, inputs and labels; a map-style data set of inputs or of pairs; or what
             yields batches of them, such as a `DataLoader`.
         limit: at most so many; drawn at random, but for what only yields, whose first are taken. None for all.
-        seed: of the drawing.
+        seed: of the drawing, and of what a data set or a loader draws; the global random states are left as they were.
 
     Raises:
         TypeError: data of no such kind, inputs that are not floating-point tensors, labels that are no integers.
-        ValueError: no examples, unequal shapes, NaN or infinite inputs, a limit below 1.
+        ValueError: no examples, batches that cannot be read, unequal shapes, NaN or infinite inputs, a limit below 1.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a positive integer or None, but is {limit!r}")
@@ -54,9 +55,11 @@ def taken(data: Any, limit: int | None, seed: int) -> Examples:
         at = torch.tensor(_places(len(inputs), limit, seed), device=inputs.device)
         return _finite(Examples(inputs.detach()[at], None if labels is None else labels.to(inputs.device)[at]))
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
-        return _finite(_from_dataset(data, limit, seed))
+        with seeded(seed, torch.device("cpu")):
+            return _finite(_from_dataset(data, limit, seed))
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict):
-        return _finite(_from_batches(data, limit))
+        with seeded(seed, torch.device("cpu")):
+            return _finite(_from_batches(data, limit))
     raise TypeError(
         "data must be inputs, a pair of inputs and labels, a data set or a loader, but is an object of class "
         f"{type(data).__name__}"
@@ -86,8 +89,8 @@ def _from_dataset(data: Any, limit: int | None, seed: int) -> Examples:
             break
         try:
             item = data[i]
-        # What reading an image can raise: Pillow tells a corrupt PNG by a SyntaxError.
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # Pillow tells a corrupt image by an OSError, a SyntaxError, a ValueError or an error of its own.
+        except Exception as error:
             skipped.append(f"{_name_of(data, i)} ({one_line(error)})")
             continue
         found[i] = _split(item)
@@ -101,8 +104,10 @@ def _from_dataset(data: Any, limit: int | None, seed: int) -> Examples:
 
 
 def _name_of(data: Any, i: int) -> str:
-    samples = getattr(data, "samples", None)  # of torchvision's folders
-    return str(samples[i][0]) if samples is not None else f"example {i}"
+    samples = getattr(data, "samples", None)
+    if isinstance(samples, list) and isinstance(samples[i], tuple):  # as torchvision's folders have them
+        return str(samples[i][0])
+    return f"example {i}"
 
 
 def _split(item: Any) -> tuple[Tensor, Any]:
@@ -126,8 +131,14 @@ def _joined(items: list[tuple[Tensor, Any]], names: list[str]) -> Examples:
     inputs = torch.stack([x for x, _ in items]).detach()
     _check_inputs(inputs)
     given = [y for _, y in items]
-    labels = None if all(y is None for y in given) else _checked_labels(torch.tensor(given), len(given))
-    return Examples(inputs, labels)
+    if all(y is None for y in given):
+        return Examples(inputs, None)
+    try:
+        labels = torch.tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = sorted({type(y).__name__ for y in given})
+        raise TypeError(f"labels must be integers, one for each example, got {' and '.join(kinds)}") from error
+    return Examples(inputs, _checked_labels(labels, len(given)))
 
 
 def _from_batches(data: Iterable[Any], limit: int | None) -> Examples:
@@ -137,13 +148,18 @@ def _from_batches(data: Iterable[Any], limit: int | None) -> Examples:
     labels = [y for _, y in parts]
     if any(y is None for y in labels) and not all(y is None for y in labels):
         raise ValueError("some batches have labels and some have none")
+    shapes = list(dict.fromkeys(tuple(x.shape[1:]) for x, _ in parts))
+    if len(shapes) > 1:
+        raise ValueError(
+            f"examples differ in shape: one batch is of {shapes[0]}, another of {shapes[1]}; make them equal"
+        )
     joined = None if labels[0] is None else torch.cat([y for y in labels if y is not None])
     return Examples(torch.cat([x for x, _ in parts]), joined)
 
 
 def _batches(data: Iterable[Any], limit: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     left = limit
-    for batch in data:
+    for batch in _read(data):
         x, y = _split(batch)
         _check_inputs(x)
         y = None if y is None else _checked_labels(y, len(x))
@@ -154,12 +170,27 @@ def _batches(data: Iterable[Any], limit: int | None) -> Iterator[tuple[Tensor, T
                 return
 
 
+def _read(data: Iterable[Any]) -> Iterator[Any]:
+    batches, n = None, 0
+    while True:
+        try:
+            batches = iter(data) if batches is None else batches
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:  # nothing can be skipped of what only yields
+            raise ValueError(f"the data fail after {n} batches: {one_line(error)}") from error
+        n += 1
+        yield batch
+
+
 def _check_inputs(inputs: Any) -> None:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         received = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise TypeError(
-            f"inputs must be floating-point tensors, got {received}; of token ids, audit the model of their embeddings"
-        )
+        fix = "of token ids, audit the model of their embeddings"
+        if received == torch.uint8:
+            fix = "scale images to [0, 1], as torchvision's ToTensor does"
+        raise TypeError(f"inputs must be floating-point tensors, got {received}; {fix}")
     if inputs.ndim < 2 or len(inputs) == 0:
         raise ValueError(f"inputs must have shape (N, ...) with N > 0, got {tuple(inputs.shape)}")
 

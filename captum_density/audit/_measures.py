@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["MEASURES", "METHOD_MEASURES", "MODEL_MEASURES", "Measure", "Measured", "chosen", "of_examples", "one_line"]
+__all__ = [
+    "MEASURES",
+    "METHOD_MEASURES",
+    "MODEL_MEASURES",
+    "Measure",
+    "Measured",
+    "chosen",
+    "counted_examples",
+    "of_examples",
+    "one_line",
+]
 
 
 @dataclass(frozen=True)
@@ -174,9 +183,9 @@ def of_examples(values: Tensor, *, reference: float | None = None, seed: int | N
         seed: of the bootstrap.
     """
     x = values.detach().double().cpu().numpy()
-    mean, spread = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None
-    if not math.isfinite(mean):
+    if not np.isfinite(x).all():
         raise ValueError("the figure is NaN or infinite")
+    mean, spread = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None
     if seed is None or len(x) < 2:
         return Measured(mean, spread, reference=reference)
     random = np.random.default_rng(seed)
@@ -189,6 +198,11 @@ def one_line(error: BaseException) -> str:
     """An error in one line, as a report and a command line show it."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
+
+
+def counted_examples(n: int) -> str:
+    """So many examples, in words."""
+    return f"{n} example{'' if n == 1 else 's'}"
 
 
 def chosen(metrics: Iterable[str] | None) -> tuple[str, ...]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from captum_density._figures import COLORS
+from captum_density._figures import COLORS, longest_line
 from captum_density.audit._measures import MEASURES, Measured
 from captum_density.audit._shown import Shown
 from captum_density.plots import saliency_grid
 
-__all__ = ["described", "draw_figures", "draw_maps"]
+__all__ = ["CAPTION", "described", "draw_figures", "draw_maps"]
 
-_PANEL, _ROW, _CHARACTER = 3.0, 0.26, 0.075  # inches
+CAPTION = (
+    "left, the explained class; white to orange: unsigned maps; orange and purple: positive and negative; "
+    "each map on a scale of its own"
+)
+_PANEL, _LINE, _CHARACTER = 3.0, 0.13, 0.07  # inches
+# A method's name beside a panel has at most 4 lines; of what is longer, the middle is left out.
+_WIDTH, _LENGTH = 24, 90
 # Figures that are compared by their order of magnitude.
 _LOGARITHMIC = ("completeness_gap", "seconds")
 _SMALLEST = 1e-8  # where rounding begins
@@ -28,13 +36,16 @@ _LINES = {
 Figures = Mapping[str, Measured]
 
 
-def draw_figures(methods: Mapping[str, Figures], measures: Sequence[str], columns: int = 3) -> Figure:
+def draw_figures(
+    methods: Mapping[str, Figures], measures: Sequence[str], columns: int = 3, panel: float = _PANEL
+) -> Figure:
     """Draw panels that share their rows, the methods.
 
     Args:
         methods: name to name of the figure to what was measured.
         measures: the figures to draw; those without a value in any method are left out.
         columns: panels side by side, at most.
+        panel: width of a panel in inches, without the methods' names.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -44,28 +55,42 @@ def draw_figures(methods: Mapping[str, Figures], measures: Sequence[str], column
         raise ValueError("none of the methods has such a figure, so there is nothing to draw")
     columns = min(columns, len(drawn))
     rows = -(-len(drawn) // columns)
-    names = list(methods)
-    label = _CHARACTER * max(map(len, names))
-    size = (label + _PANEL * columns, rows * (_ROW * len(names) + 1.1))
+    names = [_wrapped(name) for name in methods]
+    label = _CHARACTER * longest_line(names)
+    heights = [name.count("\n") + 1.7 for name in names]
+    places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]
+    size = (label + panel * columns, rows * (_LINE * sum(heights) + 1.0))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, each in zip(grid.flat, drawn, strict=False):
-        _draw_panel(axes, each, methods)
+        _draw_panel(axes, each, dict(zip(places, methods.values(), strict=True)))
     for axes in list(grid.flat)[len(drawn) :]:
         axes.set_visible(False)
     # Shared by all panels: methods from top to bottom.
-    grid[0, 0].set_yticks(range(len(names)), names)
-    grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    grid[0, 0].set_yticks(places, names)
+    grid[0, 0].set_ylim(sum(heights), 0)
     return figure
+
+
+def _wrapped(name: str) -> str:
+    half = (_LENGTH - 3) // 2
+    short = name if len(name) <= _LENGTH else f"{name[:half]} … {name[-half:]}"
+    return _unmathematical(textwrap.fill(short, _WIDTH))
+
+
+def _unmathematical(text: str) -> str:
+    """So that matplotlib does not take what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _has(figures: Figures, each: str) -> bool:
     return each in figures and figures[each].value is not None
 
 
-def _draw_panel(axes: Axes, each: str, methods: Mapping[str, Figures]) -> None:
+def _draw_panel(axes: Axes, each: str, methods: Mapping[float, Figures]) -> None:
     logarithmic = each in _LOGARITHMIC
-    for row, figures in enumerate(methods.values()):
+    ends = []
+    for row, figures in methods.items():
         if not _has(figures, each):
             continue
         value, low, high = _ends(figures[each], each)
@@ -73,12 +98,17 @@ def _draw_panel(axes: Axes, each: str, methods: Mapping[str, Figures]) -> None:
             value, low, high = (max(_SMALLEST, part) for part in (value, low, high))
         axes.plot([low, high], [row, row], color=COLORS[0], linewidth=1.5, alpha=0.5)
         axes.plot([value], [row], "o", color=COLORS[0], markersize=5)
+        ends.append((value, high))
     if logarithmic:
         axes.set_xscale("log")
+        # Two decades at least, so that ticks are in it; not down to where a standard deviation reaches below 0.
+        left = min(value for value, _ in ends) / 3.2
+        axes.set_xlim(left, max(100 * left, *(max(3.2 * value, high) for value, high in ends)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if each in _LINES:
         at, text = _LINES[each]
-        axes.axvline(at, color=COLORS[1], linewidth=1, linestyle="--", label=text)
-        axes.legend(fontsize="x-small", loc="best", framealpha=0.7)
+        axes.axvline(at, color=COLORS[1], linewidth=1, linestyle="--")
+        axes.set_xlabel(f"dashed: {text}", fontsize="small")  # a legend would lie on the dots of many methods
     title = "infidelity / that of a map of zeros" if each == "infidelity" else MEASURES[each].title
     axes.set_title(f"{title}\n({MEASURES[each].better})", fontsize="small")
     axes.tick_params(labelsize="small")
@@ -100,12 +130,21 @@ def _ends(figure: Measured, each: str) -> tuple[float, float, float]:
 def described(methods: Mapping[str, Figures], each: str) -> str:
     """What a panel shows, in words, for those who do not see it."""
     values = {name: figures[each] for name, figures in methods.items() if _has(figures, each)}
-    shown = "; ".join(f"{name} {figure.text()}" for name, figure in values.items())
+    shown = "; ".join(f"{name} {figure.text()}{_beside(figure, each)}" for name, figure in values.items())
     return f"{MEASURES[each].title} by method, {MEASURES[each].better}: {shown}"
 
 
-def draw_maps(shown: Shown | None) -> Figure:
+def _beside(figure: Measured, each: str) -> str:
+    """What the drawn figure is divided by."""
+    return f" (a map of zeros {figure.reference:.2g})" if each == "infidelity" and figure.reference else ""
+
+
+def draw_maps(shown: Shown | None, caption: bool = True) -> Figure:
     """Draw images beside their maps.
+
+    Args:
+        shown: images and maps.
+        caption: whether to write below what the colours mean.
 
     Raises:
         ValueError: there are no images or no maps.
@@ -116,8 +155,7 @@ def draw_maps(shown: Shown | None) -> Figure:
         )
     return saliency_grid(
         shown.images,
-        shown.maps,
+        {_unmathematical(name): values for name, values in shown.maps.items()},
         row_labels=[f"class {target}" for target in shown.targets],
-        caption="left, the explained class; white to orange: unsigned maps; orange and purple: positive and negative; "
-        "each map on a scale of its own",
+        caption=CAPTION if caption else None,
     )

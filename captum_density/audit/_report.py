@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from captum_density._tables import markdown
 from captum_density.audit._html import fragment, page
-from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, Measured
+from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, Measured, counted_examples
 from captum_density.audit._pictures import draw_figures, draw_maps
 from captum_density.audit._shown import Shown
 from captum_density.audit._summary import Finding, findings, verdict
@@ -73,7 +73,7 @@ class AuditReport:
         ]
         if self.skipped:
             lines.append(
-                f"- {len(self.skipped)} examples could not be read and were skipped: {'; '.join(self.skipped[:3])}"
+                f"- {counted_examples(len(self.skipped))} skipped that could not be read: {'; '.join(self.skipped[:3])}"
             )
         return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in lines)
 

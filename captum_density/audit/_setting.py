@@ -46,26 +46,31 @@ class Retraining:
     test: Any
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def gathered(self, seed: int) -> Retraining:
+    def gathered(self, seed: int) -> tuple[Retraining, tuple[str, ...]]:
         """Return the same with tensors for data.
 
         Args:
             seed: of the order, which matters nowhere.
 
         Returns:
-            A `Retraining` of pairs (inputs, labels).
+            A `Retraining` of pairs (inputs, labels), and a line for each example that could not be read.
 
         Raises:
             TypeError: data of a wrong kind.
             ValueError: data without labels, or that cannot be read.
         """
-        pairs = []
+        pairs: list[tuple[Tensor, Tensor]] = []
+        skipped: list[str] = []
         for what, data in (("train", self.train), ("test", self.test)):
-            examples = taken(data, None, seed)
+            try:
+                examples = taken(data, None, seed)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"the data to {what} models on: {error}") from error
             if examples.labels is None:
                 raise ValueError(f"the data to {what} models on have no labels")
             pairs.append((examples.inputs, examples.labels))
-        return replace(self, train=pairs[0], test=pairs[1])
+            skipped += examples.skipped
+        return replace(self, train=pairs[0], test=pairs[1]), tuple(skipped)
 
 
 @dataclass(frozen=True)
@@ -182,10 +187,11 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
         try:
             with torch.no_grad():
                 found = model(part)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
+        except Exception as error:  # whatever a user's model does
             text = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"the model fails on inputs of shape {tuple(part.shape)}: {type(error).__name__}: {text}"
+                f"the model fails on inputs of shape {tuple(part.shape)}: {type(error).__name__}: {text}; if it is "
+                "made for other inputs, give the data a transform"
             ) from error
         if not isinstance(found, Tensor):
             keys = f" with the keys {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""

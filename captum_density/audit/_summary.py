@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from captum_density.audit._measures import MEASURES, Measured
+from captum_density.audit._measures import MEASURES, Measured, counted_examples
 
 __all__ = ["Finding", "findings", "verdict"]
 
@@ -52,7 +52,9 @@ def findings(methods: Mapping[str, Figures], model: Figures, examples: int, clas
     if examples < _FEW:
         found.append(
             Finding(
-                "note", f"{examples} examples make rough figures.", f"Audit {_FEW} or more before you rely on them."
+                "note",
+                f"{counted_examples(examples)} make{'s' if examples == 1 else ''} rough figures.",
+                f"Audit {_FEW} or more before you rely on them.",
             )
         )
     return tuple(found)
@@ -65,7 +67,10 @@ def verdict(found: tuple[Finding, ...]) -> str:
         return "These figures do not tell."
     if not against:
         return "As far as these checks go, yes: none of them found anything against it."
-    return f"Not without care: {against} of {sum(f.kind != 'note' for f in found)} findings speak against it."
+    told = sum(finding.kind != "note" for finding in found)
+    if told == 1:
+        return "Not without care: the one finding speaks against it."
+    return f"Not without care: {against} of {told} findings speak{'s' if against == 1 else ''} against it."
 
 
 def _where(methods: Mapping[str, Figures], measure: str, holds: Callable[[Measured], bool]) -> list[str]:
@@ -76,6 +81,10 @@ def _where(methods: Mapping[str, Figures], measure: str, holds: Callable[[Measur
 def _listed(names: list[str]) -> str:
     quoted = [f"'{name}'" if "," in name else name for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def _s(names: list[str]) -> str:
+    return "s" if len(names) == 1 else ""
 
 
 def _span(methods: Mapping[str, Figures], names: list[str], measure: str) -> str:
@@ -124,15 +133,19 @@ def _density(model: Figures) -> Iterator[Finding]:
 
 def _samples(model: Figures) -> Iterator[Finding]:
     figure = model.get("gan_test")
-    if figure is None or figure.value is None or figure.high is None or figure.reference is None:
+    if figure is None or figure.low is None or figure.high is None or figure.reference is None:
         return
-    kind, verb = ("warning", "does not recognise") if figure.high < figure.reference / 2 else ("good", "recognises")
-    yield Finding(
-        "warning" if kind == "warning" else "good",
-        f"Another classifier {verb} what climbing the model's logits makes (GAN-test {figure.text()}; on data "
-        f"{figure.reference:.2g}).",
-        "Train with captum_density.losses.ScoreMatchingLoss added to the cross-entropy." if kind == "warning" else "",
-    )
+    shown = f"what climbing the model's logits makes (GAN-test {figure.text()}; on data {figure.reference:.2g})."
+    if figure.high < figure.reference / 2:
+        yield Finding(
+            "warning",
+            f"Another classifier hardly recognises {shown}",
+            "Train with captum_density.losses.ScoreMatchingLoss added to the cross-entropy.",
+        )
+    elif figure.low > figure.reference / 2:
+        yield Finding("good", f"Another classifier recognises {shown}")
+    else:
+        yield Finding("note", f"It cannot be told whether another classifier recognises {shown}")
 
 
 def _shift(methods: Mapping[str, Figures]) -> Iterator[Finding]:
@@ -162,24 +175,22 @@ def _pixels(methods: Mapping[str, Figures]) -> Iterator[Finding]:
     ]
     if better:
         best = max(better, key=lambda name: methods[name][measure].value or 0.0)
+        which = f"best: {_listed([best])}, " if len(better) > 1 else ""
         yield Finding(
             "good",
-            f"{_listed(better)} rank{'s' if len(better) == 1 else ''} pixels better than chance (best: "
-            f"{_listed([best])}, "
-            f"{methods[best][measure].text()}).",
+            f"{_listed(better)} rank{_s(better)} pixels better than chance ({which}{methods[best][measure].text()}).",
         )
     if level:
         yield Finding(
             "warning",
-            f"{_listed(level)} rank{'s' if len(level) == 1 else ''} pixels no better than chance, as far as these "
-            "examples tell.",
+            f"{_listed(level)} rank{_s(level)} pixels no better than chance, as far as these examples tell.",
             "Do not read single pixels from such maps; audit more examples, or train with a gradient-norm or "
             "score-matching loss.",
         )
     if worse:
         yield Finding(
             "warning",
-            f"{_listed(worse)} rank{'s' if len(worse) == 1 else ''} pixels worse than chance.",
+            f"{_listed(worse)} rank{_s(worse)} pixels worse than chance.",
             "Do not read these maps as what matters.",
         )
 
@@ -189,29 +200,34 @@ def _retrained(methods: Mapping[str, Figures]) -> Iterator[Finding]:
     low = _where(methods, "diff_roar", lambda figure: figure.high is not None and figure.high < 0)
     if high:
         yield Finding(
-            "good", f"Retrained models predict better from what {_listed(high)} rank high than from the rest."
+            "good", f"Retrained models predict better from what {_listed(high)} rank{_s(high)} high than what low."
         )
     if low:
         yield Finding(
             "warning",
-            f"Retrained models predict worse from what {_listed(low)} rank high than from the rest.",
+            f"Retrained models predict worse from what {_listed(low)} rank{_s(low)} high than what low.",
             "Train the model robustly, as captum_density.retraining.adversarial_fit does, and ask again.",
         )
 
 
 def _complete(methods: Mapping[str, Figures]) -> Iterator[Finding]:
     missing = _where(methods, "completeness_gap", lambda figure: (figure.value or 0.0) > _INCOMPLETE)
+    gaps = [figures["completeness_gap"] for figures in methods.values() if "completeness_gap" in figures]
     whole = _where(methods, "completeness_gap", lambda figure: (figure.value or 0.0) <= _INCOMPLETE)
     if missing:
         yield Finding(
             "warning",
-            f"{_listed(missing)} miss{'es' if len(missing) == 1 else ''} part of what they ought to sum to (gap "
-            f"{_span(methods, missing, 'completeness_gap')}).",
+            f"{_listed(missing)} miss{'es' if len(missing) == 1 else ''} part of what the attributions ought to sum to "
+            f"(gap {_span(methods, missing, 'completeness_gap')}).",
             "Give integrated gradients more n_steps, or use FullGrad(complete=True), which is exact for any model.",
         )
     if whole:
-        yield Finding("good", f"{_listed(whole)} account{'s' if len(whole) == 1 else ''} for all of what they explain.")
-    elif not missing and any("completeness_gap" in figures for figures in methods.values()):
+        yield Finding(
+            "good",
+            f"{_listed(whole)} account{_s(whole)} for what is explained (gap "
+            f"{_span(methods, whole, 'completeness_gap')}).",
+        )
+    elif not missing and gaps and not any(figure.failed for figure in gaps):
         yield Finding(
             "note",
             "None of the methods promises a sum.",
@@ -232,20 +248,22 @@ def _unsteady(methods: Mapping[str, Figures]) -> Iterator[Finding]:
 
 
 def _unfaithful(methods: Mapping[str, Figures]) -> Iterator[Finding]:
-    def no_better(figure: Measured) -> bool:
-        return figure.reference is not None and (figure.value or 0.0) >= _NO_BETTER * figure.reference
-
-    names = _where(methods, "infidelity", no_better)
-    others = [name for name in _where(methods, "infidelity", lambda figure: True) if name not in names]
+    names = _where(methods, "infidelity", lambda figure: bool(figure.reference) and _share(figure) >= _NO_BETTER)
+    others = _where(methods, "infidelity", lambda figure: bool(figure.reference) and _share(figure) < _NO_BETTER)
     if names:
-        best = min(others, key=lambda name: methods[name]["infidelity"].value or 0.0, default="")
+        best = min(others, key=lambda name: _share(methods[name]["infidelity"]), default="")
         yield Finding(
             "warning",
-            f"{_listed(names)} foretell{'s' if len(names) == 1 else ''} what erasing part of the input does hardly "
+            f"{_listed(names)} foretell{_s(names)} what erasing part of the input does hardly "
             "better "
             "than a map of zeros.",
             f"For such questions, {_listed([best])} does best here." if best else "",
         )
+
+
+def _share(figure: Measured) -> float:
+    """Of a map of zeros, whose own infidelity is another for logits than for a view of them."""
+    return (figure.value or 0.0) / (figure.reference or 1.0)
 
 
 def _failed(rows: Mapping[str, Figures]) -> Iterator[Finding]:

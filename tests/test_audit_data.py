@@ -1,0 +1,216 @@
+"""Which examples an audit takes, from whatever holds them."""
+
+import random
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from captum_density.audit import audit
+from captum_density.audit._examples import taken
+
+X = torch.arange(40.0).reshape(20, 2)
+Y = torch.arange(20) % 3
+
+
+def rows(examples):
+    """Which of X they are."""
+    return [int(first) // 2 for first in examples.inputs[:, 0]]
+
+
+class Items(Dataset):
+    """A data set of items, of which those that are errors are raised."""
+
+    def __init__(self, items):
+        self.items, self.asked = items, []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        if isinstance(self.items[i], Exception):
+            raise self.items[i]
+        return self.items[i]
+
+
+class Stream(IterableDataset):
+    def __init__(self, batches):
+        self.batches, self.given = batches, 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.given += 1
+            yield batch
+
+
+PAIRS = [(x, int(y)) for x, y in zip(X, Y, strict=True)]
+BATCHES = [(X[:8], Y[:8]), (X[8:16], Y[8:16]), (X[16:], Y[16:])]
+SOURCES = {
+    "tensors": lambda: (X, Y),
+    "list of tensors": lambda: [X, Y],
+    "TensorDataset": lambda: TensorDataset(X, Y),
+    "items": lambda: Items(PAIRS),
+    "items of lists and tensors": lambda: Items([[x, torch.tensor(y)] for x, y in PAIRS]),
+    "Subset": lambda: Subset(Items(PAIRS + PAIRS), range(20)),
+    "DataLoader": lambda: DataLoader(Items(PAIRS), batch_size=7),
+    "IterableDataset": lambda: Stream(BATCHES),
+    "list of batches": lambda: BATCHES,
+    "generator": lambda: (batch for batch in BATCHES),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_all_examples_in_order(source):
+    for limit in (None, 20, 1000):
+        found = taken(SOURCES[source](), limit, 0)
+        assert torch.equal(found.inputs, X) and torch.equal(found.labels, Y)
+        assert found.labels.dtype == torch.int64 and found.skipped == () and found.classes is None
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_limit(source):
+    found = taken(SOURCES[source](), 9, 5)
+    assert len(found.inputs) == len(found.labels) == len(set(rows(found))) == 9  # without replacement
+    assert rows(found) == sorted(rows(found))
+    assert torch.equal(found.labels, Y[rows(found)])
+    again = taken(SOURCES[source](), 9, 5)
+    assert rows(again) == rows(found)
+    drawn = source not in ("DataLoader", "IterableDataset", "list of batches", "generator")
+    assert (rows(taken(SOURCES[source](), 9, 6)) == rows(found)) != drawn
+    assert (rows(found) == list(range(9))) != drawn
+
+
+def test_the_drawing_is_uniform():
+    counts = torch.zeros(20)
+    for seed in range(500):
+        counts[rows(taken(X, 5, seed))] += 1
+    # Each is one of five in twenty: 125 times, with a standard deviation of sqrt(500 * .25 * .75) = 9.7.
+    assert (counts - 125).abs().max() < 4 * 9.7 and counts.sum() == 2500
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: X,
+        lambda: (X, None),
+        lambda: Items(list(X)),
+        lambda: TensorDataset(X),
+        lambda: [X[:12], X[12:14], X[14:]],
+    ],
+)
+def test_without_labels(data):
+    found = data()
+    if isinstance(found, TensorDataset):  # its items are tuples of one
+        with pytest.raises(TypeError, match="must yield tensors, but yields an object of class tuple"):
+            taken(found, None, 0)
+    else:
+        found = taken(found, None, 0)
+        assert torch.equal(found.inputs, X) and found.labels is None
+
+
+def test_no_more_is_read_than_is_needed():
+    stream = Stream(BATCHES)
+    assert len(taken(stream, 9, 0).inputs) == 9 and stream.given == 2
+    stream = Stream(BATCHES)
+    assert len(taken(stream, 8, 0).inputs) == 8 and stream.given == 1
+    items = Items(PAIRS)
+    taken(items, 4, 0)
+    assert len(items.asked) == len(set(items.asked)) == 4
+
+
+def test_examples_that_cannot_be_read_are_skipped_and_named():
+    items = list(PAIRS)
+    items[3], items[11] = OSError("truncated\n file"), SyntaxError("not a PNG")
+    found = taken(Items(items), None, 0)
+    assert rows(found) == [i for i in range(20) if i not in (3, 11)]
+    assert torch.equal(found.labels, Y[rows(found)])
+    assert found.skipped == ("example 3 (OSError: truncated file)", "example 11 (SyntaxError: not a PNG)")
+    # Others take their places, as long as there are any.
+    few = taken(Items(items), 17, 0)
+    assert len(few.inputs) == 17 and set(rows(few)) <= set(rows(found))
+    assert len(taken(Items(items), 19, 0).inputs) == 18
+    for data in (Items([OSError("bad")] * 3), Items([])):
+        with pytest.raises(ValueError, match="the data hold no examples"):
+            taken(data, None, 0)
+    with pytest.raises(ValueError, match=r"none of 3 can be read, first example 0 \(OSError: bad\)"):
+        taken(Items([OSError("bad")] * 3), None, 0)
+
+
+def test_folders_name_files_and_count_classes():
+    folder = Items([*PAIRS[:4], ValueError("broken")])
+    folder.samples = [(f"cat/{i}.png", 0) for i in range(5)]
+    folder.classes = ["cat", "dog", "eel"]
+    found = taken(folder, None, 0)
+    assert found.skipped == ("cat/4.png (ValueError: broken)",) and found.classes == 3
+    folder.items[1] = (torch.zeros(3), 0)
+    with pytest.raises(ValueError, match=r"cat/0.png has \(2,\), cat/1.png has \(3,\); give the data a transform"):
+        taken(folder, None, 0)
+
+
+def test_the_report_names_what_was_skipped():
+    items = Items([*PAIRS, OSError("bad")])
+    report = audit(torch.nn.Linear(2, 3), items, ["Saliency"], metrics=["accuracy"], limit=None)
+    assert report.skipped == ("example 20 (OSError: bad)",) and report.settings["examples"] == 20
+    assert "1 example skipped that could not be read: example 20 (OSError: bad)" in report.summary()
+
+
+def test_labels_that_number_other_classes_are_not_used():
+    items = Items(PAIRS)
+    items.classes = ["cat", "dog", "eel"]
+    report = audit(torch.nn.Linear(2, 5), items, ["Saliency"], metrics=["accuracy"])
+    assert report.model["accuracy"].value is None and not report.model["accuracy"].failed
+    assert audit(torch.nn.Linear(2, 3), items, ["Saliency"], metrics=["accuracy"]).model["accuracy"].value is not None
+
+
+def test_random_states_are_left_and_inputs_detached():
+    class Drawing(Items):
+        def __getitem__(self, i):
+            return torch.rand(2) + random.random(), i % 2
+
+    states = torch.get_rng_state(), random.getstate()
+    first, second = (taken(Drawing(PAIRS), None, seed) for seed in (1, 1))
+    assert torch.equal(first.inputs, second.inputs)
+    assert not torch.equal(first.inputs, taken(Drawing(PAIRS), None, 2).inputs)
+    taken(DataLoader(Items(PAIRS), batch_size=3, shuffle=True), 4, 0)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    x = X.clone().requires_grad_()
+    for data in (x, (x, Y), Items(list(x)), [x]):
+        assert not taken(data, None, 0).inputs.requires_grad
+    assert x.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (3, TypeError, "but is an object of class int"),
+        ("folder", TypeError, "but is an object of class str"),
+        ({"x": X}, TypeError, "but is an object of class dict"),
+        (X.long(), TypeError, "got torch.int64; of token ids"),
+        (X[:, 0], ValueError, r"shape \(N, ...\) with N > 0, got \(20,\)"),
+        (X[:0], ValueError, r"got \(0, 2\)"),
+        (X.masked_fill(X == 7, torch.nan), ValueError, "inputs must be finite, got 1 NaN"),
+        (Items([x / 0 for x in X]), ValueError, "inputs must be finite"),
+        ([(X / 0, Y)], ValueError, "inputs must be finite"),
+        ((X, Y[:5]), TypeError, r"one for each of 20 examples, got \(torch.int64, \(5,\)\)"),
+        ((X, Y.float()), TypeError, "labels must be integers"),
+        ((X, Y.reshape(20, 1)), TypeError, "labels must be integers"),
+        ([(X, Y[:5])], TypeError, "labels must be integers"),
+        ([(X, Y), (X, None)], ValueError, "some batches have labels and some have none"),
+        (Items([(x, 0.5) for x in X]), TypeError, "labels must be integers"),
+        (Items([(x, "cat") for x in X]), TypeError, "labels must be integers"),
+        (Items(["picture"] * 3), TypeError, "yields an object of class str; give it a transform"),
+        (Items([X[0], X[1, :1]]), ValueError, r"example 0 has \(2,\), example 1 has \(1,\)"),
+        ([], ValueError, "the data hold no examples"),
+        (Stream([]), ValueError, "the data hold no examples"),
+    ],
+)
+def test_bad_data(data, error, message):
+    with pytest.raises(error, match=message):
+        taken(data, None, 0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.0, True, "3"])
+def test_bad_limit(limit):
+    with pytest.raises(ValueError, match="limit must be a positive integer or None, but is"):
+        taken(X, limit, 0)

@@ -1,0 +1,203 @@
+"""The audit's page in a browser: on a phone, on paper, and without a network."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from captum_density.audit import AuditReport, Measured
+from captum_density.audit._shown import Shown, shown_map
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on PATH")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --disable-default-apps --hide-scrollbars"
+).split()
+
+
+def browse(folder, *arguments):
+    """What the browser prints."""
+    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
+
+
+def figures(scale=1.0):
+    return {
+        "completeness_gap": Measured(0.00123 * scale, 0.000456),
+        "infidelity": Measured(12.3 * scale, 4.56, reference=78.9),
+        "sensitivity_max": Measured(0.123 * scale, 0.0456),
+        "shift_sensitivity": Measured(0.0123 * scale, 0.00456),
+        "pixel_perturbation": Measured(-0.123 * scale, 0.456, low=-0.234, high=-0.0123),
+        "diff_roar": Measured(0.123 * scale, 0.0456, low=0.0123, high=0.0234),
+        "seconds": Measured(0.00123 * scale, 0.000456),
+    }
+
+
+def report_of(names, images=True):
+    methods = {name: figures(1 + i / 3) for i, name in enumerate(names)}
+    note = "AssertionError: " + "module_with_a_long_dotted_path." * 8 + "Class is <not> a torch.nn.Module"
+    methods["broken"] = {name: Measured(None, note=note, failed=True) for name in figures()}
+    methods["partly"] = figures() | {"seconds": Measured(None, note=note, failed=True)}
+    model = {
+        "accuracy": Measured(0.123, 0.4, low=0.0123, high=0.234),
+        "density_ratio": Measured(-12.34, 5.6, low=-23.4, high=-1.23),
+        "gradient_norm": Measured(123456.7, 8.9, low=-123456.7, high=234567.8),
+        "hessian_trace": Measured(None, note=note, failed=True),
+    }
+    shown = None
+    if images:
+        torch.manual_seed(0)
+        maps = {name: shown_map(torch.randn(3, 1, 8, 8)) for name in names}
+        shown = Shown.of(torch.rand(3, 1, 8, 8), torch.arange(3), maps)
+    settings = {
+        "model": "a_package_with_a_long_name.and_a_submodule.of_models:build_the_classifier_of_the_second_experiment",
+        **{"examples": 12, "shape": [1, 8, 8], "classes": 10, "seed": 0, "device": "cpu", "torch": "2.0"},
+        **{"noise_std": 0.1, "perturb_radius": 0.02},
+    }
+    return AuditReport(methods, model, settings, ("a/" + "long" * 40 + ".png (OSError: truncated)",), shown)
+
+
+LONG = "IntegratedGradients, centered, of the block before the last with fifty steps"
+PAGES = {
+    "one method": lambda: report_of(["Saliency"]),
+    "many methods": lambda: report_of([LONG, "NoSpaces" * 10, *(f"method {i}" for i in range(18))]),
+    "no images": lambda: report_of(["Saliency", "FullGrad, complete"], images=False),
+}
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def page(request):
+    return PAGES[request.param]().to_html()
+
+
+# Runs beside the page, not in it, as the page allows no scripts: what leaves the window, and what can be scrolled.
+MEASURE = """
+<script>
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll("iframe")].map(frame => {
+    const root = frame.contentDocument.documentElement, width = root.clientWidth;
+    const leaving = [...root.querySelectorAll("body *")].filter(each => {
+      const box = each.getBoundingClientRect();
+      const held = each.parentElement.closest(".scroll");
+      const scrolls = held && frame.contentWindow.getComputedStyle(held).overflowX == "auto";
+      return box.width && !scrolls && (box.right > width + 1 || box.left < -1) && !each.closest("thead");
+    });
+    const images = [...root.querySelectorAll("img")];
+    const texts = [...root.querySelectorAll("td, th, li, dd, p")].filter(each => !each.closest("thead"));
+    return {
+      width, scrollWidth: root.scrollWidth, leaving: leaving.map(each => each.outerHTML.slice(0, 150)),
+      broken: images.filter(each => !each.complete || !each.naturalWidth).length, images: images.length,
+      stretched: images.filter(each => each.width * each.naturalHeight > 1.02 * each.height * each.naturalWidth ||
+                                       1.02 * each.width * each.naturalHeight < each.height * each.naturalWidth).length,
+      enlarged: images.filter(each => each.width > each.naturalWidth / 2 + 1).length,
+      smallest: Math.min(...texts.map(each => parseFloat(frame.contentWindow.getComputedStyle(each).fontSize))),
+      heads: root.querySelectorAll("thead th").length,
+    };
+  });
+  document.body.textContent = JSON.stringify(found);
+});
+</script>
+"""
+
+
+def measured(folder, page, widths):
+    """What `MEASURE` finds of a page in windows of some widths."""
+    frames = [
+        f'<iframe srcdoc="{html.escape(page)}" style="width: {width}px; height: 800px; border: 0"></iframe>'
+        for width in widths
+    ]
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(f"<!DOCTYPE html><html><body>{''.join(frames)}{MEASURE}</body></html>", encoding="utf-8")
+    dom = browse(folder, "--dump-dom", wrapper.as_uri())
+    return json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, flags=re.S).group(1)))
+
+
+def test_it_fits_a_window_of_any_width(page, tmp_path):
+    widths = [320, 375, 500, 641, 768, 1200]
+    found = measured(tmp_path, page, widths)
+    assert [each["width"] for each in found] == widths
+    for each in found:
+        assert each["scrollWidth"] == each["width"] and each["leaving"] == [], each
+        assert each["broken"] == each["stretched"] == each["enlarged"] == 0 and each["images"] == page.count("<img")
+        assert each["smallest"] >= 14
+
+
+def test_the_measurement_finds_what_leaves_the_window(tmp_path):
+    body = '<div style="width: 900px">wide</div><img src="data:image/png;base64,AA">'
+    wide = f"<!DOCTYPE html><html><body>{body}</body></html>"
+    narrow, wider = measured(tmp_path, wide, [375, 1000])
+    assert narrow["scrollWidth"] > narrow["width"] and len(narrow["leaving"]) == 1
+    assert wider["scrollWidth"] == wider["width"] and wider["leaving"] == []
+    assert narrow["broken"] == 1
+
+
+def test_paper_cuts_nothing(page, tmp_path):
+    # A4 and Letter are 794 and 816 pixels wide; Chromium's margins take 38 on either side.
+    paper = page.replace("@media print", "@media all")
+    assert paper != page
+    for each in measured(tmp_path, paper, [794 - 76, 816 - 76]):
+        assert each["scrollWidth"] == each["width"] and each["leaving"] == [], each
+        assert each["smallest"] >= 9.3  # 7 points
+    source = tmp_path / "report.html"
+    source.write_text(page, encoding="utf-8")
+    browse(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}", source.as_uri())
+    pdf = (tmp_path / "report.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
+    assert len(re.findall(rb"/Subtype\s*/Image\b", pdf)) >= page.count("<img")
+
+
+class _Listening(BaseHTTPRequestHandler):
+    """A proxy that answers with one page, whatever is asked for."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        body = self.server.page.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_CONNECT(self):
+        self.server.asked.append(self.path)
+        self.send_error(502)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def requests_of(page, folder):
+    """What a browser asks the network for when it opens a page, its own affairs apart."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Listening)
+    server.page, server.asked = page, []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        proxy = f"--proxy-server=http://127.0.0.1:{server.server_port}"
+        browse(folder, proxy, "--proxy-bypass-list=<-loopback>", "--dump-dom", "http://report.test/page.html")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    return [asked for asked in server.asked if ".test/" in asked and not asked.endswith("favicon.ico")]
+
+
+def test_nothing_is_asked_of_the_network(tmp_path):
+    page = PAGES["one method"]().to_html()
+    assert requests_of(page, tmp_path) == ["http://report.test/page.html"]
+    # Nor would it be if something had slipped through: the page's policy forbids it.
+    strange = '<img src="http://other.test/x.png"><script src="http://other.test/x.js"></script>'
+    strange += '<link rel="stylesheet" href="http://other.test/x.css"><iframe src="http://other.test/x.html"></iframe>'
+    slipped = page.replace("<main>", f"<main>{strange}")
+    assert requests_of(slipped, tmp_path) == ["http://report.test/page.html"]
+    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", slipped)
+    asked = requests_of(without_policy, tmp_path)
+    assert {f"http://other.test/x.{kind}" for kind in ("png", "js", "css", "html")} <= set(asked)
