@@ -4,6 +4,8 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +139,20 @@ def test_every_public_name_has_one_path():
             paths.setdefault(name, []).append(module_name)
     assert paths
     assert not {name: modules for name, modules in paths.items() if len(modules) > 1}
+
+
+def test_namespaces_load_when_they_are_named():
+    code = (
+        "import sys, captum_density\n"
+        "assert not {'torch', 'captum'} & sys.modules.keys()\n"
+        "print(*(name for name in dir(captum_density) if not name.startswith('_') and name[0].islower()))\n"
+        "assert captum_density.audit.Method and callable(captum_density.audit)\n"
+        "assert not hasattr(captum_density, 'nothing')\n"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    ).stdout.split()
+    assert set(printed) - {"import_module"} == {name.split(".")[1] for name in PUBLIC if name != "captum_density"}
 
 
 def test_typed_marker_ships():
