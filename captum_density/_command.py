@@ -20,7 +20,7 @@ from captum_density.audit import Retraining, audit, check_names
 __all__ = ["BadInput", "audit_digits", "audit_model"]
 
 # What a store writes, and nothing else that may lie in a folder of its name.
-_CELL = re.compile(r"[0-9a-f]{32}(\.json(\.rejected-\d+)?|-\d+-[0-9a-f]+\.tmp)|probe-\d+-[0-9a-f]+.*")
+_CELL = re.compile(r"[0-9a-f]{32}\.json(\.rejected-\d+)?")
 
 
 def audit_digits(asked: Namespace, cells: Path) -> None:
@@ -99,7 +99,7 @@ def _prepare(cells: Path, resume: bool) -> None:
         for folder in (cells / "retraining", cells):
             for path in list(folder.glob("*")):
                 if _CELL.fullmatch(path.name):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
     Store(cells)
 
 

@@ -22,7 +22,16 @@ from torch.nn.functional import cross_entropy
 from captum_density._arrays import content_name
 from captum_density._random import seeded
 
-__all__ = ["attributes_of", "described", "identity_of_imputation", "identity_of_model", "name_of", "state_name"]
+__all__ = [
+    "attributes_of",
+    "described",
+    "identity_of_imputation",
+    "identity_of_model",
+    "name_of",
+    "of_library",
+    "rounded",
+    "state_name",
+]
 
 
 def name_of(identity: Mapping[str, Any]) -> str:
@@ -100,7 +109,7 @@ def _described_parts(value: Any) -> Any:
     )
 
 
-def _of_library(module: str) -> bool:
+def of_library(module: str) -> bool:
     """Whether a module is of an installed package, whose insides are not looked into."""
     if module == "__main__":  # whatever runs it, such as `python -m pytest`
         return False
@@ -109,7 +118,7 @@ def _of_library(module: str) -> bool:
 
 
 def _function(value: types.FunctionType) -> Any:
-    if _of_library(value.__module__):
+    if of_library(value.__module__):
         return _named(value)
     closed = []
     for cell in value.__closure__ or ():
@@ -144,7 +153,7 @@ def _names(code: types.CodeType) -> set[str]:
 def _class(kind: type) -> Any:
     """A class by its name and its methods' instructions: what runs, not what a file says by now."""
     methods = {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
-    if _of_library(kind.__module__):
+    if of_library(kind.__module__):
         return _named(kind)
     return [_named(kind), [[name, _instructions(value.__code__)] for name, value in sorted(methods.items())]]
 
@@ -205,11 +214,11 @@ def identity_of_model(make_model: Callable[[], nn.Module], model: nn.Module, exa
                 model.train(mode)
                 with torch.set_grad_enabled(mode):
                     output = model(x.clone())
-                computed += _rounded(output)
+                computed += rounded(output)
                 if mode:
                     cross_entropy(output, output.new_zeros(len(output), dtype=torch.int64)).backward()
                     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-                    computed += _rounded(torch.stack([g.double().norm().cpu() for g in gradients]))
+                    computed += rounded(torch.stack([g.double().norm().cpu() for g in gradients]))
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             computed.append(type(error).__name__)  # training says what is wrong
     factory: Any = make_model.func if isinstance(make_model, functools.partial) else make_model
@@ -227,7 +236,7 @@ def identity_of_imputation(impute: Callable[..., Tensor], example: Tensor) -> An
     try:
         with seeded(0, torch.device("cpu")):
             made = impute(example.masked_fill(~kept, 0), kept.clone(), generator=torch.Generator().manual_seed(0))
-        computed = _hash(" ".join(_rounded(made)))
+        computed = _hash(" ".join(rounded(made)))
     except Exception as error:  # training says what is wrong
         computed = type(error).__name__
     try:
@@ -236,7 +245,7 @@ def identity_of_imputation(impute: Callable[..., Tensor], example: Tensor) -> An
         return [_named(type(impute)), computed]
 
 
-def _rounded(values: Any) -> list[str]:
+def rounded(values: Any) -> list[str]:
     """To three digits; what is small beside the largest is rounding of other things, and nothing."""
     if not isinstance(values, Tensor) or values.numel() == 0:
         return []

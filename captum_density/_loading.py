@@ -218,10 +218,7 @@ def _folder(path: Path, transform: str | None, what: str) -> ImageFolder:
             f"{what}: {path} holds images of one class only, {folder.classes[0]!r}; give the folder that holds the "
             "folders of all classes"
         )
-    if categories is not None and set(folder.classes) <= set(categories):
-        places = [categories.index(each) for each in folder.classes]
-        folder.target_transform = places.__getitem__
-        folder.classes = list(categories)
+    folder.categories = categories  # which the audit reads, where the model has an output for each
     return folder
 
 

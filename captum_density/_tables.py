@@ -15,7 +15,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
         Lines without a newline at the end.
     """
     rows = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(
         f"| {row[0]:<{widths[0]}} | {' | '.join(map(str.rjust, row[1:], widths[1:]))} |"

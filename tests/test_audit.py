@@ -1,4 +1,5 @@
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -419,10 +420,120 @@ def test_interrupted_and_resumed_is_the_same_report(stop, tmp_path, monkeypatch)
     assert resumed.model == whole.model and resumed.shown == whole.shown and resumed.findings == whole.findings
     # Finished figures are not measured again; above, the last audit measured all of them once more.
     assert Counted.calls - needed < needed + 4
-    # With everything there, nothing runs, and the report is the very same.
+    # With everything there, nothing runs but what tells each method, and the report is the very same.
     calls = Counted.calls
     assert audit(model, x, methods, store=tmp_path / "cells", **FEW) == resumed
-    assert Counted.calls == calls
+    assert Counted.calls == calls + len(methods)
+
+
+SCALE = 1.0
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return scaled(super().forward(x))
+
+
+def scaled(x):
+    return SCALE * x
+
+
+class Signed(Saliency):
+    sign = 1.0
+
+    def attribute(self, inputs, target=None):
+        return self.sign * super().attribute(inputs, target=target, abs=False) + (self.sign < 0)
+
+
+def test_a_store_tells_code_apart_by_what_it_computes(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Scaled(4, 3), torch.rand(5, 4)
+    kept = {"store": tmp_path, "metrics": ["gradient_norm", "pixel_perturbation"]}
+    first = audit(model, x, {"any": Signed}, **kept)
+    monkeypatch.setattr(Signed, "sign", -1.0)
+    second = audit(model, x, {"any": Signed}, **kept)
+    assert second.methods != first.methods and second.model == first.model
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    third = audit(model, x, {"any": Signed}, **kept)
+    assert third.model["gradient_norm"].value == pytest.approx(9 * first.model["gradient_norm"].value)
+
+
+def test_a_method_that_cannot_be_told_is_measured_and_not_kept(tmp_path, inputs, target):
+    lock = threading.Lock()
+
+    def make(model):
+        assert lock
+        return Saliency(model)
+
+    audited = [audit(TwoProducts(), inputs, {"any": make, "IG": IntegratedGradients}, target=target, store=tmp_path)]
+    assert not any(figure.failed for row in audited[0].methods.values() for figure in row.values())
+    assert len(list(tmp_path.glob("*.json"))) == 4 + 6
+
+
+def test_another_figure_leaves_those_that_are_there(tmp_path):
+    model, x = nn.Linear(4, 3), torch.rand(5, 4)
+    audit(model, x, ["Saliency"], metrics=["accuracy", "density_ratio", "infidelity"], store=tmp_path)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    asked = ["density_ratio", "infidelity", "gan_test"]
+    audit(model, x, ["Saliency"], metrics=asked, store=tmp_path, proxy=nn.Linear(4, 3))
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert kept.items() < after.items() and len(after) == len(kept) + 1
+
+
+@pytest.mark.parametrize("kind", ["smoothgrad_sq", "vargrad"])
+def test_squares_promise_no_sum(kind, inputs, target):
+    method = Method(lambda model: NoiseTunnel(IntegratedGradients(model)), {"nt_type": kind, "nt_samples": 3})
+    found = figures(audit(TwoProducts(), inputs, {"any": method}, target=target, **FEW), "completeness_gap")
+    assert found == {"any": None}
+
+
+def test_nothing_is_missing_of_nothing(inputs, target):
+    inputs[0] = 0.0
+    methods = {"IG": IntegratedGradients}
+    found = audit(nn.Linear(2, 2), inputs, methods, target=target, metrics=["completeness_gap"])
+    assert found.methods["IG"]["completeness_gap"].value < 1e-5
+
+
+def test_one_example_has_no_pixels_beyond_chance(inputs):
+    found = audit(TwoProducts(), inputs[:1], ["Saliency"], **FEW).methods["Saliency"]
+    assert found["pixel_perturbation"].value is None and "one example" in found["pixel_perturbation"].note
+    assert not any(figure.failed for figure in found.values())
+
+
+def test_no_method_runs_for_figures_of_the_model_alone(inputs):
+    assert audit(TwoProducts(), inputs, {"any": Fails}, metrics=["density_ratio"]).methods == {"any": {}}
+
+
+def test_under_inference_mode():
+    with torch.inference_mode():
+        x = torch.rand(4, 2)
+        report = audit(TwoProducts(), x, ["Saliency", "IntegratedGradients"], **FEW)
+    assert not any(figure.failed for row in (report.model, *report.methods.values()) for figure in row.values())
+
+
+def test_a_view_is_in_evaluation_mode(inputs, target):
+    def dropped(model):
+        return nn.Sequential(model, nn.Dropout(0.5))
+
+    method = Method(IntegratedGradients, view=dropped)
+    found = audit(TwoProducts(), inputs, {"any": method}, target=target, metrics=["completeness_gap"])
+    assert found.methods["any"]["completeness_gap"].value < 1e-5
+
+
+def test_making_a_method_may_draw_numbers(inputs, target):
+    def make(model):
+        torch.rand(3)
+        return Dice(model)
+
+    alone = audit(TwoProducts(), inputs, {"any": make}, target=target, metrics=["sensitivity_max"])
+    beside = audit(TwoProducts(), inputs, {"any": make}, target=target, metrics=["infidelity", "sensitivity_max"])
+    assert alone.methods["any"]["sensitivity_max"] == beside.methods["any"]["sensitivity_max"]
+
+
+def test_the_verdict_says_that_something_failed(inputs, target):
+    report = audit(TwoProducts(), inputs, {"bad": Fails, "good": Saliency}, target=target, **FEW)
+    assert report.verdict.endswith("Some of it could not be measured.")
+    assert "measured" not in audit(TwoProducts(), inputs, {"good": Saliency}, target=target, **FEW).verdict
 
 
 def test_a_store_tells_other_audits_apart(tmp_path):
@@ -494,6 +605,14 @@ def test_cuda(inputs, target):
         ({"data": (torch.ones(3, 2), torch.ones(2).long())}, TypeError, "one for each of 3 examples"),
         ({"data": (torch.ones(3, 2), torch.ones(3))}, TypeError, "labels must be integers"),
         ({"target": torch.zeros(2).long()}, ValueError, "one for each of 3 examples"),
+        ({"target": torch.full((3,), 2)}, ValueError, "target names output 2 of a model with 2 outputs"),
+        ({"seed": -1}, ValueError, "seed must be an integer from 0"),
+        ({"noise_std": 0.0}, ValueError, "noise_std must be positive and finite"),
+        ({"perturb_radius": -1.0}, ValueError, "perturb_radius must be positive"),
+        ({"infidelity_samples": 0}, ValueError, "infidelity_samples must be a positive integer"),
+        ({"sensitivity_samples": True}, ValueError, "sensitivity_samples must be a positive integer"),
+        ({"proxy": TwoProducts()}, ValueError, "proxy is for the metric 'gan_test'; ask for it"),
+        ({"attributions": {3: Saliency}}, TypeError, "texts for names, but one is 3"),
         ({"target": "true"}, ValueError, "must be 'predicted', 'label' or a tensor"),
         ({"target": "label"}, ValueError, "needs labels"),
         ({"attributions": {}}, ValueError, "attributions is empty"),

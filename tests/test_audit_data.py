@@ -142,7 +142,9 @@ def test_folders_name_files_and_count_classes():
     folder.samples = [(f"cat/{i}.png", 0) for i in range(5)]
     folder.classes = ["cat", "dog", "eel"]
     found = taken(folder, None, 0)
-    assert found.skipped == ("cat/4.png (ValueError: broken)",) and found.classes == 3
+    assert found.skipped == ("cat/4.png (ValueError: broken)",) and found.classes == ("cat", "dog", "eel")
+    folder.samples[4] = ("cat/\udcff\x1b[2J.png", 0)  # bytes that are no text, and what clears a terminal
+    assert taken(folder, None, 0).skipped == ("cat/\\xff\\x1b[2J.png (ValueError: broken)",)
     folder.items[1] = (torch.zeros(3), 0)
     with pytest.raises(ValueError, match=r"cat/0.png has \(2,\), cat/1.png has \(3,\); give the data a transform"):
         taken(folder, None, 0)

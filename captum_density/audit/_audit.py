@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import captum
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_density import __version__
-from captum_density._identity import described as described_as_json
-from captum_density._identity import name_of
 from captum_density._random import replayable
 from captum_density._store import Store
 from captum_density._validation import check_limit, class_targets
 from captum_density.audit._catalogue import methods_of
+from captum_density.audit._cells import Cells
 from captum_density.audit._examples import Examples, taken
-from captum_density.audit._measures import METHOD_MEASURES, MODEL_MEASURES, Measured, chosen, one_line
+from captum_density.audit._measures import METHOD_MEASURES, MODEL_MEASURES, Measured, chosen
 from captum_density.audit._methods import Method
 from captum_density.audit._of_method import OF_METHOD, Explained, Replay
 from captum_density.audit._of_model import OF_MODEL
 from captum_density.audit._report import AuditReport
 from captum_density.audit._setting import Retraining, Setting, evaluating, logits_of
-from captum_density.audit._shown import Shown, shown_map
+from captum_density.audit._shown import Shown
 
 __all__ = ["audit"]
 
-_SCHEMA = 1
 # Of the inputs' standard deviation, so that both are small in any unit: 0.11 and 0.02 for digits in [0, 1].
 _NOISE, _RADIUS = 0.3, 0.05
 
@@ -74,11 +71,11 @@ def audit(
             Examples of a data set that raise when they are read are skipped and named in the report.
         attributions: name to a function that makes the attribution for a model, which a Captum class is
             (``{"IG": IntegratedGradients}``), or to a `Method` where options are needed; or names that the report knows
-            (``["Saliency", "FullGrad, centered"]``); None for nine of them.
+            (``["Saliency", "FullGrad, centered"]``); None for eight of them.
         metrics: names of the figures; "default" for all but "diff_roar" and "gan_test", "all" for all.
         target: which output to explain: that of the predicted class, of the label, or those in a tensor (N,), one for
             each audited example.
-        limit: at most so many examples, drawn at random where there are more; None for all.
+        limit: at most so many examples, drawn at random where there are more, of a loader the first; None for all.
         seed: of all perturbations and of methods that draw noise, from PyTorch, NumPy or Python; the global random
             states are left as they were.
         noise_std: standard deviation of the noise in the density's figures, in the inputs' unit; None for 0.3 of the
@@ -124,18 +121,27 @@ def audit(
     """
     wanted = chosen(metrics)
     check_limit(max_examples_per_batch)
-    for what, needed in (("gan_test", proxy), ("diff_roar", retraining)):
-        if what in wanted and needed is None:
-            raise ValueError(
-                f"the metric {what!r} needs the argument {'proxy' if what == 'gan_test' else 'retraining'}"
-            )
+    _check_numbers(seed, noise_std, perturb_radius, infidelity_samples, sensitivity_samples)
+    for what, argument, given in (("gan_test", "proxy", proxy), ("diff_roar", "retraining", retraining)):
+        if what in wanted and given is None:
+            raise ValueError(f"the metric {what!r} needs the argument {argument}")
+        if what not in wanted and given is not None:
+            raise ValueError(f"{argument} is for the metric {what!r}; ask for it, as in metrics=['default', {what!r}]")
     examples = taken(data, limit, seed)
-    inputs = examples.inputs.to(_device_of(model))
-    if retraining is not None and "diff_roar" in wanted:
+    inputs = examples.inputs.to(_device_of(model, examples.inputs))
+    if retraining is not None:
         retraining, skipped = retraining.gathered(seed)
         examples = replace(examples, skipped=tuple(dict.fromkeys((*examples.skipped, *skipped))))
     methods = methods_of(attributions, inputs)
-    with replayable(inputs.device), evaluating(model), evaluating(proxy or model), warnings.catch_warnings():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        replayable(inputs.device),
+        evaluating(model),
+        evaluating(proxy),
+        warnings.catch_warnings(),
+    ):
+        inputs = inputs.clone() if inputs.is_inference() else inputs
         warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
         warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes", UserWarning)
         logits = logits_of(model, inputs, max_examples_per_batch)
@@ -153,8 +159,8 @@ def audit(
             infidelity_samples=infidelity_samples,
             sensitivity_samples=sensitivity_samples,
             batch=max_examples_per_batch,
-            proxy=proxy if "gan_test" in wanted else None,
-            retraining=retraining if "diff_roar" in wanted else None,
+            proxy=proxy,
+            retraining=retraining,
             cells=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
         )
@@ -174,9 +180,9 @@ def _measured(
 ) -> AuditReport:
     of_model = [measure.name for measure in MODEL_MEASURES if measure.name in wanted]
     of_method = [measure.name for measure in METHOD_MEASURES if measure.name in wanted]
-    total = len(of_model) + len(methods) * (len(of_method) + 1)
+    total = len(of_model) + len(methods) * (len(of_method) + bool(of_method))
     with tqdm(total=total, desc="audit", unit="figure", disable=not setting.show_progress) as bar:
-        cells = _Cells(setting, store, bar)
+        cells = Cells(setting, store, bar)
         model = {each: cells.figure(("model", each), partial(OF_MODEL[each], setting)) for each in of_model}
         if "accuracy" in model and remark and setting.labels is None:
             model["accuracy"] = Measured(None, note=remark)
@@ -185,14 +191,12 @@ def _measured(
         replays: dict[int, Replay] = {}
         for title, method in methods.items():
             explained = Explained(setting, title, method, replays)
-            identity = None if store is None else described_as_json(method)
-            failure = None
+            identity = cells.identity_of(explained)
             found[title] = {}
             for each in of_method:
-                key = ("method", identity, each)
-                found[title][each] = cells.figure(key, partial(OF_METHOD[each], explained), failure)
-                failure = failure or explained.failure
-            shown = cells.shown(("map", identity), explained)
+                key = None if identity is None else ("method", identity, each)
+                found[title][each] = cells.figure(key, partial(OF_METHOD[each], explained), explained)
+            shown = cells.shown(None if identity is None else ("map", identity), explained) if of_method else None
             if shown is not None:
                 maps[title] = shown
     classes = {"examples": len(setting.inputs), "shape": list(setting.inputs.shape[1:]), "classes": setting.classes}
@@ -210,66 +214,22 @@ def _measured(
     return AuditReport(found, model, settings, examples.skipped, Shown.of(setting.inputs, setting.target, maps))
 
 
-class _Cells:
-    """Figures one by one: from the store where they are there, else measured and stored."""
-
-    def __init__(self, setting: Setting, store: Store | None, bar: Any) -> None:
-        self._setting, self._store, self._bar = setting, store, bar
-        self._ground = None if store is None else name_of(_ground(setting))
-
-    def figure(self, key: tuple[Any, ...], measure: Callable[[], Measured], failure: str | None = None) -> Measured:
-        """One figure; an error becomes a failed one, which is tried again next time."""
-        self._bar.set_postfix_str(str(key[-1]), refresh=False)
-        identity = self._identity(key)
-        known = None if self._store is None else self._store.read(identity)
-        if known is not None:
-            measured = Measured(**known)
-        elif failure is not None:
-            measured = Measured(None, note=failure, failed=True)
-        else:
-            try:
-                measured = measure()
-            except Exception as error:  # whatever a method raises is said in its row
-                measured = Measured(None, note=one_line(error), failed=True)
-            if self._store is not None and not measured.failed:
-                self._store.write(identity, asdict(measured))
-        self._bar.update()
-        return measured
-
-    def shown(self, key: tuple[Any, ...], explained: Explained) -> Tensor | None:
-        """What is drawn of a method's attributions; None where it fails, or the inputs are no images."""
-        identity = self._identity(key)
-        known = None if self._store is None else self._store.read(identity)
-        if known is not None:
-            found = Shown.unpacked(known["map"])
-        elif explained.failure is not None or not Shown.can_show(self._setting.inputs):
-            found = None
-        else:
-            try:
-                found = shown_map(explained.attributions)
-            except Exception:  # said by the figures already
-                found = None
-            if self._store is not None and found is not None:
-                self._store.write(identity, {"map": Shown.packed(found)})
-        self._bar.update()
-        return found
-
-    def _identity(self, key: tuple[Any, ...]) -> dict[str, Any]:
-        return {"audit": _SCHEMA, "ground": self._ground, "key": list(key)}
+def _check_numbers(
+    seed: int, noise_std: float | None, perturb_radius: float | None, infidelity_samples: int, sensitivity_samples: int
+) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, but is {seed!r}")
+    for what, size in (("noise_std", noise_std), ("perturb_radius", perturb_radius)):
+        if size is not None and not 0 < size < math.inf:
+            raise ValueError(f"{what} must be positive and finite, but is {size!r}")
+    for what, samples in (("infidelity_samples", infidelity_samples), ("sensitivity_samples", sensitivity_samples)):
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"{what} must be a positive integer, but is {samples!r}")
 
 
-def _ground(setting: Setting) -> dict[str, Any]:
-    """What every figure depends on, as JSON."""
-    told = "inputs labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples batch".split()
-    told += ["model", "proxy", "retraining"]
-    found = {each: described_as_json(getattr(setting, each)) for each in told}
-    versions = [__version__, captum.__version__, torch.__version__]
-    return found | {"device": str(setting.inputs.device), "versions": versions}
-
-
-def _device_of(model: Any) -> torch.device:
+def _device_of(model: Any, inputs: Tensor) -> torch.device:
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")
+    return tensors[0].device if tensors else inputs.device
 
 
 def _name_of(model: Any) -> str:
@@ -280,8 +240,17 @@ def _fitting_labels(examples: Examples, logits: Tensor) -> tuple[Tensor | None, 
     if examples.labels is None:
         return None, "the data have no labels"
     highest = max(2, logits.shape[1]) - 1
-    if examples.classes is not None and examples.classes != highest + 1:
-        return None, f"the data have {examples.classes} classes and the model {logits.shape[1]} outputs"
+    classes, categories = examples.classes, examples.categories
+    if (
+        classes is not None
+        and categories is not None
+        and len(categories) == highest + 1
+        and {*classes} <= {*categories}
+    ):
+        places = torch.tensor([categories.index(each) for each in classes])
+        return places[examples.labels].to(logits.device), ""
+    if classes is not None and len(classes) != highest + 1:
+        return None, f"the data have {len(classes)} classes and the model {logits.shape[1]} outputs"
     if examples.labels.min() < 0 or examples.labels.max() > highest:
         return (
             None,
@@ -292,7 +261,10 @@ def _fitting_labels(examples: Examples, logits: Tensor) -> tuple[Tensor | None, 
 
 def _targets(target: Any, logits: Tensor, labels: Tensor | None) -> Tensor:
     if isinstance(target, Tensor):
-        return class_targets(target, len(logits), logits.device)
+        classes = class_targets(target, len(logits), logits.device)
+        if classes.max() >= logits.shape[1]:
+            raise ValueError(f"target names output {int(classes.max())} of a model with {logits.shape[1]} outputs")
+        return classes
     if target == "predicted":
         return logits.argmax(dim=1)
     if target == "label":

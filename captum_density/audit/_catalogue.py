@@ -33,7 +33,6 @@ DEFAULT = (
     "Saliency",
     "Saliency, centered",
     "IntegratedGradients",
-    "IntegratedGradients, centered",
     "SmoothGrad",
     "FullGrad",
     "FullGrad, complete",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,13 +25,15 @@ class Examples:
         inputs: (N, ...), floating-point and finite.
         labels: (N,) int64, or None where the data have none.
         skipped: a line for each example that could not be read.
-        classes: how many the data say there are, as torchvision's data sets do; None where they do not.
+        classes: their names in the order of the labels, as torchvision's data sets give them; None where they do not.
+        categories: names of a model's outputs, where the data know them, as a folder with a preset of weights does.
     """
 
     inputs: Tensor
     labels: Tensor | None
     skipped: tuple[str, ...] = ()
-    classes: int | None = None
+    classes: tuple[str, ...] | None = None
+    categories: tuple[str, ...] | None = None
 
 
 def taken(data: Any, limit: int | None, seed: int) -> Examples:
@@ -99,15 +102,26 @@ def _from_dataset(data: Any, limit: int | None, seed: int) -> Examples:
         raise ValueError(f"the data hold no examples{why}")
     places = sorted(found)
     joined = _joined([found[i] for i in places], [_name_of(data, i) for i in places])
-    classes = getattr(data, "classes", None)
-    return replace(joined, skipped=tuple(skipped), classes=len(classes) if isinstance(classes, Sequence) else None)
+    named, categories = getattr(data, "classes", None), getattr(data, "categories", None)
+    return replace(
+        joined,
+        skipped=tuple(skipped),
+        classes=tuple(map(str, named)) if isinstance(named, Sequence) else None,
+        categories=tuple(map(str, categories)) if isinstance(categories, Sequence) else None,
+    )
 
 
 def _name_of(data: Any, i: int) -> str:
     samples = getattr(data, "samples", None)
     if isinstance(samples, list) and isinstance(samples[i], tuple):  # as torchvision's folders have them
-        return str(samples[i][0])
+        return _printable(samples[i][0])
     return f"example {i}"
+
+
+def _printable(path: Any) -> str:
+    """A file's name as text that can be written and printed, whatever bytes it is made of."""
+    text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _split(item: Any) -> tuple[Tensor, Any]:

@@ -55,9 +55,8 @@ METHOD_MEASURES = (
         "infidelity",
         "lower is better",
         "Mean squared error of the change in output that the attributions foretell, in squared units of the output, "
-        "when "
-        "a random fifth of the input is set to 0, the attributions' scale fitted; a map of zeros is what to compare "
-        "with.",
+        "when a random fifth of the input is set to 0, the attributions' scale and sign fitted; a map of zeros is "
+        "what to compare with.",
         reference="a map of zeros",
     ),
     Measure(
@@ -65,33 +64,31 @@ METHOD_MEASURES = (
         "sensitivity",
         "lower is better",
         "Captum's sensitivity_max: the largest relative change of the attributions under a change of the input too "
-        "small "
-        "to matter; at 1 the map has moved by its own length.",
+        "small to matter; at 1 the map has moved by its own length.",
     ),
     Measure(
         "shift_sensitivity",
         "shift sensitivity",
         "lower is better",
-        "1 - cosine of the attributions before and after a term is added to all logits, which changes no prediction; "
-        "what moves says nothing about predictions. Small is not 0: maps on a positive floor look alike.",
+        "1 - cosine of the attributions before and after a term is added to all logits, which changes no "
+        "prediction; what moves says nothing about predictions. Small is not 0: maps on a positive floor look alike.",
     ),
     Measure(
         "pixel_perturbation",
         "pixels beyond chance",
         "higher is better",
-        "Area under the explained class's probability when only the highest-ranking pixels are kept, minus the same "
-        "for "
-        "random rankings; with 0 in the interval, the ranking is no better than chance. The other pixels take the "
-        "mean of "
-        "the examples, so that a method that multiplies by the input loses where pixels of value 0 matter.",
+        "Area under the explained class's probability when only the pixels of the largest attributions, by absolute "
+        "value, are kept, minus the same for random rankings; with 0 in the interval, the ranking is no better than "
+        "chance. The other pixels take the mean of the examples, so that a method that multiplies by the input "
+        "loses where pixels of value 0 matter.",
         reference="area of a random ranking",
     ),
     Measure(
         "diff_roar",
         "DiffROAR",
         "higher is better",
-        "Accuracy of models retrained on what ranks highest minus that of models retrained on what ranks lowest, mean "
-        "over the fractions kept; below 0 the method points away from what matters.",
+        "Accuracy of models retrained on what ranks highest minus that of models retrained on what ranks lowest, "
+        "mean over the fractions kept; below 0 the method points away from what matters.",
         asked=True,
         reference="a random ranking",
     ),
@@ -103,9 +100,8 @@ MODEL_MEASURES = (
         "density_ratio",
         "log density ratio at noise",
         "below 0 is right",
-        "log p(x + noise | y) - log p(x | y) of the density in the logits; above 0, it takes noise for likelier than "
-        "the "
-        "data, and its gradients point towards noise.",
+        "log p(x + noise | y) - log p(x | y) of the density in the logits; above 0, it takes noise for likelier "
+        "than the data, and its gradients point towards noise.",
     ),
     Measure(
         "gradient_norm",
@@ -117,8 +113,8 @@ MODEL_MEASURES = (
         "hessian_trace",
         "Hessian trace",
         "below 0 is right",
-        "Trace of the explained logit's Hessian by the input, at the scale of the noise; below 0 data lie on peaks of "
-        "the density, above 0 in its valleys.",
+        "Trace of the explained logit's Hessian by the input, at the scale of the noise; below 0 data lie on peaks "
+        "of the density, above 0 in its valleys.",
     ),
     Measure(
         "gan_test",

@@ -63,6 +63,8 @@ def named(methods: Mapping[str, Callable[[Any], Attribution] | Method]) -> dict[
     """Every method as a `Method`, or an error that names the one which is none."""
     found = {}
     for name, value in methods.items():
+        if not isinstance(name, str):
+            raise TypeError(f"attributions must have texts for names, but one is {name!r}")
         try:
             found[name] = value if isinstance(value, Method) else Method(value)
         except TypeError as error:
@@ -84,7 +86,7 @@ class Made:
         self.name = name
         self.model = model
         self.method = method
-        self.explained = model if method.view is None else method.view(model)
+        self.explained = self._viewed(model)
         self.attribution = self._make(self.explained)
         self.options = {**_frugal(self.attribution, batch), **method.options}
         declared = method.multiplies_by_inputs
@@ -94,7 +96,13 @@ class Made:
         """The attribute function for the audited model, or for another one."""
         if model is self.model:
             return self.attribution.attribute
-        return self._make(model if self.method.view is None else self.method.view(model)).attribute
+        return self._make(self._viewed(model)).attribute
+
+    def _viewed(self, model: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if self.method.view is None:
+            return model
+        view = self.method.view(model)
+        return view.eval() if isinstance(view, nn.Module) else view
 
     def _make(self, explained: Callable[..., Tensor]) -> Attribution:
         attribution = self.method.make(explained)

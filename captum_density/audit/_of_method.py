@@ -22,8 +22,12 @@ from captum_density.audit._setting import Setting
 __all__ = ["OF_METHOD", "Explained", "Replay"]
 
 _ERASED = 0.2
-# A call that takes longer is timed once, and shorter ones so many times.
-_TIMED_SECONDS, _TIMED_CALLS = 1.0, 3
+# So many calls are timed, or fewer that take so long together; one that took this long is not repeated.
+_TIMED_CALLS, _TIMED_SECONDS, _LONG = 3, 1.0, 10.0
+# Bytes of outputs that are remembered for the next method; a model of more is run again.
+_REMEMBERED = 2**28
+# NoiseTunnel's sums of squares and variances, whose deltas are of what was not squared.
+_NO_SUM = ("smoothgrad_sq", "vargrad")
 
 
 class Replay:
@@ -38,7 +42,7 @@ class Replay:
     def __init__(self, model: Callable[..., Tensor]) -> None:
         self._model = model
         self._kept: list[tuple[tuple[object, ...], Tensor]] = []
-        self._next = 0
+        self._next = self._bytes = 0
 
     def rewind(self) -> None:
         """Start again from the first call."""
@@ -53,7 +57,9 @@ class Replay:
         if at < len(self._kept) and self._kept[at][0] == key:
             return self._kept[at][1]
         outputs = self._model(inputs).detach()
-        self._kept[at:] = [(key, outputs)]
+        if at <= len(self._kept) and self._bytes < _REMEMBERED:
+            self._kept[at:] = [(key, outputs)]
+            self._bytes += outputs.nbytes
         return outputs
 
 
@@ -72,12 +78,14 @@ class Explained:
         self.failure: str | None = None
         self._replays = replays
         self._gaps: list[Tensor] = []
+        self._first = 0.0
         self._times: list[float] = []
 
     @cached_property
     def made(self) -> Made:
         """The method, made for the model; where it cannot be, `failure` says why."""
         with self._noting_failure():
+            self.setting.reseed()
             return Made(self.name, self.method, self.setting.model, self.setting.batch)
 
     @property
@@ -100,9 +108,10 @@ class Explained:
             raise
 
     def _attributed(self) -> Tensor:
+        options = self.made.options
+        promises_sum = self.made.attribution.has_convergence_delta() and "nt_samples_batch_size" not in options
+        promises_sum = promises_sum and options.get("nt_type") not in _NO_SUM
         self.setting.reseed()
-        parts = self.made.options.get("nt_samples_batch_size")
-        promises_sum = self.made.attribution.has_convergence_delta() and parts is None
         start = time.perf_counter()
         found = []
         for at in self.setting.chunks():
@@ -110,11 +119,13 @@ class Explained:
                 part, delta = self._attribute(at, return_convergence_delta=True)
                 # NoiseTunnel gives a delta per noisy sample; its attributions are the mean over the samples.
                 delta = delta.detach().reshape(len(part), -1).mean(dim=1)
-                self._gaps.append((delta.abs() / (part.detach().flatten(1).sum(dim=1) - delta).abs()).double())
+                ought = part.detach().flatten(1).sum(dim=1) - delta
+                # Nothing of nothing is missing: an input that is the baseline.
+                self._gaps.append((delta.abs() / ought.abs()).masked_fill((delta == 0) & (ought == 0), 0).double())
             else:
                 part = self._attribute(at)
             found.append(part.detach())
-        self._times.append(self._elapsed(start))
+        self._first = self._elapsed(start)
         attributions = torch.cat(found)
         x = self.setting.inputs
         shapes = {tuple(x.shape), *([(len(x), 1, *x.shape[2:])] if self.setting.has_channels else [])}
@@ -133,14 +144,23 @@ class Explained:
         return torch.cat(self._gaps) if self._gaps else None
 
     def seconds(self) -> list[float]:
-        """Of one call on all examples, or of several quick ones."""
+        """Of calls on all examples after the first one, or of that one where it was long."""
         _ = self.attributions
-        while len(self._times) < _TIMED_CALLS and self._times[0] < _TIMED_SECONDS:
+        if self._first > _LONG:
+            return [self._first]
+        while not self._times or (len(self._times) < _TIMED_CALLS and sum(self._times) < _TIMED_SECONDS):
             start = time.perf_counter()
             for at in self.setting.chunks():
                 self._attribute(at)
             self._times.append(self._elapsed(start))
         return self._times
+
+    def of_one(self) -> Tensor:
+        """(1, ...) of the first example, from the same seed."""
+        made = self.made
+        self.setting.reseed()
+        found = made.attribution.attribute(self.setting.inputs[:1], target=self.setting.target[:1], **made.options)
+        return found.detach()
 
     def _attribute(self, at: slice, **extra: bool) -> tuple[Tensor, Tensor] | Tensor:
         inputs, target = self.setting.inputs[at], self.setting.target[at]
@@ -195,17 +215,17 @@ def _at_once(setting: Setting, at: slice, samples: int) -> int:
 
 
 def _sensitivity_max(explained: Explained) -> Measured:
-    setting = explained.setting
+    setting, made = explained.setting, explained.made
     setting.reseed()
     found = [
         sensitivity_max(
-            explained.made.attribution.attribute,
+            made.attribution.attribute,
             setting.inputs[at],
             perturb_radius=setting.perturb_radius,
             n_perturb_samples=setting.sensitivity_samples,
             max_examples_per_batch=_at_once(setting, at, setting.sensitivity_samples),
             target=setting.target[at],
-            **explained.made.options,
+            **made.options,
         )
         for at in setting.chunks()
     ]
@@ -229,6 +249,8 @@ def _shift_sensitivity(explained: Explained) -> Measured:
 def _pixel_perturbation(explained: Explained) -> Measured:
     if explained.setting.classes == 1:
         return Measured(None, note="one output has no softmax")
+    if len(explained.setting.inputs) == 1:
+        return Measured(None, note="one example is its own mean, which removed pixels take")
     at_random = explained.setting.random_area
     gained = explained.setting.kept_area(explained.attributions) - at_random
     return of_examples(gained, reference=at_random.mean().item(), seed=explained.setting.seed)

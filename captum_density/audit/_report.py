@@ -58,7 +58,8 @@ class AuditReport:
     @property
     def verdict(self) -> str:
         """The answer to "can I trust this model's gradients?" in one sentence."""
-        return verdict(self.findings)
+        rows = (self.model, *self.methods.values())
+        return verdict(self.findings, any(figure.failed for row in rows for figure in row.values()))
 
     def summary(self) -> str:
         """Return the verdict and the findings as text.
@@ -175,7 +176,7 @@ class AuditReport:
         return draw_figures(self.methods, self._columns() if metrics is None else list(metrics))
 
     def maps(self) -> Figure:
-        """Draw the first examples beside their attributions by each method, each map on a scale of its own.
+        """Draw some of the examples beside their attributions by each method, each map on a scale of its own.
 
         Returns:
             A figure free of pyplot's state.
@@ -239,9 +240,8 @@ class AuditReport:
         settings = self.settings
         lines = [
             f"Means over {settings['examples']} examples, ± standard deviation over them, or [95% interval] of the "
-            "mean; "
-            f"noise {settings['noise_std']:.2g}, sensitivity radius {settings['perturb_radius']:.2g}, in the inputs' "
-            "unit."
+            f"mean; noise {settings['noise_std']:.2g}, sensitivity radius {settings['perturb_radius']:.2g}, in the "
+            "inputs' unit."
         ]
         for measure in (*MODEL_MEASURES, *METHOD_MEASURES):
             if measure.name in shown:

@@ -161,7 +161,7 @@ class Setting:
 
 
 @contextmanager
-def evaluating(model: Callable[..., Any]) -> Iterator[None]:
+def evaluating(model: Callable[..., Any] | None) -> Iterator[None]:
     """Within, a module and all its parts are in evaluation mode; after, each is in its own again."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]
@@ -197,8 +197,8 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
             keys = f" with the keys {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
             raise TypeError(
                 "the model must return a tensor of logits, but returns an object of class "
-                f"{type(found).__name__}{keys}; "
-                "wrap it in a module whose forward returns one, such as `return self.model(x)['logits']`"
+                f"{type(found).__name__}{keys}; wrap it in a module whose forward returns one, such as `return "
+                "self.model(x)['logits']`"
             )
         if found.ndim != 2 or len(found) != len(part) or not found.is_floating_point():
             raise ValueError(

@@ -60,8 +60,13 @@ def findings(methods: Mapping[str, Figures], model: Figures, examples: int, clas
     return tuple(found)
 
 
-def verdict(found: tuple[Finding, ...]) -> str:
-    """The answer in one sentence."""
+def verdict(found: tuple[Finding, ...], failed: bool = False) -> str:
+    """The answer in one sentence, or two where something failed."""
+    answer = _answer(found)
+    return f"{answer} Some of it could not be measured." if failed else answer
+
+
+def _answer(found: tuple[Finding, ...]) -> str:
     against = sum(finding.kind == "warning" for finding in found)
     if not against and not any(finding.kind == "good" for finding in found):
         return "These figures do not tell."
@@ -98,13 +103,14 @@ def _accuracy(model: Figures, classes: int) -> Iterator[Finding]:
     if figure is None or figure.value is None or figure.low is None or figure.high is None:
         return
     chance = 1 / max(2, classes)
-    if figure.low <= chance:
+    if figure.high > chance and figure.value > chance and figure.low <= chance:
+        yield Finding("note", f"Whether the model predicts these labels cannot be told (accuracy {figure.text()}).")
+    elif figure.low <= chance:
         yield Finding(
             "warning",
             f"The model predicts these labels no better than chance (accuracy {figure.text()}).",
             "Check that labels and outputs have one order and inputs are preprocessed as in training, or train it: "
-            "there "
-            "is no knowledge of these data to explain.",
+            "there is no knowledge of these data to explain.",
         )
 
 
@@ -119,8 +125,7 @@ def _density(model: Figures) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"The density in the logits takes noise for likelier than the data ({shown}): their gradients point away "
-            "from "
-            "what the classes look like.",
+            "from what the classes look like.",
             "Train with captum_density.losses.ScoreMatchingLoss or GradientNormLoss added to the cross-entropy.",
         )
     elif ratio.high is not None and ratio.high < 0:
@@ -158,8 +163,7 @@ def _shift(methods: Mapping[str, Figures]) -> Iterator[Finding]:
             "warning",
             f"A term added to all logits changes no prediction, and moves the maps of {_listed(moved)} (1 - cosine "
             f"{_span(methods, moved, 'shift_sensitivity')}): of these, what speaks for a class cannot be told from "
-            "what "
-            "is added to all.",
+            "what is added to all.",
             f"Attribute centered logits: `Saliency(CenteredLogits(model))`{seen}.",
         )
     elif still:
@@ -217,8 +221,8 @@ def _complete(methods: Mapping[str, Figures]) -> Iterator[Finding]:
     if missing:
         yield Finding(
             "warning",
-            f"{_listed(missing)} miss{'es' if len(missing) == 1 else ''} part of what the attributions ought to sum to "
-            f"(gap {_span(methods, missing, 'completeness_gap')}).",
+            f"{_listed(missing)} miss{'es' if len(missing) == 1 else ''} part of what the attributions ought to sum "
+            f"to (gap {_span(methods, missing, 'completeness_gap')}).",
             "Give integrated gradients more n_steps, or use FullGrad(complete=True), which is exact for any model.",
         )
     if whole:
@@ -254,9 +258,8 @@ def _unfaithful(methods: Mapping[str, Figures]) -> Iterator[Finding]:
         best = min(others, key=lambda name: _share(methods[name]["infidelity"]), default="")
         yield Finding(
             "warning",
-            f"{_listed(names)} foretell{_s(names)} what erasing part of the input does hardly "
-            "better "
-            "than a map of zeros.",
+            f"{_listed(names)} foretell{_s(names)} what erasing part of the input does hardly better than a map of "
+            "zeros.",
             f"For such questions, {_listed([best])} does best here." if best else "",
         )
 
