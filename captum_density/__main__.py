@@ -112,7 +112,7 @@ def _parser() -> _Parser:
         nargs="+",
         metavar="NAME",
         help="methods, such as Saliency 'FullGrad, centered' IntegratedGradients, or package.module:function, which "
-        "returns an attribution for a model; nine of them without it",
+        "returns an attribution for a model; eight of them without it",
     )
     parser.add_argument(
         "--metrics",
