@@ -118,7 +118,9 @@ def _parser() -> _Parser:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="figures, such as infidelity; 'default', all but gan_test and diff_roar, or 'all'",
+        help="figures: completeness_gap, infidelity, sensitivity_max, shift_sensitivity, pixel_perturbation, "
+        "diff_roar, seconds; accuracy, density_ratio, gradient_norm, hessian_trace, gan_test; 'all', or 'default', "
+        "which is all but diff_roar and gan_test",
     )
     parser.add_argument("--limit", type=_count, metavar="N", help="how many examples to audit; 64 without it")
     parser.add_argument(

@@ -319,7 +319,7 @@ class Smaller(Saliency):
         (Fails, "RuntimeError: no gradient to be had"),
         (Undefined, "ValueError: 6 of the attributions are NaN or infinite"),
         (Smaller, "ValueError: attributions must have the inputs' shape, (3, 2), but have (3, 1)"),
-        (lambda model: model, "TypeError: attributions['bad'] must make a Captum attribution"),
+        (lambda model: model, "TypeError: attributions['bad'] must make a captum.attr.Attribution"),
         (lambda model: Saliency, "but made Saliency"),
         (GuidedBackprop, "AssertionError: Given model must be an instance of torch.nn.Module"),
     ],
@@ -571,6 +571,22 @@ def test_a_failed_figure_is_tried_again(tmp_path, inputs, target):
     assert not any(figure.failed for figure in found.values())
 
 
+def test_one_name_will_do(inputs):
+    report = audit(TwoProducts(), inputs, "Saliency", metrics="infidelity", **FEW)
+    assert list(report.methods) == ["Saliency"] and list(report.methods["Saliency"]) == ["infidelity"]
+
+
+@pytest.mark.parametrize(
+    ("last", "outputs"), [(nn.Softmax(1), "probabilities"), (nn.LogSoftmax(1), "log-probabilities")]
+)
+def test_a_softmax_at_the_end_is_noticed(last, outputs):
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 4), torch.rand(30, 6)
+    warned = audit(nn.Sequential(model, last), x, "Saliency", metrics="density_ratio").findings[0]
+    assert warned.kind == "warning" and f"look like {outputs}:" in warned.text
+    assert "look like" not in audit(model, x, "Saliency", metrics="density_ratio").summary()
+
+
 def test_the_module_can_be_called(inputs):
     assert captum_density.audit(TwoProducts(), inputs, ["Saliency"], metrics=["accuracy"]).settings["examples"] == 3
 
@@ -617,13 +633,14 @@ def test_cuda(inputs, target):
         ({"target": "label"}, ValueError, "needs labels"),
         ({"attributions": {}}, ValueError, "attributions is empty"),
         ({"attributions": []}, ValueError, "attributions is empty"),
-        ({"attributions": "Saliency"}, TypeError, "must map names .* or list names"),
+        ({"attributions": "Salience"}, ValueError, "there is no attribution 'Salience'"),
+        ({"attributions": 3}, TypeError, "must map names .* or list names"),
         ({"attributions": ["Salience"]}, ValueError, "there is no attribution 'Salience'; there are 'Saliency'"),
         ({"attributions": {"a": Saliency(TwoProducts())}}, TypeError, r"attributions\['a'\].*pass the class"),
         ({"attributions": {"a": Saliency(TwoProducts()).attribute}}, TypeError, r"attributions\['a'\].*pass the class"),
         ({"attributions": {"a": 3}}, TypeError, r"attributions\['a'\].*class int; pass the class"),
         ({"metrics": ["infidelty"]}, ValueError, "no metric 'infidelty'; there are default, all, completeness_gap"),
-        ({"metrics": "infidelity"}, TypeError, r"such as \['infidelity'\]"),
+        ({"metrics": "infidelty"}, ValueError, "no metric 'infidelty'"),
         ({"metrics": []}, ValueError, "metrics is empty"),
         ({"metrics": ["gan_test"]}, ValueError, "needs the argument proxy"),
         ({"metrics": ["diff_roar"]}, ValueError, "needs the argument retraining"),

@@ -158,8 +158,7 @@ def test_chosen():
     assert chosen(["all"]) == chosen(["all", "seconds"]) == everything
     assert chosen({"seconds": 1, "accuracy": 2, "infidelity": 3}) == ("infidelity", "seconds", "accuracy")
     assert set(chosen(iter(["default", "gan_test"]))) == {*default, "gan_test"}
-    with pytest.raises(TypeError, match=r"such as \['seconds'\]"):
-        chosen("seconds")
+    assert chosen("seconds") == ("seconds",)
     with pytest.raises(ValueError, match="there is no metric 'second'; there are default, all, completeness_gap, "):
         chosen(["seconds", "second"])
     with pytest.raises(ValueError, match="metrics is empty"):
@@ -182,8 +181,8 @@ def test_every_measure_says_what_it_is():
 # _summary.py: each rule on figures at both sides of its threshold.
 
 
-def said(methods=None, model=None, examples=64, classes=10):
-    return findings({} if methods is None else methods, {} if model is None else model, examples, classes)
+def said(methods=None, model=None, examples=64, classes=10, **told):
+    return findings({} if methods is None else methods, {} if model is None else model, examples, classes, **told)
 
 
 def of(measure, *figures):
@@ -202,7 +201,8 @@ def only(found, kind, *words):
 def test_no_figures_say_nothing():
     assert said() == ()
     missing = {name: Measured(None, note="none") for name in MEASURES if name != "completeness_gap"}
-    assert said({"A": missing}, missing) == ()
+    only(said({"A": missing}, missing), "note", "There is no accuracy: none.")
+    assert said({"A": missing}, {name: figure for name, figure in missing.items() if name != "accuracy"}) == ()
 
 
 def test_unremarkable_figures_say_nothing_but_that_no_sum_is_promised():
@@ -220,7 +220,8 @@ def test_accuracy_against_chance():
     assert said(model={"accuracy": figure}, classes=11) == ()
     # One output is two classes.
     half = Measured(0.6, low=0.5, high=0.7)
-    assert said(model={"accuracy": half}, classes=2) == said(model={"accuracy": half}, classes=1) != ()
+    assert said(model={"accuracy": half}, classes=2) == said(model={"accuracy": half}, classes=1)[1:] != ()
+    only(said(classes=1)[:1], "note", "one output, whose softmax is constant", "two classes")
     assert said(model={"accuracy": Measured(0.0)}) == said(model={"accuracy": failed()})[:-1] == ()
 
 
@@ -254,7 +255,7 @@ def test_shift():
         said(of("shift_sensitivity", moved, little, still)),
         "warning",
         "moves the maps of A (1 - cosine 0.011): of these",
-        "`Saliency(CenteredLogits(model))`.",
+        "`captum_density.softmax_shift.CenteredLogits(model)` in place of the model.",
     )
     assert said(of("shift_sensitivity", little, Measured(1e-6))) == ()
     only(said(of("shift_sensitivity", still, little)), "good", "does not move A.")
@@ -279,9 +280,15 @@ def test_pixels():
         "good",
         "A and B rank pixels better than chance (best: B, 0.4 [0.3, 0.5]).",
     )
-    for figure in (level, at(0.0, 0.3), at(-0.3, 0.0)):
-        only(said(of("pixel_perturbation", figure)), "warning", "A ranks pixels no better than chance", "more examples")
-    only(said(of("pixel_perturbation", level, level)), "warning", "A and B rank pixels no better than chance")
+    assert said(of("pixel_perturbation", better, level, worse), examples=9)[:-1] == ()  # too few for a word
+    for figure in (level, at(0.0, 0.3), at(-0.3, 0.0), at(0.01, 0.3)):
+        only(
+            said(of("pixel_perturbation", figure)),
+            "warning",
+            "A ranks pixels hardly better than chance",
+            "more examples",
+        )
+    only(said(of("pixel_perturbation", level, level)), "warning", "A and B rank pixels hardly better than chance")
     only(said(of("pixel_perturbation", worse)), "warning", "A ranks pixels worse than chance.", "Do not read")
     only(said(of("pixel_perturbation", worse, worse)), "warning", "A and B rank pixels worse than chance.")
     assert said(of("pixel_perturbation", Measured(0.5))) == ()
@@ -374,7 +381,11 @@ GOOD, WARNING, NOTE = (Finding(kind, "text") for kind in ("good", "warning", "no
     [
         ((), "These figures do not tell."),
         ((NOTE, NOTE), "These figures do not tell."),
-        ((GOOD, NOTE), "As far as these checks go, yes: none of them found anything against it."),
+        (
+            (GOOD, GOOD, NOTE),
+            "These figures do not tell: nothing speaks against it, but few checks could speak for it.",
+        ),
+        ((GOOD, GOOD, GOOD, NOTE), "As far as these checks go, yes: none of them found anything against it."),
         ((WARNING,), "Not without care: the one finding speaks against it."),
         ((WARNING, NOTE, GOOD, GOOD), "Not without care: 1 of 3 findings speaks against it."),
         ((WARNING, WARNING, NOTE), "Not without care: 2 of 2 findings speak against it."),
@@ -382,6 +393,20 @@ GOOD, WARNING, NOTE = (Finding(kind, "text") for kind in ("good", "warning", "no
 )
 def test_verdict(found, text):
     assert verdict(found) == text
+    assert verdict(found, failed=True) == f"{text} Some of it could not be measured."
+
+
+def test_nothing_is_explained_at_chance():
+    figure = Measured(0.1, low=0.05, high=0.2)
+    good = of("completeness_gap", Measured(0.0))
+    assert verdict(said(good, {"accuracy": figure})).startswith("No: it predicts these data no better than chance")
+    assert verdict(said(good, {"accuracy": dataclasses.replace(figure, value=0.15)})).startswith("These figures")
+
+
+def test_outputs_and_classes():
+    only(said(outputs="probabilities"), "warning", "look like probabilities", "without its last softmax")
+    only(said(explained=1), "note", "explained as one class")
+    assert said(explained=2) == said(explained=1, classes=1)[1:] == ()
 
 
 # _report.py
@@ -419,7 +444,7 @@ def test_the_legend_explains_what_is_shown_and_nothing_else():
     assert legend.startswith("Means over 17 examples, ") and "noise 0.12, sensitivity radius 0.046," in legend
     shown = {name for name, measure in MEASURES.items() if f". {measure.title}, {measure.better}: " in f". {legend}"}
     assert shown == {"infidelity", "gan_test"}
-    assert "For a map of zeros: 2 or 3." in legend
+    assert "For a map of zeros: 2 or 3, by what is explained." in legend
     assert "For the other classifier on the data: 0.75." in legend
     assert MEASURES["infidelity"].meaning in legend
     assert " For " not in report_of({"a": {"infidelity": Measured(0.5)}}).table()
@@ -435,16 +460,18 @@ def test_a_report_of_the_model_or_the_methods_alone():
 def test_summary(full):
     lines = full.summary().splitlines()
     assert " ".join(full.summary().split()).startswith(f"Can I trust this model's gradients? {full.verdict}")
-    assert all(len(line) <= 118 for line in lines)
-    starts = [line[:2] for line in lines[1:] if line[:2] != "  "]
-    marks = {"good": "+ ", "warning": "! ", "note": "- "}
-    assert starts == [*(marks[finding.kind] for finding in full.findings), "- "]
+    assert all(len(line) <= 118 for line in lines[1:])
+    starts = [line.partition(":")[0] for line in lines[2:] if line[:2] != "  "]
+    marks = {"good": "- in favour", "warning": "- against", "note": "- note"}
+    assert lines[1] == "" and starts == [*(marks[finding.kind] for finding in full.findings), "- note"]
     joined = " ".join(full.summary().split())
     assert all(finding.text in joined and finding.advice in joined for finding in full.findings)
-    assert "- 1 example skipped that could not be read: cat/<1>.png (OSError: truncated)" in joined
+    assert "- note: 1 example skipped that could not be read: cat/<1>.png (OSError: truncated)" in joined
     assert str(full) == f"{full.table()}\n\n{full.summary()}"
     many = report_of(skipped=[f"file {i}" for i in range(5)]).summary()
-    assert "5 examples skipped that could not be read: file 0; file 1; file 2" in many and "file 3" not in many
+    assert (
+        "5 examples skipped that could not be read: file 0; file 1; file 2; and 2 more" in many and "file 3" not in many
+    )
 
 
 def test_json_and_back(full, whole_page):
@@ -870,7 +897,7 @@ def test_the_page_says_all_findings(full, whole_page):
     for name in row():
         assert MEASURES[name].meaning in tree.text
     code = report_of({"a": row(shift_sensitivity=Measured(0.5))}).to_html()
-    assert "<code>Saliency(CenteredLogits(model))</code>" in code
+    assert "<code>captum_density.softmax_shift.CenteredLogits(model)</code>" in code
 
 
 def test_a_bare_page():

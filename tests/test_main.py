@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 import captum_density
 from captum_density.__main__ import main
 from captum_density.audit import AuditReport
+from captum_density.audit._measures import MEASURES
 from captum_density.datasets import digits
 
 METHODS = [
@@ -344,4 +345,6 @@ def test_help_and_version(capsys):
         with pytest.raises(SystemExit) as stop:
             main([argument])
         assert stop.value.code == 0
-        assert expected in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert expected in printed
+        assert argument != "--help" or all(name in printed for name in MEASURES)

@@ -26,7 +26,7 @@ from captum_density.audit._methods import Method
 from captum_density.audit._of_method import OF_METHOD, Explained, Replay
 from captum_density.audit._of_model import OF_MODEL
 from captum_density.audit._report import AuditReport
-from captum_density.audit._setting import Retraining, Setting, evaluating, logits_of
+from captum_density.audit._setting import Retraining, Setting, evaluating, kind_of, logits_of
 from captum_density.audit._shown import Shown
 
 __all__ = ["audit"]
@@ -153,6 +153,7 @@ def audit(
             labels=labels,
             target=_targets(target, logits, labels),
             classes=logits.shape[1],
+            outputs=kind_of(logits),
             seed=seed,
             noise_std=_NOISE * (deviation or 1.0) if noise_std is None else noise_std,
             perturb_radius=_RADIUS * (deviation or 1.0) if perturb_radius is None else perturb_radius,
@@ -183,7 +184,10 @@ def _measured(
     total = len(of_model) + len(methods) * (len(of_method) + bool(of_method))
     with tqdm(total=total, desc="audit", unit="figure", disable=not setting.show_progress) as bar:
         cells = Cells(setting, store, bar)
-        model = {each: cells.figure(("model", each), partial(OF_MODEL[each], setting)) for each in of_model}
+        model = {
+            each: cells.figure("the model", each, ("model", each), partial(OF_MODEL[each], setting))
+            for each in of_model
+        }
         if "accuracy" in model and remark and setting.labels is None:
             model["accuracy"] = Measured(None, note=remark)
         found: dict[str, dict[str, Measured]] = {}
@@ -195,7 +199,7 @@ def _measured(
             found[title] = {}
             for each in of_method:
                 key = None if identity is None else ("method", identity, each)
-                found[title][each] = cells.figure(key, partial(OF_METHOD[each], explained), explained)
+                found[title][each] = cells.figure(title, each, key, partial(OF_METHOD[each], explained), explained)
             shown = cells.shown(None if identity is None else ("map", identity), explained) if of_method else None
             if shown is not None:
                 maps[title] = shown
@@ -203,6 +207,8 @@ def _measured(
     settings = {
         "model": name or _name_of(setting.model),
         **classes,
+        "outputs": setting.outputs,
+        "explained_classes": len(setting.target.unique()),
         "seed": setting.seed,
         "device": str(setting.inputs.device),
         "noise_std": setting.noise_std,

@@ -100,16 +100,16 @@ def methods_of(
         TypeError: something else, such as an attribution already made.
         ValueError: no methods, or an unknown name.
     """
-    if attributions is None or (isinstance(attributions, Iterable) and not isinstance(attributions, str)):
+    if attributions is None or isinstance(attributions, Iterable):
         known = catalogue(inputs)
-        names = DEFAULT if attributions is None else attributions
+        names = DEFAULT if attributions is None else [attributions] if isinstance(attributions, str) else attributions
         given: Mapping[str, Any] = names if isinstance(names, Mapping) else {name: name for name in names}
         unknown = [value for value in given.values() if isinstance(value, str) and value not in known]
         if unknown:
             listed = ", ".join(repr(name) for name in known if not name.endswith(_CENTERED))
             raise ValueError(
-                f"there is no attribution {unknown[0]!r}; there are {listed}, and each of them with "
-                f"{_CENTERED!r} after its name; others are given by a mapping from names to functions of the model"
+                f"there is no attribution {unknown[0]!r}; there are {listed}, and each of them with {_CENTERED!r} "
+                "after its name; others are given by a mapping from names to functions of the model"
             )
         found = named({name: known[value] if isinstance(value, str) else value for name, value in given.items()})
     else:

@@ -60,8 +60,11 @@ class Cells:
         except Exception as error:  # said by the figures
             return [told, type(error).__name__]
 
-    def figure(self, key: Key, measure: Callable[[], Measured], explained: Explained | None = None) -> Measured:
-        """One figure; an error becomes a failed one, which is tried again next time."""
+    def figure(
+        self, row: str, name: str, key: Key, measure: Callable[[], Measured], explained: Explained | None = None
+    ) -> Measured:
+        """One figure of a row; an error becomes a failed one, which is tried again next time."""
+        self._bar.set_postfix_str(f"{row}: {name}")
         identity = self._identity(key)
         known = None if identity is None or self._store is None else self._store.read(identity)
         if known is not None:

@@ -139,8 +139,8 @@ def _joined(items: list[tuple[Tensor, Any]], names: list[str]) -> Examples:
     for (x, _), name in zip(items, names, strict=True):
         if x.shape != first.shape:
             raise ValueError(
-                f"examples differ in shape: {names[0]} has {tuple(first.shape)}, {name} has {tuple(x.shape)}; give the "
-                "data a transform that makes them equal, such as the preset of torchvision weights"
+                f"examples differ in shape: {names[0]} has {tuple(first.shape)}, {name} has {tuple(x.shape)}; give "
+                "the data a transform that makes them equal, such as the preset of torchvision weights"
             )
     inputs = torch.stack([x for x, _ in items]).detach()
     _check_inputs(inputs)
@@ -212,7 +212,9 @@ def _check_inputs(inputs: Any) -> None:
 def _checked_labels(labels: Any, n: int) -> Tensor:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or tuple(labels.shape) != (n,):
         given = (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be integers, one for each of {n} examples, got {given}")
+        raise TypeError(
+            f"labels must be integers, one for each of {n} examples, got {given}; without classes, leave labels out"
+        )
     return labels.detach().to(torch.int64)
 
 

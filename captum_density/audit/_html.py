@@ -18,9 +18,9 @@ from captum_density.audit._pictures import CAPTION, described, draw_figures, dra
 if TYPE_CHECKING:
     from captum_density.audit._report import AuditReport
 
-__all__ = ["fragment", "page"]
+__all__ = ["KINDS", "fragment", "page"]
 
-_KINDS = {"good": "in favour", "warning": "against", "note": "note"}
+KINDS = {"good": "in favour", "warning": "against", "note": "note"}
 _FAILED = '<span class="failed">failed</span>'
 _DPI = 96  # a page's inch; pictures have twice as many pixels, for screens that do and for print
 _MAPS = 6  # at most so many maps side by side
@@ -92,9 +92,8 @@ def page(report: AuditReport) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
-        f"<title>Audit of {escape(str(report.settings['model']))}</title>\n"
-        f"<style>body {{margin: 0; background: #fff}}{_STYLE}</style>\n</head>\n"
+        f"style-src 'unsafe-inline'\">\n<title>Audit of {escape(str(report.settings['model']))}</title>\n<style>body "
+        f"{{margin: 0; background: #fff}}{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{_body(report)}\n</main>\n</body>\n</html>\n"
     )
 
@@ -137,7 +136,7 @@ def _findings(report: AuditReport) -> str:
     for found in report.findings:
         code = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(found.advice))
         advice = f' <span class="advice">{code}</span>' if code else ""
-        kind = f'<span class="kind">{_KINDS[found.kind]}:</span>'
+        kind = f'<span class="kind">{KINDS[found.kind]}:</span>'
         items.append(f'<li class="{found.kind}">{kind} {escape(found.text)}{advice}</li>')
     return f'<ul class="findings">\n{chr(10).join(items)}\n</ul>'
 

@@ -208,12 +208,9 @@ def chosen(metrics: Iterable[str] | None) -> tuple[str, ...]:
         metrics: names, "default" for what needs nothing but model and data, "all"; None for the default.
 
     Raises:
-        TypeError: a single text.
         ValueError: an unknown name, or none.
     """
-    if isinstance(metrics, str):
-        raise TypeError(f"metrics must be several names, such as [{metrics!r}], but is one text")
-    names = ["default"] if metrics is None else list(metrics)
+    names = ["default"] if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
     unknown = [name for name in names if name not in (*MEASURES, "default", "all")]
     if unknown or not names:
         what = f"there is no metric {unknown[0]!r}" if unknown else "metrics is empty"

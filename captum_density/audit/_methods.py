@@ -50,8 +50,8 @@ class Method:
         if isinstance(made, Attribution | nn.Module) or not callable(self.make):
             raise TypeError(
                 "a method must be a function of the model, as it is made for other models too, but is "
-                f"{described(self.make)}; pass the class, such as IntegratedGradients, or a function, such as "
-                "`lambda model: NoiseTunnel(Saliency(model))`"
+                f"{described(self.make)}; pass the class, such as IntegratedGradients, or a function, such as `lambda "
+                "model: NoiseTunnel(Saliency(model))`"
             )
         if self.view is not None and (not callable(self.view) or isinstance(self.view, nn.Module)):
             raise TypeError(
@@ -108,7 +108,7 @@ class Made:
         attribution = self.method.make(explained)
         if not isinstance(attribution, Attribution):
             raise TypeError(
-                f"attributions[{self.name!r}] must make a Captum attribution for a model, but made "
+                f"attributions[{self.name!r}] must make a captum.attr.Attribution for a model, but made "
                 f"{described(attribution)}"
             )
         return attribution

@@ -131,8 +131,8 @@ class Explained:
         shapes = {tuple(x.shape), *([(len(x), 1, *x.shape[2:])] if self.setting.has_channels else [])}
         if tuple(attributions.shape) not in shapes:
             raise ValueError(
-                f"attributions must have the inputs' shape, {tuple(x.shape)}, but have "
-                f"{tuple(attributions.shape)}; of a layer's, take `captum.attr.LayerAttribution.interpolate`"
+                f"attributions must have the inputs' shape, {tuple(x.shape)}, but have {tuple(attributions.shape)}; "
+                "of a layer's, take `captum.attr.LayerAttribution.interpolate`"
             )
         if not attributions.isfinite().all():
             raise ValueError(f"{int((~attributions.isfinite()).sum())} of the attributions are NaN or infinite")

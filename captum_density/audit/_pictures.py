@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from captum_density._figures import COLORS, longest_line
 from captum_density.audit._measures import MEASURES, Measured
@@ -17,8 +17,8 @@ from captum_density.plots import saliency_grid
 __all__ = ["CAPTION", "described", "draw_figures", "draw_maps"]
 
 CAPTION = (
-    "left, the explained class; white to orange: unsigned maps; orange and purple: positive and negative; "
-    "each map on a scale of its own"
+    "left, the explained class; white to orange: unsigned maps; orange and purple: positive and negative; each map "
+    "on a scale of its own"
 )
 _PANEL, _LINE, _CHARACTER = 3.0, 0.13, 0.07  # inches
 # A method's name beside a panel has at most 4 lines; of what is longer, the middle is left out.
@@ -26,6 +26,7 @@ _WIDTH, _LENGTH = 24, 90
 # Figures that are compared by their order of magnitude.
 _LOGARITHMIC = ("completeness_gap", "seconds")
 _SMALLEST = 1e-8  # where rounding begins
+_SMALL = 0.02  # beside 1: where dots would lie on each other
 # What marks chance, no effect, or the scale, by the figure.
 _LINES = {
     "infidelity": (1.0, "a map of zeros"),
@@ -88,10 +89,14 @@ def _has(figures: Figures, each: str) -> bool:
 
 
 def _draw_panel(axes: Axes, each: str, methods: Mapping[float, Figures]) -> None:
-    logarithmic = each in _LOGARITHMIC
+    drawn = [_ends(figures[each], each) for figures in methods.values() if _has(figures, each)]
+    small = each == "infidelity" and 0 < min(value for value, _, _ in drawn) < _SMALL
+    logarithmic = each in _LOGARITHMIC or small
     ends = []
     for row, figures in methods.items():
         if not _has(figures, each):
+            if each in figures and figures[each].failed:
+                axes.text(0.02, row, "failed", transform=axes.get_yaxis_transform(), va="center", fontsize="small")
             continue
         value, low, high = _ends(figures[each], each)
         if logarithmic:
@@ -105,6 +110,8 @@ def _draw_panel(axes: Axes, each: str, methods: Mapping[float, Figures]) -> None
         left = min(value for value, _ in ends) / 3.2
         axes.set_xlim(left, max(100 * left, *(max(3.2 * value, high) for value, high in ends)))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     if each in _LINES:
         at, text = _LINES[each]
         axes.axvline(at, color=COLORS[1], linewidth=1, linestyle="--")

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from captum_density._tables import markdown
-from captum_density.audit._html import fragment, page
+from captum_density.audit._html import KINDS, fragment, page
 from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, Measured, counted_examples
 from captum_density.audit._pictures import draw_figures, draw_maps
 from captum_density.audit._shown import Shown
@@ -21,6 +21,7 @@ from captum_density.audit._summary import Finding, findings, verdict
 __all__ = ["AuditReport"]
 
 _VERSION = 1
+_SKIPPED = 3
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class AuditReport:
     Example:
         >>> import torch
         >>> from captum_density.audit import audit
-        >>> report = audit(torch.nn.Linear(3, 2), torch.rand(4, 3), ["Saliency"], metrics=["shift_sensitivity"])
-        >>> report.methods["Saliency"]["shift_sensitivity"].value > 0.1
+        >>> report = audit(torch.nn.Linear(3, 2), torch.rand(4, 3), "Saliency, centered", metrics="shift_sensitivity")
+        >>> report.methods["Saliency, centered"]["shift_sensitivity"].text() in ("0", "<1e-6")
         True
         >>> AuditReport.from_json(report.to_json()) == report
         True
@@ -53,7 +54,15 @@ class AuditReport:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What follows from the figures, and what to do about it."""
-        return findings(self.methods, self.model, self.settings["examples"], self.settings["classes"])
+        told = self.settings
+        return findings(
+            self.methods,
+            self.model,
+            told["examples"],
+            told["classes"],
+            outputs=told.get("outputs", "logits"),
+            explained=told.get("explained_classes"),
+        )
 
     @property
     def verdict(self) -> str:
@@ -65,18 +74,18 @@ class AuditReport:
         """Return the verdict and the findings as text.
 
         Returns:
-            Lines without a newline at the end; each finding starts with "+", "!" or "-", for good, warning and note.
+            Lines without a newline at the end: the verdict, and a list of findings in favour, against, and notes.
         """
-        marks = {"good": "+", "warning": "!", "note": "-"}
-        lines = [f"Can I trust this model's gradients? {self.verdict}"]
-        lines += [
-            f"{marks[found.kind]} {' '.join(filter(None, (found.text, found.advice)))}" for found in self.findings
+        lines = [
+            f"- {KINDS[found.kind]}: {' '.join(filter(None, (found.text, found.advice)))}" for found in self.findings
         ]
         if self.skipped:
-            lines.append(
-                f"- {counted_examples(len(self.skipped))} skipped that could not be read: {'; '.join(self.skipped[:3])}"
-            )
-        return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in lines)
+            shown = "; ".join(self.skipped[:_SKIPPED])
+            more = "" if len(self.skipped) <= _SKIPPED else f"; and {len(self.skipped) - _SKIPPED} more"
+            counted = counted_examples(len(self.skipped))
+            lines.append(f"- note: {counted} skipped that could not be read: {shown}{more}")
+        told = [_filled(line) for line in lines]
+        return "\n".join([f"Can I trust this model's gradients? {self.verdict}", "", *told])
 
     def table(self) -> str:
         """Return the figures as aligned Markdown tables, followed by what each means.
@@ -92,7 +101,7 @@ class AuditReport:
         if columns:
             rows = [[name, *(figures[each].text() for each in columns)] for name, figures in self.methods.items()]
             parts.append(markdown([["method", *(MEASURES[each].title for each in columns)], *rows]))
-        parts.append("\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in self._legend()))
+        parts.append("\n".join(_filled(line) for line in self._legend()))
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,4 +264,9 @@ class AuditReport:
         else:
             values = [figures[name].reference for figures in self.methods.values() if name in figures]
         told = list(dict.fromkeys(f"{value:.2g}" for value in values if value is not None))
-        return f" For {MEASURES[name].reference}: {' or '.join(told)}." if told else ""
+        by = ", by what is explained" if len(told) > 1 else ""
+        return f" For {MEASURES[name].reference}: {' or '.join(told)}{by}." if told else ""
+
+
+def _filled(line: str) -> str:
+    return textwrap.fill(line, 118, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)

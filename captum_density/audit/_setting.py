@@ -18,7 +18,7 @@ from captum_density._random import derived_seed, seed_generators
 from captum_density.audit._examples import taken
 from captum_density.metrics import pixel_perturbation
 
-__all__ = ["Retraining", "Setting", "evaluating", "logits_of"]
+__all__ = ["Retraining", "Setting", "evaluating", "kind_of", "logits_of"]
 
 _RANDOM_RANKINGS = 5
 
@@ -83,6 +83,7 @@ class Setting:
         labels: (N,) or None.
         target: (N,) the explained classes.
         classes: how many outputs the model has.
+        outputs: what they look like, "logits", "probabilities" or "log-probabilities".
         seed: of everything drawn.
         noise_std: of the Gaussian noise in the density's figures.
         perturb_radius: of sensitivity.
@@ -100,6 +101,7 @@ class Setting:
     labels: Tensor | None
     target: Tensor
     classes: int
+    outputs: str
     seed: int
     noise_std: float
     perturb_radius: float
@@ -172,6 +174,17 @@ def evaluating(model: Callable[..., Any] | None) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+def kind_of(logits: Tensor) -> str:
+    """What outputs (N, classes) look like: "probabilities" sum to 1, "log-probabilities" after exp; else "logits"."""
+    if logits.shape[1] < 2:
+        return "logits"
+    x = logits.double()
+    slack = 64 * torch.finfo(logits.dtype).eps
+    if bool((x >= 0).all()) and bool(((x.sum(dim=1) - 1).abs() < slack).all()):
+        return "probabilities"
+    return "log-probabilities" if bool((x.logsumexp(dim=1).abs() < slack).all()) else "logits"
 
 
 def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:

@@ -16,8 +16,11 @@ Figures = Mapping[str, Measured]
 _MOVED, _INCOMPLETE = 0.01, 0.05
 # Of a map's own length, and of a map of zeros: where little of a map is left to read.
 _UNSTEADY, _NO_BETTER = 0.5, 0.9
-_FEW = 30
+# Area under a probability: where a gain over chance is worth a word. Examples: below 10 an interval means little.
+_HARDLY, _TOO_FEW, _FEW = 0.01, 10, 30
 _CENTERED = ", centered"
+_AT_CHANCE = "The model predicts these labels no better than chance"
+_ENOUGH = 3  # findings for a yes
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,40 @@ class Finding:
     advice: str = ""
 
 
-def findings(methods: Mapping[str, Figures], model: Figures, examples: int, classes: int) -> tuple[Finding, ...]:
-    """All conclusions, those about the model first."""
+def findings(
+    methods: Mapping[str, Figures],
+    model: Figures,
+    examples: int,
+    classes: int,
+    *,
+    outputs: str = "logits",
+    explained: int | None = None,
+) -> tuple[Finding, ...]:
+    """All conclusions, those about the model first.
+
+    Args:
+        methods: name of the method to name of the figure to what was measured.
+        model: the same of the model itself.
+        examples: how many were audited.
+        classes: how many outputs the model has.
+        outputs: what they look like, "logits", "probabilities" or "log-probabilities".
+        explained: how many classes' outputs were explained, where it is known.
+    """
     found = [
+        *_outputs(outputs, classes),
         *_accuracy(model, classes),
         *_density(model),
         *_samples(model),
         *_shift(methods),
-        *_pixels(methods),
+        *_pixels(methods, examples),
         *_retrained(methods),
         *_complete(methods),
         *_unsteady(methods),
         *_unfaithful(methods),
         *_failed({**methods, "the model": model}),
     ]
+    if explained == 1 and min(classes, examples) > 1:
+        found.append(Finding("note", "All examples are explained as one class.", "Audit examples of several classes."))
     if examples < _FEW:
         found.append(
             Finding(
@@ -67,9 +90,13 @@ def verdict(found: tuple[Finding, ...], failed: bool = False) -> str:
 
 
 def _answer(found: tuple[Finding, ...]) -> str:
-    against = sum(finding.kind == "warning" for finding in found)
-    if not against and not any(finding.kind == "good" for finding in found):
+    against, good = (sum(finding.kind == kind for finding in found) for kind in ("warning", "good"))
+    if any(finding.text.startswith(_AT_CHANCE) for finding in found):
+        return "No: it predicts these data no better than chance, so that there is nothing to explain."
+    if not against and not good:
         return "These figures do not tell."
+    if not against and good < _ENOUGH:
+        return "These figures do not tell: nothing speaks against it, but few checks could speak for it."
     if not against:
         return "As far as these checks go, yes: none of them found anything against it."
     told = sum(finding.kind != "note" for finding in found)
@@ -98,8 +125,25 @@ def _span(methods: Mapping[str, Figures], names: list[str], measure: str) -> str
     return low if low == high else f"{low} to {high}"
 
 
+def _outputs(outputs: str, classes: int) -> Iterator[Finding]:
+    if outputs != "logits":
+        yield Finding(
+            "warning",
+            f"The model's outputs look like {outputs}: figures of the density and of shifts are not of its logits.",
+            "Audit the model without its last softmax.",
+        )
+    elif classes == 1:
+        yield Finding(
+            "note",
+            "The model has one output, whose softmax is constant: shifts and pixels are not measured.",
+            "See it as two classes, by a module that returns the output beside a zero.",
+        )
+
+
 def _accuracy(model: Figures, classes: int) -> Iterator[Finding]:
     figure = model.get("accuracy")
+    if figure is not None and figure.value is None and figure.note and not figure.failed:
+        yield Finding("note", f"There is no accuracy: {figure.note}.")
     if figure is None or figure.value is None or figure.low is None or figure.high is None:
         return
     chance = 1 / max(2, classes)
@@ -108,7 +152,7 @@ def _accuracy(model: Figures, classes: int) -> Iterator[Finding]:
     elif figure.low <= chance:
         yield Finding(
             "warning",
-            f"The model predicts these labels no better than chance (accuracy {figure.text()}).",
+            f"{_AT_CHANCE} (accuracy {figure.text()}).",
             "Check that labels and outputs have one order and inputs are preprocessed as in training, or train it: "
             "there is no knowledge of these data to explain.",
         )
@@ -164,15 +208,18 @@ def _shift(methods: Mapping[str, Figures]) -> Iterator[Finding]:
             f"A term added to all logits changes no prediction, and moves the maps of {_listed(moved)} (1 - cosine "
             f"{_span(methods, moved, 'shift_sensitivity')}): of these, what speaks for a class cannot be told from "
             "what is added to all.",
-            f"Attribute centered logits: `Saliency(CenteredLogits(model))`{seen}.",
+            "Attribute centered logits: give the method `captum_density.softmax_shift.CenteredLogits(model)` in "
+            f"place of the model{seen}.",
         )
     elif still:
         yield Finding("good", f"What is added to all logits does not move {_listed(still)}.")
 
 
-def _pixels(methods: Mapping[str, Figures]) -> Iterator[Finding]:
+def _pixels(methods: Mapping[str, Figures], examples: int) -> Iterator[Finding]:
     measure = "pixel_perturbation"
-    better = _where(methods, measure, lambda figure: figure.low is not None and figure.low > 0)
+    if examples < _TOO_FEW:
+        return
+    better = _where(methods, measure, lambda figure: figure.low is not None and figure.low > _HARDLY)
     worse = _where(methods, measure, lambda figure: figure.high is not None and figure.high < 0)
     level = [
         name for name in _where(methods, measure, lambda figure: figure.low is not None) if name not in better + worse
@@ -187,7 +234,8 @@ def _pixels(methods: Mapping[str, Figures]) -> Iterator[Finding]:
     if level:
         yield Finding(
             "warning",
-            f"{_listed(level)} rank{_s(level)} pixels no better than chance, as far as these examples tell.",
+            f"{_listed(level)} rank{_s(level)} pixels hardly better than chance, if at all, as far as these examples "
+            "tell.",
             "Do not read single pixels from such maps; audit more examples, or train with a gradient-norm or "
             "score-matching loss.",
         )
