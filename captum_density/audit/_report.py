@@ -108,7 +108,8 @@ class AuditReport:
         """Return the whole report as what `json` can write.
 
         Returns:
-            A dict that `from_dict` turns into an equal report. Findings are there to read, and derived anew.
+            A dict that `from_dict` turns into an equal report. Findings and what the figures mean are there to read, and
+            derived anew.
         """
         return {
             "captum_density_audit": _VERSION,
@@ -119,6 +120,14 @@ class AuditReport:
             "methods": {
                 name: {each: asdict(figure) for each, figure in figures.items()}
                 for name, figures in self.methods.items()
+            },
+            "figures": {
+                each: {
+                    "title": MEASURES[each].title,
+                    "better": MEASURES[each].better,
+                    "meaning": MEASURES[each].meaning,
+                }
+                for each in (*self.model, *self._columns())
             },
             "skipped": list(self.skipped),
             "shown": None if self.shown is None else self.shown.to_dict(),
