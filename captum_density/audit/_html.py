@@ -28,7 +28,7 @@ _MAPS = 6  # at most so many maps side by side
 # Every rule begins with the fragment's class, so that a notebook around it stays as it is. Colours keep a contrast of
 # at least 4.5 with their ground, and every colour comes with a word.
 _STYLE = """
-.captum-density {font: 1rem/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 70rem;
+.captum-density {font: 1rem/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 78rem;
   margin: 0 auto; padding: .1rem 1rem 2rem; overflow-wrap: anywhere; color-scheme: light; text-align: left}
 .captum-density h1 {font-size: 1.5rem; line-height: 1.25; margin: 1rem 0 .25rem; color: inherit}
 .captum-density h2 {font-size: 1.15rem; margin: 2rem 0 .5rem; color: inherit}
@@ -44,7 +44,7 @@ _STYLE = """
 .captum-density .scroll {overflow-x: auto}
 .captum-density table {border-collapse: collapse; table-layout: auto; width: 100%; font-size: .9rem; color: inherit;
   margin: 0}
-.captum-density th, .captum-density td {text-align: right; padding: .3rem .5rem; border-bottom: 1px solid #ccc;
+.captum-density th, .captum-density td {text-align: right; padding: .3rem .4rem; border-bottom: 1px solid #ccc;
   vertical-align: top; white-space: nowrap; background: #fff; color: inherit; max-width: none; overflow-wrap: normal;
   line-height: 1.4}
 .captum-density th, .captum-density .words, .captum-density td small {white-space: normal}

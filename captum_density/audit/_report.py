@@ -108,8 +108,8 @@ class AuditReport:
         """Return the whole report as what `json` can write.
 
         Returns:
-            A dict that `from_dict` turns into an equal report. Findings and what the figures mean are there to read, and
-            derived anew.
+            A dict that `from_dict` turns into an equal report. Findings, and what the figures mean, are there to read
+            and derived anew.
         """
         return {
             "captum_density_audit": _VERSION,

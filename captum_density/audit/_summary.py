@@ -237,7 +237,8 @@ def _pixels(methods: Mapping[str, Figures], examples: int) -> Iterator[Finding]:
             f"{_listed(level)} rank{_s(level)} pixels hardly better than chance, if at all, as far as these examples "
             "tell.",
             "Do not read single pixels from such maps; audit more examples, or train with a gradient-norm or "
-            "score-matching loss.",
+            "score-matching loss. Methods that multiply by the input lose here, as removed pixels take the mean of the "
+            "examples: ask for diff_roar as well.",
         )
     if worse:
         yield Finding(
