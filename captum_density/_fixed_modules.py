@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-__all__ = ["FixedModules", "fixed_modules", "modules_of"]
+__all__ = ["FixedModules", "evaluation_mode", "fixed_modules", "modules_of"]
 
 _NormBase, _BatchNorm = nn.modules.batchnorm._NormBase, nn.modules.batchnorm._BatchNorm
 
@@ -114,6 +114,19 @@ def fixed_modules(model: Callable[..., Any], *, compared: bool = False) -> Itera
         if hook is not None:
             hook.remove()
         fixed.restore()
+
+
+@contextmanager
+def evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
+    """Within, a model's modules are in evaluation mode; after, each is in its own again."""
+    saved = [(module, module.training) for module in modules_of(model)]
+    try:
+        for module, _ in saved:
+            module.training = False  # not by .eval(), which a class may override
+        yield
+    finally:
+        for module, training in saved:
+            module.training = training
 
 
 def modules_of(model: Callable[..., Any]) -> list[nn.Module]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import WeightsEnum
 from torchvision.transforms import ToTensor
 
+from captum_density._errors import one_line
 from captum_density._random import seeded
 
 __all__ = ["BadInput", "load_data", "load_model", "load_transform", "resolved"]
@@ -46,7 +46,7 @@ def resolved(name: str, what: str) -> Any:
             raise BadInput(
                 f"{what}: there is no module {module_name!r} in the current folder or among the installed packages"
             ) from error
-        raise BadInput(f"{what}: importing {module_name!r} fails: {_line(error)}") from error
+        raise BadInput(f"{what}: importing {module_name!r} fails: {one_line(error)}") from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise BadInput(f"{what}: {module_name!r} has no {path!r}")
@@ -80,7 +80,7 @@ def load_model(name: str, weights: str | None, *, seed: int, device: str, what: 
             with seeded(seed, torch.device("cpu")):
                 model = build()
         except (Exception, SystemExit) as error:
-            raise BadInput(f"{what}: {name}() fails: {_line(error)}") from error
+            raise BadInput(f"{what}: {name}() fails: {one_line(error)}") from error
     else:
         raise BadInput(f"{what}: {name} must be a function that returns a model, but is a {type(build).__name__}")
     if not isinstance(model, nn.Module):
@@ -90,7 +90,7 @@ def load_model(name: str, weights: str | None, *, seed: int, device: str, what: 
     try:
         return model.to(device).eval()
     except RuntimeError as error:  # of a device that is full, or a model without values
-        raise BadInput(f"{what}: {name} cannot be moved to {device}: {_line(error)}") from error
+        raise BadInput(f"{what}: {name} cannot be moved to {device}: {one_line(error)}") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -181,8 +181,7 @@ def load_data(name: str, transform: str | None, what: str = "--data", *, seed: i
         seed: of what the function may draw.
 
     Returns:
-        What `captum_density.audit` takes as data. A folder's classes are the weights' categories where each folder has
-        the name of one.
+        What `captum_density.audit` takes as data. A folder's `categories` are those of the weights, where it has any.
 
     Raises:
         BadInput: there is no such folder or data set, no images, or images of one class only.
@@ -200,7 +199,7 @@ def load_data(name: str, transform: str | None, what: str = "--data", *, seed: i
             with seeded(seed, torch.device("cpu")):
                 data = data()
         except (Exception, SystemExit) as error:
-            raise BadInput(f"{what}: {name}() fails: {_line(error)}") from error
+            raise BadInput(f"{what}: {name}() fails: {one_line(error)}") from error
     return data
 
 
@@ -225,7 +224,3 @@ def _folder(path: Path, transform: str | None, what: str) -> ImageFolder:
 def _few(names: Iterable[Any]) -> str:
     shown = [str(name) for name in names]
     return ", ".join(shown[:_FEW]) + (", ..." if len(shown) > _FEW else "")
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

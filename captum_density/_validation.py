@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from captum_density._captum import TargetType, select_targets
 
-__all__ = ["check_limit", "class_targets", "examples_first", "expanded_baselines", "selected_output", "validate_inputs"]
+__all__ = [
+    "are_probabilities",
+    "check_limit",
+    "class_targets",
+    "examples_first",
+    "expanded_baselines",
+    "selected_output",
+    "validate_inputs",
+]
 
 
 def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
@@ -78,6 +86,13 @@ def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
         "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
     )
     return selected.reshape(n)
+
+
+def are_probabilities(outputs: Tensor, class_dim: int) -> bool:
+    """Whether outputs look like what a softmax returns: at least 0, and of sum 1 up to rounding."""
+    sums = outputs.double().sum(class_dim)
+    slack = 16 * torch.finfo(outputs.dtype).eps
+    return bool((outputs >= 0).all()) and bool(((sums - 1).abs() < slack).all())
 
 
 def check_limit(max_examples_per_batch: int | None) -> None:

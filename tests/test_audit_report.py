@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
+from captum_density._errors import one_line
 from captum_density.audit import AuditReport, Finding, Measured
 from captum_density.audit._html import _STYLE
-from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, chosen, of_examples, one_line
+from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, chosen, of_examples
 from captum_density.audit._pictures import described, draw_figures, draw_maps
 from captum_density.audit._shown import Shown, shown_map
 from captum_density.audit._summary import findings, verdict

@@ -17,7 +17,7 @@ ROOT = Path(captum_density.__file__).parent
 
 # A module may import from the lines above its own, and a package from within itself.
 LAYERS = (
-    {"_arrays", "_captum", "_figures", "_fixed_modules", "_masks", "_random", "_scratch", "_tables"},
+    {"_arrays", "_captum", "_errors", "_figures", "_fixed_modules", "_masks", "_random", "_scratch", "_tables"},
     {"_evaluation", "_identity"},
     {"_store"},
     {"_affine", "_calls", "_maps", "_modules", "_places", "_remainder", "_sweep", "_validation"},

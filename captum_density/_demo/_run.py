@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from captum_density._demo._density import study_density, train_judge
 from captum_density._demo._network import perceptron, train
@@ -117,7 +116,7 @@ def run(
         judge=judge,
     )
 
-    accuracy = _accuracy(model, data)
+    accuracy = study.models["plain"].accuracy
     heading = f"accuracy on {len(data.test_labels)} test digits: {accuracy:.4f} (higher is better)"
     if effort == QUICK:
         heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
@@ -132,8 +131,3 @@ def run(
     drawn = study.draw(out, data.test_images, data.test_labels)
     print(f"written to {out}: {', '.join([*written, 'softmax_shift.png', *drawn])}")
     return accuracy
-
-
-def _accuracy(model: nn.Module, data: Digits) -> float:
-    with torch.no_grad():
-        return (model(data.test_images).argmax(dim=1) == data.test_labels).double().mean().item()

@@ -15,6 +15,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_density._fixed_modules import evaluation_mode
 from captum_density._random import replayable
 from captum_density._store import Store
 from captum_density._validation import check_limit, class_targets
@@ -26,7 +27,7 @@ from captum_density.audit._methods import Method
 from captum_density.audit._of_method import OF_METHOD, Explained, Replay
 from captum_density.audit._of_model import OF_MODEL
 from captum_density.audit._report import AuditReport
-from captum_density.audit._setting import Retraining, Setting, evaluating, kind_of, logits_of
+from captum_density.audit._setting import Retraining, Setting, deviation, logits_of
 from captum_density.audit._shown import Shown
 
 __all__ = ["audit"]
@@ -137,26 +138,25 @@ def audit(
         torch.inference_mode(False),
         torch.enable_grad(),
         replayable(inputs.device),
-        evaluating(model),
-        evaluating(proxy),
+        evaluation_mode(model),
+        evaluation_mode(proxy or model),
         warnings.catch_warnings(),
     ):
         inputs = inputs.clone() if inputs.is_inference() else inputs
         warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
         warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes", UserWarning)
         logits = logits_of(model, inputs, max_examples_per_batch)
-        labels, remark = _fitting_labels(examples, logits)
-        deviation = inputs.double().std().item() if inputs.numel() > 1 else 0.0
+        labels, no_labels = _fitting_labels(examples, logits)
         setting = Setting(
             model=model,
             inputs=inputs,
             labels=labels,
             target=_targets(target, logits, labels),
-            classes=logits.shape[1],
-            outputs=kind_of(logits),
+            no_labels=no_labels,
+            logits=logits,
             seed=seed,
-            noise_std=_NOISE * (deviation or 1.0) if noise_std is None else noise_std,
-            perturb_radius=_RADIUS * (deviation or 1.0) if perturb_radius is None else perturb_radius,
+            noise_std=_NOISE * deviation(inputs) if noise_std is None else noise_std,
+            perturb_radius=_RADIUS * deviation(inputs) if perturb_radius is None else perturb_radius,
             infidelity_samples=infidelity_samples,
             sensitivity_samples=sensitivity_samples,
             batch=max_examples_per_batch,
@@ -165,9 +165,8 @@ def audit(
             cells=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
         )
-        return _measured(
-            setting, methods, wanted, None if store is None else Store(Path(store)), examples, remark, name
-        )
+        found = _measured(setting, methods, wanted, None if store is None else Store(Path(store)), name)
+        return replace(found, skipped=examples.skipped)
 
 
 def _measured(
@@ -175,8 +174,6 @@ def _measured(
     methods: Mapping[str, Method],
     wanted: tuple[str, ...],
     store: Store | None,
-    examples: Examples,
-    remark: str,
     name: str | None,
 ) -> AuditReport:
     of_model = [measure.name for measure in MODEL_MEASURES if measure.name in wanted]
@@ -188,8 +185,6 @@ def _measured(
             each: cells.figure("the model", each, ("model", each), partial(OF_MODEL[each], setting))
             for each in of_model
         }
-        if "accuracy" in model and remark and setting.labels is None:
-            model["accuracy"] = Measured(None, note=remark)
         found: dict[str, dict[str, Measured]] = {}
         maps: dict[str, Tensor] = {}
         replays: dict[int, Replay] = {}
@@ -200,13 +195,16 @@ def _measured(
             for each in of_method:
                 key = None if identity is None else ("method", identity, each)
                 found[title][each] = cells.figure(title, each, key, partial(OF_METHOD[each], explained), explained)
-            shown = cells.shown(None if identity is None else ("map", identity), explained) if of_method else None
+            shown = (
+                cells.shown(None if identity is None else ("method", identity, "map"), explained) if of_method else None
+            )
             if shown is not None:
                 maps[title] = shown
-    classes = {"examples": len(setting.inputs), "shape": list(setting.inputs.shape[1:]), "classes": setting.classes}
     settings = {
         "model": name or _name_of(setting.model),
-        **classes,
+        "examples": len(setting.inputs),
+        "shape": list(setting.inputs.shape[1:]),
+        "classes": setting.classes,
         "outputs": setting.outputs,
         "explained_classes": len(setting.target.unique()),
         "seed": setting.seed,
@@ -217,7 +215,7 @@ def _measured(
         "sensitivity_samples": setting.sensitivity_samples,
         "torch": torch.__version__,
     }
-    return AuditReport(found, model, settings, examples.skipped, Shown.of(setting.inputs, setting.target, maps))
+    return AuditReport(found, model, settings, shown=Shown.of(setting.inputs, setting.target, maps))
 
 
 def _check_numbers(

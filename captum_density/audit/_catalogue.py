@@ -24,6 +24,7 @@ from torch import Tensor
 from captum_density.attr import FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
 from captum_density.audit._measures import chosen
 from captum_density.audit._methods import Method, named
+from captum_density.audit._setting import deviation
 from captum_density.softmax_shift import CenteredLogits
 
 __all__ = ["DEFAULT", "catalogue", "check_names", "methods_of"]
@@ -52,7 +53,7 @@ def catalogue(inputs: Tensor) -> dict[str, Method]:
     Returns:
         Name to method; each name followed by ", centered" is the same of `CenteredLogits`.
     """
-    noise: dict[str, Any] = {"nt_samples": 20, "stdevs": _deviation(inputs) / 3}
+    noise: dict[str, Any] = {"nt_samples": 20, "stdevs": deviation(inputs) / 3}
     window = (*inputs.shape[1:2], *(max(1, side // 8) for side in inputs.shape[2:])) if inputs.ndim > 2 else (1,)
     occlusion = {"sliding_window_shapes": window, "strides": window}
     # As in the paper, the mean of the signed gradients.
@@ -80,10 +81,6 @@ def catalogue(inputs: Tensor) -> dict[str, Method]:
 
 def _centered(method: Method) -> Method:
     return Method(method.make, method.options, method.multiplies_by_inputs, view=CenteredLogits)
-
-
-def _deviation(inputs: Tensor) -> float:
-    return inputs.double().std().item() or 1.0 if inputs.numel() > 1 else 1.0
 
 
 def methods_of(

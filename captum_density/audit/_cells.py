@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from captum_density import __version__
+from captum_density._errors import one_line
 from captum_density._identity import described, identity_of_model, name_of, of_library, rounded
 from captum_density._random import seeded
 from captum_density._store import Store
-from captum_density.audit._measures import Measured, one_line
+from captum_density.audit._measures import Measured
 from captum_density.audit._of_method import Explained
 from captum_density.audit._setting import Setting
 from captum_density.audit._shown import Shown, shown_map
@@ -39,6 +40,7 @@ class Cells:
     def __init__(self, setting: Setting, store: Store | None, bar: Any) -> None:
         self._setting, self._store, self._bar = setting, store, bar
         self._ground = None if store is None else name_of(_ground(setting))
+        self._needed: dict[str, Any] = {}
 
     def identity_of(self, explained: Explained) -> Any:
         """What tells a method from another, as JSON; None where nothing does, or nothing is kept.
@@ -66,7 +68,7 @@ class Cells:
         """One figure of a row; an error becomes a failed one, which is tried again next time."""
         self._bar.set_postfix_str(f"{row}: {name}")
         identity = self._identity(key)
-        known = None if identity is None or self._store is None else self._store.read(identity)
+        known = self._read(identity)
         if known is not None:
             measured = Measured(**known)
         elif explained is not None and explained.failure is not None:
@@ -76,15 +78,15 @@ class Cells:
                 measured = measure()
             except Exception as error:  # whatever a method raises is said in its row
                 measured = Measured(None, note=one_line(error), failed=True)
-            if identity is not None and self._store is not None and not measured.failed:
-                self._store.write(identity, asdict(measured))
+            if not measured.failed:
+                self._write(identity, asdict(measured))
         self._bar.update()
         return measured
 
     def shown(self, key: Key, explained: Explained) -> Tensor | None:
         """What is drawn of a method's attributions; None where it fails, or the inputs are no images."""
         identity = self._identity(key)
-        known = None if identity is None or self._store is None else self._store.read(identity)
+        known = self._read(identity)
         if known is not None:
             found = Shown.unpacked(known["map"])
         elif explained.failure is not None or not Shown.can_show(self._setting.inputs):
@@ -94,15 +96,25 @@ class Cells:
                 found = shown_map(explained.attributions)
             except Exception:  # said by the figures already
                 found = None
-            if identity is not None and self._store is not None and found is not None:
-                self._store.write(identity, {"map": Shown.packed(found)})
+            if found is not None:
+                self._write(identity, {"map": Shown.packed(found)})
         self._bar.update()
         return found
+
+    def _read(self, identity: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if self._store is None or identity is None else self._store.read(identity)
+
+    def _write(self, identity: dict[str, Any] | None, result: dict[str, Any]) -> None:
+        if self._store is not None and identity is not None:
+            self._store.write(identity, result)
 
     def _identity(self, key: Key) -> dict[str, Any] | None:
         if self._store is None or key is None:
             return None
-        return {"audit": _SCHEMA, "ground": self._ground, "key": list(key), "needs": self._needs(key[-1])}
+        figure = key[-1]
+        if figure not in self._needed:
+            self._needed[figure] = self._needs(figure)
+        return {"audit": _SCHEMA, "ground": self._ground, "key": list(key), "needs": self._needed[figure]}
 
     def _needs(self, figure: str) -> Any:
         """What one figure alone depends on."""
@@ -127,11 +139,10 @@ def _ours(module: str) -> bool:
 
 def _ground(setting: Setting) -> dict[str, Any]:
     """What every figure depends on, as JSON: what is given, and what the model computes from it."""
-    told = "model inputs labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples batch"
+    told = "model inputs labels no_labels target seed noise_std perturb_radius"
+    told += " infidelity_samples sensitivity_samples batch"
     found = {each: described(getattr(setting, each)) for each in told.split()}
-    x = setting.inputs
-    with torch.no_grad():
-        outputs = [rounded(setting.model(x[at])) for at in setting.chunks()]
+    x, outputs = setting.inputs, rounded(setting.logits)
     gradients = rounded(class_score(setting.model, x[:_FEW], setting.target[:_FEW]))
     versions = [__version__, captum.__version__, torch.__version__]
     numbers = [str(torch.get_default_dtype()), torch.is_autocast_enabled(), str(x.device)]

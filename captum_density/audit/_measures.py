@@ -17,7 +17,6 @@ __all__ = [
     "chosen",
     "counted_examples",
     "of_examples",
-    "one_line",
 ]
 
 
@@ -188,12 +187,6 @@ def of_examples(values: Tensor, *, reference: float | None = None, seed: int | N
     means = x[random.integers(0, len(x), (2000, len(x)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Measured(mean, spread, float(low), float(high), reference)
-
-
-def one_line(error: BaseException) -> str:
-    """An error in one line, as a report and a command line show it."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
 
 
 def counted_examples(n: int) -> str:

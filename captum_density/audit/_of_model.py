@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -20,13 +21,13 @@ _NOISE_SAMPLES = 10
 _ASCENT_STEPS = 100
 # Of the unit cube's diagonal: an ascent can cross the range of the inputs.
 _ASCENT_LENGTH = 1.25
-_Z = 1.959964  # the normal distribution's 97.5% quantile
+_Z = NormalDist().inv_cdf(0.975)
 
 
 def _accuracy(setting: Setting) -> Measured:
     if setting.labels is None:
-        return Measured(None, note="the data have no labels that fit the model's outputs")
-    logits = logits_of(setting.model, setting.inputs, setting.batch)
+        return Measured(None, note=setting.no_labels)
+    logits = setting.logits
     predicted = logits.argmax(dim=1) if setting.classes > 1 else (logits[:, 0] > 0).long()
     right = int((predicted == setting.labels).sum())
     low, high = wilson(right, len(predicted))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_density._errors import one_line
 from captum_density._random import derived_seed, seed_generators
+from captum_density._validation import are_probabilities
 from captum_density.audit._examples import taken
 from captum_density.metrics import pixel_perturbation
 
-__all__ = ["Retraining", "Setting", "evaluating", "kind_of", "logits_of"]
+__all__ = ["Retraining", "Setting", "deviation", "logits_of"]
 
 _RANDOM_RANKINGS = 5
 
@@ -82,8 +83,8 @@ class Setting:
         inputs: (N, ...).
         labels: (N,) or None.
         target: (N,) the explained classes.
-        classes: how many outputs the model has.
-        outputs: what they look like, "logits", "probabilities" or "log-probabilities".
+        no_labels: why there are none, or empty.
+        logits: (N, classes) what the model returns.
         seed: of everything drawn.
         noise_std: of the Gaussian noise in the density's figures.
         perturb_radius: of sensitivity.
@@ -100,8 +101,8 @@ class Setting:
     inputs: Tensor
     labels: Tensor | None
     target: Tensor
-    classes: int
-    outputs: str
+    no_labels: str
+    logits: Tensor
     seed: int
     noise_std: float
     perturb_radius: float
@@ -127,6 +128,19 @@ class Setting:
         seed_generators(self.seed, self.inputs.device)
         np.random.seed(self.seed % 2**32)  # GradientShap draws its baselines from NumPy
         random.seed(self.seed)
+
+    @property
+    def classes(self) -> int:
+        """How many outputs the model has."""
+        return self.logits.shape[1]
+
+    @property
+    def outputs(self) -> str:
+        """What the outputs look like: "probabilities", "log-probabilities" or "logits"."""
+        if self.classes == 1:
+            return "logits"
+        kinds = {"probabilities": self.logits, "log-probabilities": self.logits.exp()}
+        return next((kind for kind, values in kinds.items() if are_probabilities(values, 1)), "logits")
 
     @property
     def has_channels(self) -> bool:
@@ -162,29 +176,9 @@ class Setting:
         return torch.stack(areas).mean(dim=0)
 
 
-@contextmanager
-def evaluating(model: Callable[..., Any] | None) -> Iterator[None]:
-    """Within, a module and all its parts are in evaluation mode; after, each is in its own again."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
-def kind_of(logits: Tensor) -> str:
-    """What outputs (N, classes) look like: "probabilities" sum to 1, "log-probabilities" after exp; else "logits"."""
-    if logits.shape[1] < 2:
-        return "logits"
-    x = logits.double()
-    slack = 64 * torch.finfo(logits.dtype).eps
-    if bool((x >= 0).all()) and bool(((x.sum(dim=1) - 1).abs() < slack).all()):
-        return "probabilities"
-    return "log-probabilities" if bool((x.logsumexp(dim=1).abs() < slack).all()) else "logits"
+def deviation(inputs: Tensor) -> float:
+    """Standard deviation of all values, and 1 where they do not differ."""
+    return inputs.double().std().item() or 1.0 if inputs.numel() > 1 else 1.0
 
 
 def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
@@ -201,10 +195,9 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
             with torch.no_grad():
                 found = model(part)
         except Exception as error:  # whatever a user's model does
-            text = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"the model fails on inputs of shape {tuple(part.shape)}: {type(error).__name__}: {text}; if it is "
-                "made for other inputs, give the data a transform"
+                f"the model fails on inputs of shape {tuple(part.shape)}: {one_line(error)}; if it is made for other "
+                "inputs, give the data a transform"
             ) from error
         if not isinstance(found, Tensor):
             keys = f" with the keys {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""

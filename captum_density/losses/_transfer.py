@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from captum_density._captum import (
     TensorOrTupleOfTensorsGeneric,
 )
 from captum_density._evaluation import eager
-from captum_density._fixed_modules import modules_of
+from captum_density._fixed_modules import evaluation_mode
 from captum_density._outputs import Outputs, Points
 
 __all__ = ["TransferLoss", "as_rows", "require_same_outputs"]
@@ -84,7 +83,7 @@ class TransferLoss(nn.Module):
             for model in (forward_func, self._teacher[0])
         )
         # First and by itself, as the two may share modules.
-        with _evaluation_mode(teacher.forward_func), teacher.opened(twice=self._twice, compared=True):
+        with evaluation_mode(teacher.forward_func), teacher.opened(twice=self._twice, compared=True):
             lesson = self._ask(teacher, target)
         with student.opened(twice=self._twice):
             create_graph = torch.is_grad_enabled()
@@ -106,18 +105,6 @@ class TransferLoss(nn.Module):
     def _compare(self, student: Outputs, lesson: Any, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its parts by the name of the attribute that keeps them."""
         raise NotImplementedError
-
-
-@contextmanager
-def _evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
-    saved = [(module, module.training) for module in modules_of(model)]
-    try:
-        for module, _ in saved:
-            module.training = False  # not by .eval(), which a class may override
-        yield
-    finally:
-        for module, training in saved:
-            module.training = training
 
 
 def require_same_outputs(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:

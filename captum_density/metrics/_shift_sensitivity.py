@@ -17,7 +17,7 @@ from captum_density._captum import (
     run_forward,
 )
 from captum_density._random import replayable
-from captum_density._validation import selected_output, validate_inputs
+from captum_density._validation import are_probabilities, selected_output, validate_inputs
 from captum_density.metrics._explained import attribute_function, check_functions, flat, runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
@@ -174,8 +174,7 @@ def _default_shift(
 def _warn_of_probabilities(logits: Tensor, class_dim: int) -> None:
     if not -logits.ndim <= class_dim < logits.ndim or not logits.is_floating_point():
         return  # refused elsewhere
-    sums = logits.double().sum(class_dim)
-    if bool((logits >= 0).all()) and bool(((sums - 1).abs() < 16 * torch.finfo(logits.dtype).eps).all()):
+    if are_probabilities(logits, class_dim):
         warnings.warn(
             "the model seems to return probabilities, whose sum a shift spoils; pass the model without its softmax, or "
             "the logarithm of what it returns",
