@@ -178,7 +178,7 @@ def _audit(parser: _Parser, parsed: argparse.Namespace, cells: Path) -> None:
         )
     # Only now: `--help` and a bad argument answer without loading the rest.
     with _interrupted_after():
-        from captum_density._command import BadInput, audit_digits, audit_model
+        from captum_density._command.job import BadInput, audit_digits, audit_model
 
     try:
         (audit_digits if parsed.model is None else audit_model)(parsed, cells)

@@ -17,6 +17,17 @@ hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profil
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+# Parametrised values that are drawn as modules are imported have to be the same in every worker.
+torch.manual_seed(0)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Tensors by their shape, not by their numbers."""
+    if isinstance(val, torch.Tensor):
+        return f"tensor{tuple(val.shape)}"
+    return None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")

@@ -4,11 +4,11 @@ They arise in one of three operations: a softmax of scores, `scaled_dot_product_
 `multi_head_attention_forward`. A function mode sees each of them as the model runs.
 """
 
-from captum_density._attention._calls import AttentionCalls as AttentionCalls
-from captum_density._attention._calls import Observed as Observed
-from captum_density._attention._calls import find_layer as find_layer
-from captum_density._attention._calls import logits_of as logits_of
-from captum_density._attention._layout import Place as Place
-from captum_density._attention._layout import places as places
+from captum_density._attention.calls import AttentionCalls as AttentionCalls
+from captum_density._attention.calls import Observed as Observed
+from captum_density._attention.calls import find_layer as find_layer
+from captum_density._attention.calls import logits_of as logits_of
+from captum_density._attention.layout import Place as Place
+from captum_density._attention.layout import places as places
 
 __all__ = ["AttentionCalls", "Observed", "Place", "find_layer", "logits_of", "places"]

@@ -12,13 +12,13 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_density._attention import AttentionCalls, Observed, Place, find_layer, logits_of, places
-from captum_density._captum import (
+from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     run_forward,
 )
-from captum_density._validation import selected_output
+from captum_density._model.validation import selected_output
 from captum_density.attr._common import as_tuple
 
 __all__ = ["AttentionGradient", "AttentionWeights"]

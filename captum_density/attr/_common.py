@@ -8,9 +8,9 @@ from typing import Any
 from captum.attr import GradientAttribution
 from torch import Tensor
 
-from captum_density._captum import TargetType, format_output, format_tensor_into_tuples
-from captum_density._maps import SaliencyMaps, over_channels, rescaled
-from captum_density._sweep import Sweep, accumulation_dtype, sweep
+from captum_density._linear.maps import SaliencyMaps, over_channels, rescaled
+from captum_density._linear.sweep import Sweep, accumulation_dtype, sweep
+from captum_density._model.captum import TargetType, format_output, format_tensor_into_tuples
 
 __all__ = ["FullGradAttribution", "as_tuple", "finish", "products_of", "saliency_maps"]
 

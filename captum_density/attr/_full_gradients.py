@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_density._sweep import accumulation_dtype, per_example
+from captum_density._linear.sweep import accumulation_dtype, per_example
 
 __all__ = ["FullGradients"]
 

@@ -10,7 +10,8 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_density._captum import (
+from captum_density._linear.sweep import accumulation_dtype
+from captum_density._model.captum import (
     QUADRATURES,
     BaselineType,
     TargetType,
@@ -20,8 +21,7 @@ from captum_density._captum import (
     expand_target,
     format_additional_forward_args,
 )
-from captum_density._sweep import accumulation_dtype
-from captum_density._validation import expanded_baselines, validate_inputs
+from captum_density._model.validation import expanded_baselines, validate_inputs
 from captum_density.attr._common import as_tuple, finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 

@@ -11,7 +11,7 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
-from captum_density._evaluation import load_forward_mode
+from captum_density._model.evaluation import load_forward_mode
 
 __all__ = ["FunctionPath", "Leg", "Path", "PiecewiseLinearPath", "PowerPath", "StraightPath"]
 

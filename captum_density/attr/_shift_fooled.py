@@ -10,13 +10,13 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_density._captum import (
+from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     run_forward,
 )
-from captum_density._validation import selected_output, validate_inputs
+from captum_density._model.validation import selected_output, validate_inputs
 from captum_density.attr._common import as_tuple, finish
 from captum_density.softmax_shift import NetworkShift, Shift
 

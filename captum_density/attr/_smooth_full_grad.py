@@ -10,7 +10,9 @@ import torch
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_density._captum import (
+from captum_density._linear.maps import SaliencyMaps, SampleSums, over_channels, rescaled
+from captum_density._linear.sweep import Sweep, Term, accumulation_dtype
+from captum_density._model.captum import (
     ExpansionTypes,
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -18,10 +20,8 @@ from captum_density._captum import (
     expand_target,
     format_additional_forward_args,
 )
-from captum_density._maps import SaliencyMaps, SampleSums, over_channels, rescaled
-from captum_density._modules import unwrap
-from captum_density._sweep import Sweep, Term, accumulation_dtype
-from captum_density._validation import validate_inputs
+from captum_density._model.modules import unwrap
+from captum_density._model.validation import validate_inputs
 from captum_density.attr._common import FullGradAttribution, as_tuple, finish, products_of
 
 __all__ = ["SmoothFullGrad"]

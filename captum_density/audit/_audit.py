@@ -15,10 +15,10 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_density._fixed_modules import evaluation_mode
-from captum_density._random import replayable
-from captum_density._store import Store
-from captum_density._validation import check_limit, class_targets
+from captum_density._cache.store import Store
+from captum_density._model.fixed_modules import evaluation_mode
+from captum_density._model.generators import replayable
+from captum_density._model.validation import check_limit, class_targets
 from captum_density.audit._catalogue import methods_of
 from captum_density.audit._cells import Cells
 from captum_density.audit._examples import Examples, taken

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from captum_density import __version__
-from captum_density._errors import one_line
-from captum_density._identity import described, identity_of_model, name_of, of_library, rounded
-from captum_density._random import seeded
-from captum_density._store import Store
+from captum_density._cache.identity import described, identity_of_model, name_of, of_library, rounded
+from captum_density._cache.store import Store
+from captum_density._model.errors import one_line
+from captum_density._model.generators import seeded
 from captum_density.audit._measures import Measured
 from captum_density.audit._of_method import Explained
 from captum_density.audit._setting import Setting

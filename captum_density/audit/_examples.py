@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from captum_density._errors import one_line
-from captum_density._random import seeded
+from captum_density._model.errors import one_line
+from captum_density._model.generators import seeded
 
 __all__ = ["Examples", "taken"]
 

@@ -15,7 +15,7 @@ from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensit
 from torch import Tensor
 
 from captum_density import metrics
-from captum_density._errors import one_line
+from captum_density._model.errors import one_line
 from captum_density.audit._measures import Measured, of_examples
 from captum_density.audit._methods import Made, Method
 from captum_density.audit._setting import Setting

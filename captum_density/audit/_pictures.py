@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from captum_density._figures import COLORS, longest_line
+from captum_density._display.style import COLORS, longest_line
 from captum_density.audit._measures import MEASURES, Measured
 from captum_density.audit._shown import Shown
 from captum_density.plots import saliency_grid

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from captum_density._tables import markdown
+from captum_density._display.tables import markdown
 from captum_density.audit._html import KINDS, fragment, page
 from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, Measured, counted_examples
 from captum_density.audit._pictures import draw_figures, draw_maps

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density._errors import one_line
-from captum_density._random import derived_seed, seed_generators
-from captum_density._validation import are_probabilities
+from captum_density._model.errors import one_line
+from captum_density._model.generators import derived_seed, seed_generators
+from captum_density._model.validation import are_probabilities
 from captum_density.audit._examples import taken
 from captum_density.metrics import pixel_perturbation
 

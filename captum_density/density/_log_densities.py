@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._evaluation import eager
-from captum_density._log_density import LogDensity
+from captum_density._density.log_density import LogDensity
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.evaluation import eager
 
 __all__ = ["class_log_density", "class_score", "marginal_log_density", "marginal_score"]
 

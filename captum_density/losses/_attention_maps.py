@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from captum_density._captum import TargetType
-from captum_density._modules import unwrap
-from captum_density._outputs import Outputs, Points, gradients_of
+from captum_density._model.captum import TargetType
+from captum_density._model.modules import unwrap
+from captum_density._model.outputs import Outputs, Points, gradients_of
 from captum_density.losses._density_loss import check_weight
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows

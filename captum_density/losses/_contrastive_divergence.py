@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._langevin import Bounds, Langevin, check_bounds, check_steps
-from captum_density._log_density import LogDensity
-from captum_density._outputs import Points
-from captum_density._validation import class_targets
+from captum_density._density.langevin import Bounds, Langevin, check_bounds, check_steps
+from captum_density._density.log_density import LogDensity
+from captum_density._model.outputs import Points
+from captum_density._model.validation import class_targets
 from captum_density.losses._density_loss import DensityLoss, check_weight
 
 __all__ = ["ContrastiveDivergenceLoss"]

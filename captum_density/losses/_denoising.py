@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_density._log_density import LogDensity, squared_norm
-from captum_density._random import standard_noise
-from captum_density._trace import check_noise
+from captum_density._density.hessian_trace import check_noise
+from captum_density._density.log_density import LogDensity, squared_norm
+from captum_density._model.generators import standard_noise
 from captum_density.losses._density_loss import DensityLoss
 
 __all__ = ["DenoisingScoreMatchingLoss"]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._evaluation import eager
-from captum_density._log_density import LogDensity
+from captum_density._density.log_density import LogDensity
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.evaluation import eager
 
 __all__ = ["DensityLoss", "check_weight"]
 

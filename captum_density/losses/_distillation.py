@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType
-from captum_density._outputs import Outputs
+from captum_density._model.captum import TargetType
+from captum_density._model.outputs import Outputs
 from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["DistillationLoss"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_density._log_density import LogDensity
-from captum_density._trace import TraceEstimator, displaced_values
+from captum_density._density.hessian_trace import TraceEstimator, displaced_values
+from captum_density._density.log_density import LogDensity
 from captum_density.losses._density_loss import DensityLoss, check_weight
 
 __all__ = ["FiniteDifferenceScoreMatchingLoss"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._log_density import LogDensity
+from captum_density._density.log_density import LogDensity
 from captum_density.losses._density_loss import DensityLoss
 
 __all__ = ["FoolingLoss", "directions"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from captum_density._log_density import LogDensity, squared_norm
+from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density.losses._density_loss import DensityLoss
 
 __all__ = ["GradientNormLoss"]

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType
-from captum_density._log_density import squared_norm
-from captum_density._outputs import Outputs, Points
-from captum_density._random import standard_noise
-from captum_density._trace import check_noise
-from captum_density._validation import selected_output
+from captum_density._density.hessian_trace import check_noise
+from captum_density._density.log_density import squared_norm
+from captum_density._model.captum import TargetType
+from captum_density._model.generators import standard_noise
+from captum_density._model.outputs import Outputs, Points
+from captum_density._model.validation import selected_output
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows, require_same_outputs
 

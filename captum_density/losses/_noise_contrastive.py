@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from captum_density._log_density import LogDensity
-from captum_density._random import seed_generators
-from captum_density._validation import class_targets
+from captum_density._density.log_density import LogDensity
+from captum_density._model.generators import seed_generators
+from captum_density._model.validation import class_targets
 from captum_density.losses._density_loss import DensityLoss
 
 __all__ = ["NoiseContrastiveLoss"]

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType
-from captum_density._outputs import Outputs, Points
-from captum_density._random import standard_noise
-from captum_density._trace import check_noise
-from captum_density._validation import check_limit
+from captum_density._density.hessian_trace import check_noise
+from captum_density._model.captum import TargetType
+from captum_density._model.generators import standard_noise
+from captum_density._model.outputs import Outputs, Points
+from captum_density._model.validation import check_limit
 from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["NoiseMatchingLoss"]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from captum_density._log_density import LogDensity, squared_norm
-from captum_density._trace import TraceEstimator
+from captum_density._density.hessian_trace import TraceEstimator
+from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density.losses._density_loss import DensityLoss, check_weight
 
 __all__ = ["AntiScoreMatchingLoss", "ScoreMatchingLoss"]

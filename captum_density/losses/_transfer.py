@@ -9,13 +9,13 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_density._captum import (
+from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
 )
-from captum_density._evaluation import eager
-from captum_density._fixed_modules import evaluation_mode
-from captum_density._outputs import Outputs, Points
+from captum_density._model.evaluation import eager
+from captum_density._model.fixed_modules import evaluation_mode
+from captum_density._model.outputs import Outputs, Points
 
 __all__ = ["TransferLoss", "as_rows", "require_same_outputs"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._attention import Place
-from captum_density._captum import TensorOrTupleOfTensorsGeneric
-from captum_density._random import derived_seed
+from captum_density._model.captum import TensorOrTupleOfTensorsGeneric
+from captum_density._model.generators import derived_seed
 from captum_density.metrics._attention_examples import AttentionExamples
 
 __all__ = ["AttentionErasure", "attention_erasure"]

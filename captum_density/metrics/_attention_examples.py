@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
 from captum_density._attention import Place, find_layer, logits_of
-from captum_density._captum import TensorOrTupleOfTensorsGeneric, format_additional_forward_args, run_forward
-from captum_density._evaluation import full_precision, refuse_random_numbers
-from captum_density._fixed_modules import fixed_modules
-from captum_density._validation import check_limit
+from captum_density._model.captum import TensorOrTupleOfTensorsGeneric, format_additional_forward_args, run_forward
+from captum_density._model.evaluation import full_precision, refuse_random_numbers
+from captum_density._model.fixed_modules import fixed_modules
+from captum_density._model.validation import check_limit
 from captum_density.attr import AttentionGradient, AttentionWeights, erase_attention
 
 __all__ = ["AttentionExamples"]

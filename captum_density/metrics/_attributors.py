@@ -13,7 +13,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_density._captum import run_forward
+from captum_density._model.captum import run_forward
 
 __all__ = ["Array", "Attributor", "Split", "attribute_function", "check_attributor", "device_of", "explained_module"]
 

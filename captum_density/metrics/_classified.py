@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._captum import (
+from captum_density._model.captum import (
     ExpansionTypes,
     TargetType,
     expand_additional_forward_args,
     format_additional_forward_args,
     run_forward,
 )
-from captum_density._evaluation import full_precision, refuse_random_numbers
-from captum_density._fixed_modules import fixed_modules
-from captum_density._validation import check_limit, class_targets, validate_inputs
+from captum_density._model.evaluation import full_precision, refuse_random_numbers
+from captum_density._model.fixed_modules import fixed_modules
+from captum_density._model.validation import check_limit, class_targets, validate_inputs
 
 __all__ = ["Classifier"]
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._log_density import LogDensity
-from captum_density._outputs import Points
-from captum_density._random import standard_noise
-from captum_density._trace import check_noise
+from captum_density._density.hessian_trace import check_noise
+from captum_density._density.log_density import LogDensity
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.generators import standard_noise
+from captum_density._model.outputs import Points
 
 __all__ = ["density_ratio"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._classified import Classifier
 from captum_density.samplers import Samples
 

@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._masks import ranks, top_count
-from captum_density._validation import expanded_baselines
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.validation import expanded_baselines
 from captum_density.metrics._classified import Classifier
+from captum_density.metrics._masks import ranks, top_count
 
 __all__ = ["PixelPerturbation", "pixel_perturbation"]
 

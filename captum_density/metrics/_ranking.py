@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_density._fixed_modules import fixed_modules
-from captum_density._masks import ranks
-from captum_density._random import seeded
+from captum_density._model.fixed_modules import fixed_modules
+from captum_density._model.generators import seeded
 from captum_density.metrics._attributors import Attributor, Split, attribute_function, device_of, explained_module
 from captum_density.metrics._elements import Elements
+from captum_density.metrics._masks import ranks
 
 __all__ = ["Ranked", "random_ranks", "ranked"]
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density._masks import top_count
-from captum_density._random import derived_seed
-from captum_density._scratch import scratch_folder
+from captum_density._cache.scratch import scratch_folder
+from captum_density._model.generators import derived_seed
 from captum_density.metrics._attributors import Attributor, check_attributor
 from captum_density.metrics._elements import Elements
+from captum_density.metrics._masks import top_count
 from captum_density.metrics._ranking import random_ranks, ranked
 from captum_density.metrics._retraining_result import RetrainingResult
 from captum_density.retraining import Cell, Examples, Fitted, fit_many

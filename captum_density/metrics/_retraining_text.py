@@ -8,8 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from captum_density._figures import COLORS, LINE, MARKS, lines_of, write_caption
-from captum_density._tables import markdown
+from captum_density._display.style import COLORS, LINE, MARKS, lines_of, write_caption
+from captum_density._display.tables import markdown
 from captum_density.metrics._bootstrap import interval
 
 if TYPE_CHECKING:

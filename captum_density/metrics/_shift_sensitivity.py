@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_density._captum import (
+from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     format_tensor_into_tuples,
     run_forward,
 )
-from captum_density._random import replayable
-from captum_density._validation import are_probabilities, selected_output, validate_inputs
+from captum_density._model.generators import replayable
+from captum_density._model.validation import are_probabilities, selected_output, validate_inputs
 from captum_density.metrics._explained import attribute_function, check_functions, flat, runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_density._figures import COLORS, LINE, MARKS, lines_of, write_caption
+from captum_density._display.style import COLORS, LINE, MARKS, lines_of, write_caption
 from captum_density.metrics import AttentionErasure, FractionToFlip
 
 __all__ = ["attention_erasure_scatter", "fraction_to_flip_boxes"]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_density._figures import CHARACTER, COLORS, LINE, MARKS, STYLES, lines_of, longest_line, write_caption
+from captum_density._display.style import CHARACTER, COLORS, LINE, MARKS, STYLES, lines_of, longest_line, write_caption
 from captum_density.metrics import PixelPerturbation
 
 __all__ = ["density_ratio_curves", "pixel_perturbation_curves"]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_density._figures import CHARACTER, LINE, lines_of, longest_line, write_caption
+from captum_density._display.style import CHARACTER, LINE, lines_of, longest_line, write_caption
 
 __all__ = ["saliency_grid"]
 

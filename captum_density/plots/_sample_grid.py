@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_density._figures import CHARACTER, LINE, lines_of, longest_line, write_caption
+from captum_density._display.style import CHARACTER, LINE, lines_of, longest_line, write_caption
 from captum_density.samplers import Samples
 
 __all__ = ["sample_grid"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from captum_density._langevin import Bounds
+from captum_density._density.langevin import Bounds
 from captum_density.retraining._config import FitConfig
 from captum_density.retraining._engines import train_loop
 from captum_density.retraining._examples import Examples

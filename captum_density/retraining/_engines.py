@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
-from captum_density._random import derived_seed, seeded
+from captum_density._model.generators import derived_seed, seeded
 from captum_density.retraining._config import Fit, FitConfig
 from captum_density.retraining._seeds import batches, count_batches
 from captum_density.retraining._view import CellSpec, View

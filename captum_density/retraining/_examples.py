@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captum_density._arrays import parts_of
+from captum_density._cache.arrays import parts_of
 
 __all__ = ["Cell", "Examples", "Impute"]
 

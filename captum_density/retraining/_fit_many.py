@@ -12,9 +12,9 @@ from typing import get_args
 from torch import nn
 from tqdm import tqdm
 
-from captum_density._arrays import forget_arrays
-from captum_density._scratch import scratch_folder
-from captum_density._store import Store
+from captum_density._cache.arrays import forget_arrays
+from captum_density._cache.scratch import scratch_folder
+from captum_density._cache.store import Store
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._examples import Cell
 from captum_density.retraining._fitted import Fitted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_density._random import standard_noise
+from captum_density._model.generators import standard_noise
 
 __all__ = ["noisy_linear_imputation"]
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._fixed_modules import fixed_modules, modules_of
-from captum_density._langevin import Bounds, check_bounds, check_steps
-from captum_density._random import standard_noise
-from captum_density._validation import class_targets, validate_inputs
+from captum_density._density.langevin import Bounds, check_bounds, check_steps
+from captum_density._model.fixed_modules import fixed_modules, modules_of
+from captum_density._model.generators import standard_noise
+from captum_density._model.validation import class_targets, validate_inputs
 
 __all__ = ["pgd"]
 

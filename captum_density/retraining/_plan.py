@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from captum_density import __version__
-from captum_density._arrays import ArrayRef, Arrays
-from captum_density._identity import (
+from captum_density._cache.arrays import ArrayRef, Arrays
+from captum_density._cache.identity import (
     attributes_of,
     described,
     identity_of_imputation,
     identity_of_model,
     state_name,
 )
-from captum_density._random import pinned
-from captum_density._store import SCHEMA, Store, packed, unpacked
+from captum_density._cache.store import SCHEMA, Store, packed, unpacked
+from captum_density._model.generators import pinned
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._examples import Cell, Examples
 from captum_density.retraining._fitted import Fitted

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from captum_density._random import derived_seed, seeded
+from captum_density._model.generators import derived_seed, seeded
 
 __all__ = ["batches", "count_batches", "initial_model", "size_of"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density._random import pinned, seeded
+from captum_density._model.generators import pinned, seeded
 from captum_density.retraining._config import FitConfig
 from captum_density.retraining._engines import Check, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._view import CellSpec, View

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._arrays import ArrayRef, Arrays
-from captum_density._random import derived_seed, seeded
+from captum_density._cache.arrays import ArrayRef, Arrays
+from captum_density._model.generators import derived_seed, seeded
 from captum_density.retraining._examples import Cell, Examples, Impute
 
 __all__ = ["CellSpec", "ExamplesSpec", "View"]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density._random import derived_seed, pinned, seeded
-from captum_density._scratch import left_behind
+from captum_density._cache.scratch import left_behind
+from captum_density._model.generators import derived_seed, pinned, seeded
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._engines import Check, correct_of, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._seeds import initial_model, size_of

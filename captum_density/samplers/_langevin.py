@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from captum_density._langevin import Bounds, Langevin, Step, check_bounds, check_steps
-from captum_density._log_density import LogDensity
+from captum_density._density.langevin import Bounds, Langevin, Step, check_bounds, check_steps
+from captum_density._density.log_density import LogDensity
 from captum_density.samplers._samples import Sampler
 
 __all__ = ["LangevinSampler"]

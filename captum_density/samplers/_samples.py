@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._langevin import Step
-from captum_density._log_density import LogDensity
+from captum_density._density.langevin import Step
+from captum_density._density.log_density import LogDensity
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 
 __all__ = ["Sampler", "Samples"]
 

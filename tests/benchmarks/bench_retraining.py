@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_density._random import pinned
+from captum_density._model.generators import pinned
 from captum_density.datasets import BlockImages, digits
 from captum_density.metrics import RetrainingResult, diff_roar
 from captum_density.retraining import FitConfig, adversarial_fit

@@ -12,11 +12,11 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_density._captum import TargetType, format_additional_forward_args, run_forward
-from captum_density._evaluation import full_precision, refuse_random_numbers
-from captum_density._fixed_modules import fixed_modules
-from captum_density._random import replayable
-from captum_density._validation import check_limit, expanded_baselines, selected_output, validate_inputs
+from captum_density._model.captum import TargetType, format_additional_forward_args, run_forward
+from captum_density._model.evaluation import full_precision, refuse_random_numbers
+from captum_density._model.fixed_modules import fixed_modules
+from captum_density._model.generators import replayable
+from captum_density._model.validation import check_limit, expanded_baselines, selected_output, validate_inputs
 from captum_density.metrics._explained import flat
 
 __all__ = ["Examples", "attribute_of", "explaining", "quotient"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._axioms._examples import Examples, explaining, quotient
 from captum_density.metrics._explained import attribute_function, check_functions, runs
 

@@ -21,7 +21,7 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_density._captum import PositiveRule
+from captum_density._model.captum import PositiveRule
 from captum_density.attr import FullGrad, PathIntegratedGradients, PiecewiseLinearPath, PowerPath
 
 __all__ = ["default_methods"]

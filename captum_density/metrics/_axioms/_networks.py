@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_density._random import seeded
+from captum_density._model.generators import seeded
 from captum_density.rewriting import fold_batch_norm, insert_identity, permute_hidden_units, split_layer
 
 __all__ = ["AXIOMS", "Case", "cases"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._axioms._examples import Examples, attribute_of, explaining, quotient
 
 __all__ = ["sensitivity_gap"]

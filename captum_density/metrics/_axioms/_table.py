@@ -14,7 +14,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_density._tables import markdown
+from captum_density._display.tables import markdown
 from captum_density.metrics._axioms._completeness import completeness_gap
 from captum_density.metrics._axioms._examples import Examples, explaining
 from captum_density.metrics._axioms._implementation import implementation_gap

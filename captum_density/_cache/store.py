@@ -1,0 +1,148 @@
+"""A folder of finished cells, one JSON file each: written whole or not at all, read only where it proves itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import secrets
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_density._cache.identity import name_of
+
+__all__ = ["SCHEMA", "Store", "packed", "unpacked"]
+
+SCHEMA = 2
+
+
+class Store:
+    """Finished work by its identity.
+
+    Two processes may use one store at once: files are replaced in one step, and hold the same.
+
+    Args:
+        folder: Made where it is missing.
+
+    Raises:
+        OSError: The folder cannot be made or written to; said before anything is computed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Processes of several machines may have one number.
+            probe = folder / f"probe-{os.getpid()}-{secrets.token_hex(4)}.json"
+            self._write(probe, {})
+            probe.unlink()
+        except OSError as error:
+            raise OSError(error.errno, f"the store cannot be written to ({error.strerror})", str(folder)) from error
+
+    def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What is stored under an identity, or None; a file that does not prove itself is reported and set aside."""
+        name = name_of(identity)
+        path = self._path(name)
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError:  # a folder of this name, or what may not be read
+            text = b""
+        try:
+            found = json.loads(text)
+            if found["schema"] != SCHEMA or found["key"] != name or name_of(found["identity"]) != name:
+                raise ValueError("it is of another cell or version")
+            if found["proof"] != _proof(found["result"]):
+                raise ValueError("its content was changed")
+            result: dict[str, Any] = found["result"]
+            return result
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            aside = path.with_name(f"{path.name}.rejected-{time.time_ns()}")
+            with suppress(FileNotFoundError):  # another process was faster
+                os.replace(path, aside)
+            warnings.warn(
+                f"{path} is no finished cell ({type(error).__name__}: {error}); it is computed again, and the "
+                f"file kept as {aside.name}",
+                stacklevel=2,
+            )
+            return None
+
+    def write(self, identity: Mapping[str, Any], result: Mapping[str, Any], **metadata: Any) -> None:
+        """Store a result under its identity.
+
+        Raises:
+            OSError: It cannot be written; what was written before stays.
+        """
+        name = name_of(identity)
+        content = {
+            "schema": SCHEMA,
+            "key": name,
+            "identity": identity,
+            "result": result,
+            "proof": _proof(result),
+            "metadata": {
+                **metadata,
+                "host": platform.node(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        }
+        path = self._path(name)
+        try:
+            self._write(path, content)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"a finished cell cannot be written ({error.strerror}); those written before are kept, and a rerun "
+                "goes on from them",
+                str(path),
+            ) from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        temporary = self.folder / f"{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _proof(result: Any) -> str:
+    text = json.dumps(result, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def packed(correct: Tensor) -> dict[str, Any]:
+    """Bits as JSON."""
+    bits = np.packbits(correct.numpy())
+    return {"n": len(correct), "correct": base64.b64encode(bits.tobytes()).decode("ascii")}
+
+
+def unpacked(result: Mapping[str, Any], n: int) -> Tensor | None:
+    """The bits again, (n,) bool; None where they are not that many."""
+    try:
+        bits = np.frombuffer(base64.b64decode(result["correct"], validate=True), dtype=np.uint8)
+    except (KeyError, ValueError, TypeError):
+        return None
+    if result.get("n") != n or len(bits) != -(-n // 8):
+        return None
+    return torch.from_numpy(np.unpackbits(bits, count=n).astype(bool))

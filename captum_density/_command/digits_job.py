@@ -1,0 +1,133 @@
+"""The main job without a model of the user's: train on the digits, audit, fool, compare densities."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captum_density._command.density import study_density, train_judge
+from captum_density._command.network import perceptron, train
+from captum_density._command.softmax_shift import draw_fooled, fool
+from captum_density.audit import Retraining, audit
+from captum_density.datasets import Digits, digits
+from captum_density.retraining import FitConfig
+
+__all__ = ["FULL", "QUICK", "Effort", "run"]
+
+_PATCH = 2  # pixels: 16 patches of a digit, of which DiffROAR keeps so many
+_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of everything the main job takes.
+
+    Args:
+        epochs: passes over the training digits, for each network.
+        examples: test digits to audit.
+        samples_per_class: samples of each class and network for the GAN-test.
+        noise_samples: for each digit, in the density ratio; twice as many in the Hessian trace.
+    """
+
+    epochs: int = 12
+    examples: int = 64
+    samples_per_class: int = 20
+    noise_samples: int = 10
+
+
+FULL = Effort()
+QUICK = Effort(epochs=6, examples=16, samples_per_class=5, noise_samples=2)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Networks this small gain nothing from more, wait long for each other's threads where the machine is busy, and
+    # come out alike on one thread whatever the number of cores.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def run(
+    out: Path,
+    *,
+    seed: int,
+    device: str,
+    effort: Effort = FULL,
+    attributions: Any = None,
+    metrics: Iterable[str] | None = None,
+    limit: int | None = None,
+    store: Path | None = None,
+) -> float:
+    """Train, audit, fool, compare; print the figures and write the files.
+
+    Written are what `captum_density.audit.AuditReport.save` writes, and ``softmax_shift.png``, ``density_ratio.png``,
+    ``samples.png`` and ``pixel_perturbation.png``, whose figures ``table.md`` and ``report.json`` hold as well.
+
+    Args:
+        out: folder to write to, made where it is missing.
+        seed: of the initial weights, the order of training and every perturbation.
+        device: "cpu" or "cuda".
+        effort: how much of everything to take.
+        attributions: as `captum_density.audit`'s.
+        metrics: as `captum_density.audit`'s.
+        limit: how many test digits to audit; None for the effort's.
+        store: as `captum_density.audit`'s.
+
+    Returns:
+        The network's accuracy on all test digits, in [0, 1]; higher is better.
+    """
+    data = Digits(*(tensor.to(device) for tensor in digits()))
+    model = train(data, seed=seed, epochs=effort.epochs)
+    judge = train_judge(data, seed)
+    train_set, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+    asked = {*(metrics or ())}
+    retrained = {"fractions": _FRACTIONS, "runs": _RUNS, "groups": _PATCH, "fit": FitConfig(epochs=effort.epochs)}
+    report = audit(
+        model,
+        test,
+        attributions,
+        metrics=metrics,
+        limit=effort.examples if limit is None else limit,
+        seed=seed,
+        proxy=judge if {"gan_test", "all"} & asked else None,
+        retraining=Retraining(perceptron, train_set, test, retrained) if {"diff_roar", "all"} & asked else None,
+        store=store,
+        show_progress=True,
+        name="a small CNN on the embedded digits",
+    )
+    fooled = fool(model, data.test_images[: effort.examples], seed=seed)
+    study = study_density(
+        data,
+        seed=seed,
+        epochs=effort.epochs,
+        samples_per_class=effort.samples_per_class,
+        noise_samples=effort.noise_samples,
+        plain=model,
+        judge=judge,
+    )
+
+    accuracy = study.models["plain"].accuracy
+    heading = f"accuracy on {len(data.test_labels)} test digits: {accuracy:.4f} (higher is better)"
+    if effort == QUICK:
+        heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
+    audited, densities = f"{heading}\n\n{report}\n", f"{study.table()}\n"
+    print(f"{audited}\n{fooled.text()}\n\n{densities}")
+    written = report.save(out)
+    (out / "table.md").write_text(f"{audited}\n{densities}", encoding="utf-8")
+    facts = {"accuracy": accuracy, "test_digits": len(data.test_labels), **report.to_dict()}
+    facts |= {"softmax_shift": fooled.to_dict(), "density": study.to_dict()}
+    (out / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    draw_fooled(fooled, out / "softmax_shift.png")
+    drawn = study.draw(out, data.test_images, data.test_labels)
+    print(f"written to {out}: {', '.join([*written, 'softmax_shift.png', *drawn])}")
+    return accuracy

@@ -1,0 +1,162 @@
+"""Langevin dynamics: steps of a chain whose stationary distribution is a model's density."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_density._density.log_density import LogDensity, squared_norm
+from captum_density._model.generators import standard_noise
+from captum_density._model.outputs import Points
+
+__all__ = ["Bounds", "Langevin", "Step", "check_bounds", "check_steps", "within"]
+
+Bounds = tuple[float, float]
+
+
+class Step(NamedTuple):
+    """A chain after a step.
+
+    Args:
+        points: (1, N, ...) for each input.
+        accepted: (N,) whether the proposal was taken.
+    """
+
+    points: Points
+    accepted: Tensor
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """x' = x + step_size / 2 * grad log p(x) / temperature + N(0, step_size).
+
+    Args:
+        step_size: The variance of the noise.
+        temperature: Of the density sampled, p^(1 / temperature).
+        bounds: Clamp to it; with `metropolis`, refuse what lies outside.
+        metropolis: Accept or reject, which makes the stationary distribution exact.
+        generator: What noise is drawn from.
+    """
+
+    step_size: float
+    temperature: float
+    bounds: Bounds | None
+    metropolis: bool
+    generator: torch.Generator | None
+
+    def chain(self, density: LogDensity, n_steps: int) -> Iterator[Step]:
+        """Each step of a chain that starts at the density's inputs.
+
+        Args:
+            density: Opened.
+            n_steps: How many.
+
+        Yields:
+            The state after each step.
+
+        Raises:
+            ValueError: If the chain runs away to infinity, or starts outside its bounds.
+        """
+        points = density.points()
+        if self.metropolis and self.bounds is not None and not bool(self._inside(points).all()):
+            raise ValueError(f"a Metropolis-adjusted chain must start within its bounds, {self.bounds}")
+        if not self.metropolis:
+            yield from self._unadjusted(density, points, n_steps)
+            return
+        values, gradients = density.scores(points)
+        for number in range(n_steps):
+            proposal = self._propose(points, gradients)
+            _check_finite(proposal, number, self.step_size)
+            new_values, new_gradients = density.scores(proposal)
+            ratio = self._log_ratio(points, values, gradients, proposal, new_values, new_gradients)
+            accepted = self._accept(ratio, proposal)
+            points, gradients = (
+                tuple(_choose(accepted, new, old) for new, old in zip(after, before, strict=True))
+                for after, before in ((proposal, points), (new_gradients, gradients))
+            )
+            values = torch.where(accepted, new_values, values)
+            yield Step(points, accepted[0])
+
+    def _unadjusted(self, density: LogDensity, points: Points, n_steps: int) -> Iterator[Step]:
+        always = torch.ones(density.n, dtype=torch.bool, device=points[0].device)
+        for number in range(n_steps):
+            _, gradients = density.scores(points)
+            points = self._propose(points, gradients)
+            if self.bounds is not None:
+                points = within(points, self.bounds)
+            _check_finite(points, number, self.step_size)
+            yield Step(points, always)
+
+    def _propose(self, points: Points, gradients: Points) -> Points:
+        noise = standard_noise(points, 1, "gaussian", self.generator)
+        root = self.step_size**0.5
+        return tuple(mean + root * z[0] for mean, z in zip(self._means(points, gradients), noise, strict=True))
+
+    def _means(self, points: Points, gradients: Points) -> Points:
+        factor = self.step_size / (2 * self.temperature)
+        return tuple(p + factor * g for p, g in zip(points, gradients, strict=True))
+
+    def _log_ratio(
+        self, old: Points, old_values: Tensor, old_gradients: Points, new: Points, new_values: Tensor, slopes: Points
+    ) -> Tensor:
+        """log p(x') q(x | x') / (p(x) q(x' | x)), (1, N)."""
+        forth = squared_norm(_difference(new, self._means(old, old_gradients)))
+        back = squared_norm(_difference(old, self._means(new, slopes)))
+        return (new_values - old_values) / self.temperature + (forth - back) / (2 * self.step_size)
+
+    def _accept(self, log_ratio: Tensor, proposal: Points) -> Tensor:
+        device = log_ratio.device if self.generator is None else self.generator.device
+        draw = torch.rand(log_ratio.shape, generator=self.generator, device=device, dtype=log_ratio.dtype)
+        return (draw.to(log_ratio.device).log() < log_ratio) & self._inside(proposal)
+
+    def _inside(self, points: Points) -> Tensor:
+        low, high = self.bounds or (-torch.inf, torch.inf)
+        inside = [((p >= low) & (p <= high)).reshape(*p.shape[:2], -1).all(2) for p in points]
+        return torch.stack(inside).all(0)
+
+
+def within(points: Points, bounds: Bounds) -> Points:
+    """The nearest points in the box."""
+    return tuple(p.clamp(*bounds) for p in points)
+
+
+def check_bounds(bounds: Bounds | None) -> None:
+    """Refuse bounds that hold nothing.
+
+    Raises:
+        ValueError: If they are not two numbers in order.
+    """
+    if bounds is not None and not (len(bounds) == 2 and None not in bounds and bounds[0] < bounds[1]):
+        raise ValueError(f"bounds must be (low, high) with low < high, but is {bounds}")
+
+
+def check_steps(n_steps: int, step_size: float) -> None:
+    """Refuse steps that go nowhere.
+
+    Raises:
+        ValueError: If the number is below 1 or the size not positive and finite.
+    """
+    if not isinstance(n_steps, int) or n_steps < 1:
+        raise ValueError(f"n_steps must be an integer of at least 1, but is {n_steps!r}")
+    if not 0 < step_size < float("inf"):
+        raise ValueError(f"step_size must be positive and finite, but is {step_size}")
+
+
+def _check_finite(points: Points, number: int, step_size: float) -> None:
+    if not all(bool(p.isfinite().all()) for p in points):
+        raise ValueError(
+            f"step {number + 1} left the finite numbers: the density grows without bound, or step_size {step_size} is "
+            "too large for its curvature; take a smaller step_size, or bounds"
+        )
+
+
+def _difference(a: Points, b: Points) -> Points:
+    return tuple(x - y for x, y in zip(a, b, strict=True))
+
+
+def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(accepted.reshape(*accepted.shape, *[1] * (new.ndim - 2)), new, old)

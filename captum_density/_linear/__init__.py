@@ -1,0 +1,1 @@
+"""The engine: a model as a chain of locally linear operations, and what is left over of each."""

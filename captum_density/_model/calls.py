@@ -1,0 +1,212 @@
+"""Calls of torch functions: one name for every spelling, their tensors, and how to run them a second time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from captum_density._model.evaluation import without_fused_recurrence
+
+__all__ = ["Call", "is_continuous", "map_tensors", "mutated", "operation_name", "tensors_in"]
+
+# Where `inplace` stands among the arguments of the functions that have it.
+_INPLACE_POSITION = {
+    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1, "leaky_relu": 2, "elu": 2,
+    "celu": 2, "hardtanh": 3, "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3,
+    "alpha_dropout": 3, "feature_alpha_dropout": 3,
+}  # fmt: skip
+
+# These draw random numbers when a model is in training mode, so a second evaluation must replay them.
+_FUSED_RECURRENCE = frozenset("lstm gru rnn_tanh rnn_relu".split())
+_RANDOM = _FUSED_RECURRENCE | frozenset(
+    """
+    scaled_dot_product_attention multi_head_attention_forward alpha_dropout feature_alpha_dropout gumbel_softmax
+    """.split()
+)
+
+# Operations that add or write a number they are given.
+_TAKES_NUMBERS = frozenset("add sub rsub where masked_fill setitem fill index_fill scatter".split())
+
+_ALIASES = {
+    **{f"{prefix}{name}": name for name in ("add", "mul", "matmul", "pow", "sub") for prefix in ("i", "r") if (
+        prefix + name) != "rsub"},
+    **dict.fromkeys(("multiply", "mul"), "mul"),
+    **dict.fromkeys(("truediv", "itruediv", "divide", "true_divide", "idiv"), "div"),
+    **dict.fromkeys(("rtruediv", "rdiv"), "rdiv"),
+    "rpow": "rpow",
+    "subtract": "sub",
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def operation_name(func: Callable[..., Any]) -> str:
+    """One name for all spellings of an operation: `torch.add`, `Tensor.add_`, `+=`, `aten.add.Tensor` are "add".
+
+    >>> spellings = torch.add, torch.Tensor.__iadd__, torch.ops.aten.add_.Tensor, torch.Tensor.T.__get__
+    >>> [operation_name(function) for function in spellings]
+    ['add', 'add', 'add', 'T']
+    """
+    name = getattr(func, "__name__", "") or type(func).__name__
+    if name in ("__get__", "__set__"):
+        name = func.__self__.__name__  # type: ignore[attr-defined]
+    name = name.split(".")[0].strip("_")
+    return _ALIASES.get(name, name)
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dicts, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nested tuples, lists and dicts with `function` applied to every tensor."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple):
+        items = [map_tensors(function, item) for item in tree]
+        if hasattr(tree, "n_sequence_fields"):  # torch.return_types
+            return type(tree)(items)
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    if isinstance(tree, list):
+        return [map_tensors(function, item) for item in tree]
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, item) for key, item in tree.items()}
+    return tree
+
+
+@dataclass
+class Call:
+    """One call of a torch function, as it stood before the call.
+
+    `activations` are the arguments that depend on the inputs, by identity; everything else is a constant.
+    `mutated` are the arguments the call writes to, `edge` is where the one activation stands in the graph.
+    """
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    activations: list[Tensor]
+    mutated: list[Tensor] = field(default_factory=list)
+    rng_state: list[tuple[torch.device, Tensor]] = field(default_factory=list)
+    edge: GradientEdge | None = None
+
+    @property
+    def name(self) -> str:
+        return operation_name(self.func)
+
+    def argument(self, position: int, name: str) -> Any:
+        """A positional-or-keyword argument, None where it is absent."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name)
+
+    def is_activation(self, value: Any) -> bool:
+        return any(value is activation for activation in self.activations)
+
+    def has_constants(self) -> bool:
+        """Whether a floating-point tensor or a number other than 0 is added or written beside the activations."""
+        if any(is_continuous(t) and not self.is_activation(t) for t in tensors_in((self.args, self.kwargs))):
+            return True
+        values = (*self.args, *self.kwargs.values()) if self.name in _TAKES_NUMBERS else ()
+        return any(isinstance(value, (int, float, complex)) and value != 0 for value in values)
+
+    def frozen(self) -> Call:
+        """The same call on copies of what it is about to overwrite: a record to evaluate it again later.
+
+        Where a flag asks for overwriting, the record does without: then no further copy is ever needed.
+        """
+        copies = {id(t): t.clone() for t in self.mutated}
+        args, kwargs = map_tensors(lambda t: copies.get(id(t), t), (self.args, self.kwargs))
+        activations = [copies.get(id(t), t) for t in self.activations]
+        mutated = [copies[id(t)] for t in self.mutated]
+        position = _INPLACE_POSITION.get(self.name, len(args))
+        if len(args) > position:
+            args, mutated = (*args[:position], False, *args[position + 1 :]), []
+        elif kwargs.get("inplace"):
+            kwargs, mutated = {**kwargs, "inplace": False}, []
+        return Call(self.func, args, kwargs, activations, mutated, self.rng_state, self.edge)
+
+    def overwrites_by_flag(self) -> bool:
+        """Whether `inplace=True` was passed."""
+        position = _INPLACE_POSITION.get(self.name, len(self.args))
+        return bool(self.args[position] if len(self.args) > position else self.kwargs.get("inplace", False))
+
+    def evaluate(self, substitute: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Run the call with `substitute(u)` in place of each activation u, as it ran: same kernels, same random draws.
+
+        Fused attention and recurrent kernels have no forward-mode derivative, their plain forms do.
+        """
+        done: dict[int, Tensor] = {}
+        written = {id(t) for t in self.mutated}
+
+        def replace(t: Tensor) -> Tensor:
+            if id(t) not in done:
+                done[id(t)] = substitute(t) if self.is_activation(t) else t.clone() if id(t) in written else t
+            return done[id(t)]
+
+        args, kwargs = map_tensors(replace, (self.args, self.kwargs))
+        with contextlib.ExitStack() as stack:
+            if self.name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            elif self.name in _FUSED_RECURRENCE:
+                stack.enter_context(without_fused_recurrence())
+            stack.enter_context(_replayed(self.rng_state))
+            result = self.func(*args, **kwargs)
+        return [done[id(t)] for t in self.mutated] or list(tensors_in(result))
+
+    def record_edge(self) -> None:
+        """Remember where the activation stands in the graph, before it is overwritten."""
+        self.edge = get_gradient_edge(self.activations[0])
+
+    def record_rng(self, always: bool = False) -> None:
+        """Remember the random state if the call may draw from it."""
+        if always or self.name in _RANDOM:
+            devices = {t.device for t in self.activations}
+            self.rng_state = [(torch.device("cpu"), torch.get_rng_state())]
+            self.rng_state += [(d, torch.cuda.get_rng_state(d)) for d in devices if d.type == "cuda"]
+
+
+@contextlib.contextmanager
+def _replayed(rng_state: Sequence[tuple[torch.device, Tensor]]) -> Iterator[None]:
+    if not rng_state:
+        yield
+        return
+    with torch.random.fork_rng([d for d, _ in rng_state if d.type == "cuda"]):
+        for device, state in rng_state:
+            torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
+        yield
+
+
+def is_continuous(t: Tensor) -> bool:
+    """Floating point, real or complex."""
+    return t.is_floating_point() or t.is_complex()
+
+
+def mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors a call writes to."""
+    if isinstance(out := kwargs.get("out"), Tensor):
+        return [out]
+    name = getattr(func, "__name__", "")
+    if isinstance(func, torch._ops.OpOverload):
+        return [a for a, spec in zip(args, func._schema.arguments, strict=False) if spec.is_write]
+    in_place = (
+        (name.endswith("_") and not name.endswith("__"))
+        or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"))
+        or name == "__setitem__"
+    )
+    in_place = in_place or Call(func, args, kwargs, []).overwrites_by_flag()
+    target = args[0] if args else kwargs.get("input")
+    return [target] if in_place and isinstance(target, Tensor) and name != "requires_grad_" else []

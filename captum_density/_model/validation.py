@@ -1,0 +1,153 @@
+"""What can be refused before a model runs, and of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_density._model.captum import TargetType, select_targets
+
+__all__ = [
+    "are_probabilities",
+    "check_limit",
+    "class_targets",
+    "examples_first",
+    "expanded_baselines",
+    "selected_output",
+    "validate_inputs",
+]
+
+
+def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+    """Refuse, before anything runs, what no full gradient exists for.
+
+    Raises:
+        TypeError: Inputs that are not floating-point tensors.
+        ValueError: Empty or unequal batches, NaN or infinity, a device that is not the model's.
+    """
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs must be a tensor or a tuple of tensors, but input {i} is {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"input {i} has dtype {x.dtype}, which has no gradient; convert images to float, pass token ids "
+                "through additional_forward_args and their embeddings as inputs"
+            )
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(
+                f"input {i} has shape {tuple(x.shape)}: the first dimension must hold at least one example"
+            )
+        if x.shape[0] != inputs[0].shape[0]:
+            raise ValueError(f"input {i} holds {x.shape[0]} examples, input 0 holds {inputs[0].shape[0]}")
+    if isinstance(model, nn.Module):
+        devices = {p.device for p in model.parameters()}
+        for i, x in enumerate(inputs):
+            if len(devices) == 1 and x.device not in devices:
+                raise ValueError(f"input {i} is on {x.device}, the model on {devices.pop()}; move one of them")
+    for i, x in enumerate(inputs):
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
+
+
+def examples_first(output: Any, n: int) -> Tensor:
+    """What a model returned, a tensor (N, ...).
+
+    Raises:
+        TypeError: It is no tensor.
+        ValueError: The examples do not come first.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model returned {type(output).__name__}, not a tensor; pass a function that picks one, such as "
+            "`lambda x: model(x)[0]` or `lambda x: model(x).logits`"
+        )
+    if output.ndim == 0 or output.shape[0] != n:
+        raise ValueError(
+            f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first "
+            "(is the batch dimension missing?)"
+        )
+    return output
+
+
+def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
+    """f per example, (N,): the target's output.
+
+    Raises:
+        TypeError: If the model returned no tensor.
+        ValueError: If the examples do not come first.
+        AssertionError: Captum's own, for a target that does not fit.
+    """
+    selected = select_targets(examples_first(output, n), target)
+    # Captum's own check and words.
+    assert selected[0].numel() == 1, (
+        "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    )
+    return selected.reshape(n)
+
+
+def are_probabilities(outputs: Tensor, class_dim: int) -> bool:
+    """Whether outputs look like what a softmax returns: at least 0, and of sum 1 up to rounding."""
+    sums = outputs.double().sum(class_dim)
+    slack = 16 * torch.finfo(outputs.dtype).eps
+    return bool((outputs >= 0).all()) and bool(((sums - 1).abs() < slack).all())
+
+
+def check_limit(max_examples_per_batch: int | None) -> None:
+    """Refuse a limit that lets nothing run.
+
+    Raises:
+        ValueError: It is no integer of at least 1.
+    """
+    limit = max_examples_per_batch
+    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+        raise ValueError(f"max_examples_per_batch must be an integer of at least 1, but is {limit}")
+
+
+def class_targets(target: Any, n: int, device: torch.device) -> Tensor:
+    """A class for each of n examples, (n,) int64, where Captum's further forms of a target have no meaning.
+
+    Raises:
+        ValueError: It is neither a class nor one for each example.
+    """
+    try:
+        classes = torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        classes = torch.empty(0, 0)
+    if (
+        (isinstance(target, tuple) and len(target) > 1)  # an index into several dimensions of the output
+        or classes.is_floating_point()
+        or classes.ndim > 1
+        or classes.numel() not in (1, n)
+        or bool((classes < 0).any())
+    ):
+        raise ValueError(
+            f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}; pass it as "
+            "target=..."
+        )
+    return classes.long().reshape(-1).expand(n)
+
+
+def expanded_baselines(baselines: Any, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Captum's baselines in the shapes of the inputs, finite.
+
+    Raises:
+        ValueError: They are not as many, do not broadcast to the inputs, or contain NaN or infinity.
+    """
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(xs)
+    if len(given) != len(xs):
+        raise ValueError(f"there must be a baseline for each of {len(xs)} inputs, but there are {len(given)}")
+    fills = []
+    for x, b in zip(xs, given, strict=True):
+        fill = torch.as_tensor(0.0 if b is None else b, dtype=x.dtype, device=x.device)
+        if not bool(fill.isfinite().all()):
+            raise ValueError("baselines contain NaN or infinity")
+        try:
+            fills.append(fill.detach().expand_as(x))
+        except RuntimeError as error:
+            raise ValueError(
+                f"a baseline must broadcast to its input, {tuple(x.shape)}, but has shape {tuple(fill.shape)}"
+            ) from error
+    return tuple(fills)

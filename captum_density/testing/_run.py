@@ -1,0 +1,123 @@
+"""The checks in their order, and the function that runs them."""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import nn
+
+from captum_density.testing import _arguments, _form, _interplay
+from captum_density.testing._globals import preserved
+from captum_density.testing._models import MODELS, Inputs
+from captum_density.testing._registry import Check, ConformanceError, Failure
+from captum_density.testing._state import RESTORATION
+from captum_density.testing._suite import Suite
+
+__all__ = ["attribution_checks", "check_attribution"]
+
+_WRITTEN_OUT = [
+    value for module in (_form, _arguments, _interplay) for value in vars(module).values() if isinstance(value, Check)
+]
+CHECKS = {check.name: check for check in (*_WRITTEN_OUT, *RESTORATION)}
+# What Captum's own methods say whenever they are handed plain tensors, as these checks must.
+EXPECTED_WARNINGS = (
+    r"Input Tensor \d+ did not already require gradients",
+    r"\s*Setting forward, backward hooks and attributes on non-linear",
+    r"Setting backward hooks on ReLU activations",
+)
+
+
+def attribution_checks() -> dict[str, str]:
+    """The checks that `check_attribution` knows.
+
+    Returns:
+        The law each check holds an attributor to, by the check's name, in the order in which they run.
+
+    Example:
+        >>> import torch
+        >>> attribution_checks()["batch_independence"]
+        'A batch of N gives the numbers of N batches of one.'
+    """
+    return {name: check.law for name, check in CHECKS.items()}
+
+
+def check_attribution(
+    make_attribution: Callable[[nn.Module], Attribution],
+    *,
+    checks: Collection[str] | None = None,
+    skip: Collection[str] = (),
+    models: Collection[str] | None = None,
+    device: str | torch.device = "cpu",
+    attribute_kwargs: Mapping[str, Any] | Callable[[Inputs], Mapping[str, Any]] | None = None,
+    stochastic: bool = False,
+) -> tuple[str, ...]:
+    """Hold a Captum attributor to what Captum's users rely on, as scikit-learn's `check_estimator` does estimators.
+
+    Each check runs on small built-in models, with random weights: an MLP, a CNN with batch norm and dropout, a sequence
+    model that permutes its input, one of two inputs with additional forward arguments, and one whose output is
+    (N, 4, 3). A check on something that the attributor's `attribute` does not take (`target`,
+    `additional_forward_args`) or does not offer (a convergence delta) does not run. The caller's random state and
+    torch's global settings are left as they were.
+
+    Args:
+        make_attribution: From a model to the attributor: a class such as `Saliency`, or a function such as
+            `lambda model: IntegratedGradients(model, multiply_by_inputs=False)`.
+        checks: Names of the checks to run; all of `attribution_checks()` by default.
+        skip: Names of checks to leave out.
+        models: Names of the built-in models to use, of "mlp", "cnn", "sequence", "two_inputs" and "many_outputs"; all
+            by default. A method for images alone takes `models=("cnn",)`.
+        device: Where models and inputs are.
+        attribute_kwargs: Further arguments of every call of `attribute`, such as `{"n_steps": 8}`; or a function that
+            makes them from the inputs (a tensor or a tuple), such as a baseline of the inputs' shape or a fresh
+            `torch.Generator`.
+        stochastic: Declares that the method draws from the global random generators. The suite then seeds them before
+            each call, lets their state move, and leaves out what sampling cannot promise.
+
+    Returns:
+        The names of the checks that ran, all of which passed.
+
+    Raises:
+        ConformanceError: An AssertionError that lists, for every check that failed, the law, on which model, what was
+            expected and received, and what usually mends it.
+        ValueError: For an unknown name in `checks`, `skip` or `models`.
+        TypeError: If `make_attribution` does not return a Captum `Attribution`.
+
+    Example:
+        Captum's own methods pass but for what `CAPTUM_DEPARTURES` says of them:
+
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> ran = check_attribution(Saliency, checks=("output_form", "target_forms", "hooks_after_raising_model"))
+        >>> ran
+        ('output_form', 'target_forms', 'hooks_after_raising_model')
+    """
+    wanted = _known("checks", checks, CHECKS) - _known("skip", skip, CHECKS)
+    kept = _known("models", models, MODELS)
+    place = torch.device(device)
+    ran: list[str] = []
+    failed: dict[Check, list[Failure]] = {}
+    with preserved(place), warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        suite = Suite(make_attribution, kept, place, attribute_kwargs or {}, stochastic)
+        for check in CHECKS.values():
+            failures = check.run(suite) if check.name in wanted else None
+            if failures is not None:
+                ran.append(check.name)
+            if failures:
+                failed[check] = failures
+    if failed:
+        raise ConformanceError(suite.name, failed, len(ran))
+    return tuple(ran)
+
+
+def _known(argument: str, names: Collection[str] | None, known: Mapping[str, object]) -> set[str]:
+    """The names, each of them known; all where None is given."""
+    if names is None:
+        return set(known)
+    unknown = {names} if isinstance(names, str) else set(names).difference(known)
+    if unknown:
+        raise ValueError(f"{argument} takes a collection of {', '.join(known)}; received {', '.join(sorted(unknown))}")
+    return set(names)

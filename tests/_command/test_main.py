@@ -1,0 +1,350 @@
+import dataclasses
+import itertools
+import json
+import sys
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import captum_density
+from captum_density.__main__ import main
+from captum_density.audit import AuditReport
+from captum_density.audit._measures import MEASURES
+from captum_density.datasets import digits
+
+METHODS = [
+    "Saliency",
+    "Saliency, centered",
+    "IntegratedGradients",
+    "SmoothGrad",
+    "FullGrad",
+    "FullGrad, complete",
+    "SimpleFullGrad",
+    "SmoothFullGrad",
+]
+MODELS = ["plain", "score matching", "anti score matching", "gradient norm"]
+
+
+PICTURES = [
+    "figures.png",
+    "saliency.png",
+    "softmax_shift.png",
+    "density_ratio.png",
+    "samples.png",
+    "pixel_perturbation.png",
+]
+
+
+def test_whole_run(tmp_path, capsys):
+    state = torch.get_rng_state()
+    out = tmp_path / "made" / "report"
+    main(["--out", str(out), "--seed", "3", "--quick"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+    printed = capsys.readouterr()
+    assert "training" in printed.err  # the progress bar
+    table = (out / "table.md").read_text()
+    assert table.startswith("quick run, rough figures")
+    explained, _, densities = table.partition("Four networks of seed 3")
+    assert explained in printed.out
+    assert densities in printed.out
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["methods"]) == METHODS
+    assert report["accuracy"] >= 0.97
+    assert f"{report['accuracy']:.4f}" in table
+    for picture in PICTURES:
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+        assert picture in printed.out
+
+    audited = AuditReport.from_dict(report)
+    assert (out / "report.html").read_text(encoding="utf-8") == audited.to_html()
+    assert audited.summary() in table and audited.table() in table
+    assert audited.settings["examples"] == 16 and audited.settings["seed"] == 3
+    rows = audited.methods
+    assert not any(figure.failed for row in (*rows.values(), audited.model) for figure in row.values())
+    assert rows["FullGrad, complete"]["completeness_gap"].value < 1e-5
+    assert rows["IntegratedGradients"]["completeness_gap"].value < 0.05
+    claims = {name for name, row in rows.items() if row["completeness_gap"].value is not None}
+    assert claims == {"FullGrad, complete", "IntegratedGradients"}
+    scale = rows["Saliency"]["infidelity"].reference
+    for name, row in rows.items():
+        assert 0 < row["infidelity"].value < row["infidelity"].reference, name
+        assert 0 < row["sensitivity_max"].value < 1, name
+        assert (row["infidelity"].reference == scale) == ("centered" not in name)
+        if "centered" in name:
+            assert row["shift_sensitivity"].value < 1e-6, name
+    for name in ("Saliency", "IntegratedGradients", "SmoothGrad"):
+        assert rows[name]["shift_sensitivity"].value > 0.05, name
+    assert audited.model["accuracy"].value > 0.85
+    assert audited.model["density_ratio"].value < 0
+
+    shift = report["softmax_shift"]
+    assert shift["largest_difference"] < 1e-5
+    assert sum(shift["softmax"]) == pytest.approx(1, abs=1e-5)
+    for softmax in ("softmax", "shifted_softmax"):
+        assert " ".join(f"{probability:.4f}" for probability in shift[softmax]) in printed.out
+    assert f"{shift['largest_difference']:.0e}" in printed.out
+
+    density = {model["name"]: model for model in report["density"]["models"]}
+    assert list(density) == MODELS
+    for name, model in density.items():
+        assert model["accuracy"] >= 0.95, name
+        line = next(line for line in densities.splitlines() if line.startswith(f"| {name} "))
+        assert f" {model['hessian_trace']:.1f} " in line
+        assert f" {model['gan_test']:.3f} " in line
+    assert density["plain"]["accuracy"] == report["accuracy"]
+    for figure in ("hessian_trace", "log_density_ratio_0.1", "log_density_ratio_0.3"):
+        plain = density["plain"][figure]
+        assert density["score matching"][figure] < 1.2 * plain < 0, figure
+        assert density["anti score matching"][figure] > 0.9 * plain, figure
+
+
+def test_quick_takes_less_of_everything(monkeypatch, tmp_path):
+    from captum_density import _command as _demo
+
+    taken = []
+
+    def run(out, *, effort, **others):
+        taken.append(effort)
+
+    monkeypatch.setattr(_demo, "run", run)
+    main(["--out", str(tmp_path)])
+    main(["--out", str(tmp_path), "--quick"])
+    full, quick = map(dataclasses.astuple, taken)
+    assert all(less < more for less, more in zip(quick, full, strict=True))
+
+
+@pytest.fixture(scope="module")
+def study():
+    """One epoch of each network, and the plain one, which is given."""
+    from captum_density import _command as _demo
+
+    data = digits()
+    plain = _demo.train(data, seed=5, epochs=1)
+    return plain, _demo.study_density(data, seed=5, epochs=1, samples_per_class=2, noise_samples=2, plain=plain)
+
+
+def test_density_figures_are_of_their_networks(study):
+    plain, study = study
+    data = digits()
+    images, labels = data.test_images, data.test_labels
+    assert list(study.models) == MODELS
+    assert study.models["plain"].network is plain
+    weights = [model.network.state_dict()["0.weight"] for model in study.models.values()]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+    for name, model in study.models.items():
+        figures = model.to_dict()
+        with torch.no_grad():
+            assert figures["accuracy"] == (model.network(images).argmax(1) == labels).double().mean().item(), name
+            # Other noise, and more of it, than the study's; the medians over 360 digits agree.
+            middle = model.network(images).gather(1, labels[:, None])
+            for std in (0.1, 0.3):
+                noisy = (images + std * torch.randn(20, *images.shape)).flatten(0, 1)
+                ratio = (
+                    model.network(noisy).gather(1, labels.repeat(20)[:, None]).reshape(20, -1).mean(0) - middle[:, 0]
+                )
+                spread = ratio.std().item()
+                assert figures[f"log_density_ratio_{std}"] == pytest.approx(ratio.median().item(), abs=spread / 2), name
+        assert model.samples.shape == (10, 1, 8, 8)
+        assert model.samples.min() >= 0 and model.samples.max() <= 1
+        with torch.no_grad():
+            climbed = model.network(model.samples).diagonal()
+            assert (climbed > model.network(torch.full((1, 1, 8, 8), 0.5))[0]).all(), name
+
+
+def test_density_table_shows_the_figures(study):
+    _, study = study
+    report = study.to_dict()
+    assert report["samples"] == 20
+    lines = study.table().splitlines()
+    assert lines[0].startswith("Four networks of seed 5")
+    for name, row in zip(MODELS, lines[-4:], strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[0] == name
+        shown = [float(cell) for cell in cells[1:]]
+        found = [value for key, value in report["models"][MODELS.index(name)].items() if key != "name"]
+        assert shown == pytest.approx(found, abs=0.06)
+
+
+def test_pixels_are_kept_where_the_gradient_is(study):
+    from captum_density import _command as _demo
+
+    data = digits()
+    weights = torch.zeros(10, 64)
+    weights[:, :10] = 5 * torch.eye(10)
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10, bias=False))
+    linear[1].weight.data = weights
+    marked = torch.zeros(10, 64)
+    marked[:, :10] = torch.eye(10)
+    labels = torch.arange(10)
+    told = data._replace(test_images=marked.reshape(10, 1, 8, 8), test_labels=labels)
+    # One pixel of each image decides, and only it has a gradient: a tenth of the pixels is as good as all.
+    kept = _demo.keep_by_gradient(linear, told, fill=0.0)
+    assert kept.correct[1:].all()
+    assert torch.equal(kept.probability[1], kept.probability[-1])
+    # None is the mean training digit, which has no ink in the corner.
+    filled = _demo.keep_by_gradient(linear, told)
+    with torch.no_grad():
+        of_mean = linear(data.train_images.mean(0, keepdim=True)).softmax(1)[0]
+    assert torch.allclose(filled.probability[0], of_mean, atol=1e-6)
+
+
+def test_claims_are_counted_over_seeds():
+    from tests.experiments import density
+
+    def of_seed(score):
+        keys = {*density.HEADINGS, *density.AREAS}
+        values = {density.PLAIN: 1.0, density.SCORE: score, density.ANTI: 3.0, density.NORM: 1.0}
+        return {name: dict.fromkeys(keys, value) for name, value in values.items()}
+
+    found = [of_seed(0.5), of_seed(2.0), of_seed(2.0)]
+    lines = list(density.claims(found))
+    assert lines[0] == "score matching below plain in log_density_ratio_0.1: 1 of 3 seeds"
+    assert "anti score matching above plain in log_density_ratio_0.3: 3 of 3 seeds" in lines
+    assert "gradient norm at or above plain in gan_test: 3 of 3 seeds" in lines
+    assert "gradient norm above plain in pixel_perturbation_area: 0 of 3 seeds" in lines
+    # (0.5 + 2 + 2) / 3, and the deviation with n - 1.
+    row = next(line for line in density.table(found, density.HEADINGS).splitlines() if line.startswith("| score"))
+    assert row.count("1.50 (0.87)") == len(density.HEADINGS)
+
+
+@pytest.fixture(scope="module")
+def fooled():
+    from captum_density import _command as _demo
+
+    data = digits()
+    return _demo.fool(_demo.train(data, seed=0, epochs=4), data.test_images[:64], seed=0)
+
+
+def test_the_shift_prints_its_picture_and_centering_takes_it_away(fooled):
+    smile = fooled.picture[1].flatten()
+    assert not fooled.picture[0].any()
+    assert torch.equal(fooled.picture[:2], fooled.picture[2:])
+    assert set(fooled.attributions) == {
+        *("Saliency", "InputXGradient", "IntegratedGradients", "SmoothGrad", "DeepLift", "Occlusion")
+    }
+    for name, maps in fooled.attributions.items():
+        # What is multiplied by the input shows the picture where there is ink.
+        shown = smile if name in ("Saliency", "SmoothGrad") else smile * fooled.image.flatten()
+        logits, shifted, centered, both = maps.flatten(1)
+        assert torch.cosine_similarity(shifted, shown, dim=0) > 0.95, name
+        assert torch.cosine_similarity(logits, shown, dim=0) < 0.7, name
+        assert torch.allclose(both, centered, atol=1e-4 * float(centered.abs().max())), name
+        assert torch.cosine_similarity(centered, logits, dim=0) > 0.7, name
+
+
+def test_all_four_have_one_softmax_and_the_printed_difference_is_measured(fooled):
+    assert (fooled.probabilities - fooled.probabilities[0]).abs().max() < 1e-5
+    assert 0.5 < fooled.probabilities[0].max() < 0.9999
+    moved = fooled.probabilities.clone()
+    moved[1, 3] += 0.3
+    moved = dataclasses.replace(fooled, probabilities=moved)
+    assert moved.difference() == pytest.approx(0.3, abs=1e-5)
+    assert "largest difference of the 10 probabilities: 3e-01" in moved.text()
+
+
+def test_seed_decides_everything_but_the_time(tmp_path, monkeypatch):
+    from captum_density import _command as _demo
+
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # most of the time, and no figures
+
+    def figures(seed, name):
+        effort = _demo.Effort(epochs=1, examples=4, samples_per_class=1, noise_samples=1)
+        _demo.run(tmp_path / name, seed=seed, device="cpu", effort=effort)
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        for row in report["methods"].values():
+            del row["seconds"]
+        del report["settings"]["seed"]
+        return report
+
+    first = figures(0, "a")
+    torch.manual_seed(99)
+    assert figures(0, "b") == first
+    assert figures(1, "c") != first
+
+
+def test_digits_can_be_asked_for_retraining_and_samples(tmp_path, monkeypatch, capsys):
+    from captum_density._command import digits_job as _run
+
+    monkeypatch.setattr(_run, "_FRACTIONS", (1 / 4,))
+    monkeypatch.setattr(_run, "_RUNS", 2)
+    asked = ["--metrics", "diff_roar", "gan_test", "--attributions", "Saliency", "FullGrad, complete"]
+    main(["--out", str(tmp_path), "--quick", *asked])
+    report = AuditReport.from_json((tmp_path / "report.json").read_text())
+    assert list(report.methods) == ["Saliency", "FullGrad, complete"]
+    assert list(report.model) == ["gan_test"]
+    for row in report.methods.values():
+        assert list(row) == ["diff_roar"]
+        assert row["diff_roar"].low < row["diff_roar"].value < row["diff_roar"].high
+    assert (
+        report.methods["Saliency"]["diff_roar"].reference == report.methods["FullGrad, complete"]["diff_roar"].reference
+    )
+    assert report.model["gan_test"].value > 0.5
+
+
+@pytest.mark.cuda
+def test_cuda_run(tmp_path):
+    state = torch.cuda.get_rng_state()
+    main(["--out", str(tmp_path), "--device", "cuda", "--quick"])
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["accuracy"] >= 0.97
+    assert all(model["accuracy"] >= 0.95 for model in report["density"]["models"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "many"], "expected an integer from 0 to 2**63 - 1, got 'many'"),
+        (["--seed", str(2**63)], "--seed"),
+        (["--device", "tpu"], "--device"),
+        (["--limit", "0"], "expected a positive integer, got '0'"),
+        (["--weights", "w.pt"], "--weights: goes with --model"),
+        (["--train", "folder"], "--train: goes with --model"),
+        (["--model", "torchvision.models:resnet18"], "--model: goes with --data"),
+        (["--model", "torchvision.models:resnet18", "--data", ".", "--quick"], "--quick: is for the digits"),
+        (["--out", "{file}"], "is not a folder"),
+        (["--out", "{file}/below"], "is not a folder"),
+        (["--out", ""], "the folder has no name"),
+        (["--out", "x" * 300], "cannot write to"),
+        (["--se", "1"], "--se"),
+        (["extra"], "extra"),
+    ],
+)
+def test_bad_argument_is_one_line_and_status_2(arguments, message, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit) as stop:
+        main([argument.format(file=file) for argument in arguments])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        main(["--device", "cuda"])
+    assert stop.value.code == 2
+    assert "no such CUDA device" in capsys.readouterr().err
+
+
+def test_missing_scikit_learn_is_one_line_and_status_1(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit, match=r"captum-density\[demo\]") as stop:
+        main(["--out", str(tmp_path)])
+    assert isinstance(stop.value.code, str)  # Python prints a text to stderr and exits with status 1
+
+
+def test_help_and_version(capsys):
+    for argument, expected in (("--help", "--seed"), ("--version", captum_density.__version__)):
+        with pytest.raises(SystemExit) as stop:
+            main([argument])
+        assert stop.value.code == 0
+        printed = capsys.readouterr().out
+        assert expected in printed
+        assert argument != "--help" or all(name in printed for name in MEASURES)

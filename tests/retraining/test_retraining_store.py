@@ -1,0 +1,978 @@
+"""The store: ended at any moment and resumed, files that do not prove themselves, and what makes a cell another."""
+
+import base64
+import errno
+import functools
+import importlib.util
+import json
+import os
+import platform
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from captum_density._cache.identity import described, name_of
+from captum_density._cache.scratch import scratch_folder
+from captum_density._cache.store import Store, packed, unpacked
+from captum_density.retraining import Cell, Examples, FitConfig, fit_many
+from tests.retraining import retraining_worker as worker
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+
+
+def run(store, *, cells=None, make=worker.make, fit=worker.CONFIG, strategy="loop", **options):
+    return fit_many(
+        make, worker.cells(1) if cells is None else cells, fit=fit, strategy=strategy, store=store, **options
+    )
+
+
+def files(store):
+    return sorted(path for path in store.iterdir() if path.suffix == ".json")
+
+
+def keys(folder, **options):
+    run(folder, **options)
+    found = {path.stem for path in files(folder)}
+    shutil.rmtree(folder)
+    return found
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Finished cells.
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "auto"])
+def test_what_is_finished_is_not_done_again(strategy, store):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return worker.make()
+
+    first = run(store, make=make, strategy=strategy, cells=worker.cells(2))
+    made = len(calls)
+    again = run(store, make=make, strategy=strategy, cells=worker.cells(2))
+    assert len(calls) - made <= 2 * 2 + 1  # to know the model of each run, and of the first that it is no other
+    assert all(f.stored and f.seconds == 0 for f in again) and not any(f.stored for f in first)
+    assert worker.digest(again) == worker.digest(first)
+    assert [(f.engine, f.reason) for f in again] == [(f.engine, f.reason) for f in first]
+    more = run(store, make=make, strategy=strategy, cells=worker.cells(3))
+    assert sum(f.stored for f in more) == 8 or strategy == "auto"  # another stack is another trial
+    assert worker.digest(more[:8]) == worker.digest(first)
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_a_missing_cell_is_done_again_alone(strategy, store):
+    first = run(store, strategy=strategy)
+    cells = [path for path in files(store) if "correct" in json.loads(path.read_bytes())["result"]]
+    assert len(cells) == 4
+    cells[2].unlink()
+    times = {path: path.stat().st_mtime_ns for path in files(store)}
+    again = run(store, strategy=strategy)
+    assert sum(f.stored for f in again) == 3
+    assert worker.digest(again) == worker.digest(first)
+    assert {path: path.stat().st_mtime_ns for path in files(store) if path in times} == times
+
+
+def test_a_file_is_json_that_says_what_it_is_of(store):
+    fitted = run(store)
+    assert (
+        sorted(path.name for path in store.iterdir()) == [path.name for path in files(store)] and len(files(store)) == 4
+    )
+    correct = set()
+    for path in files(store):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert content["key"] == path.stem == name_of(content["identity"])
+        assert content["metadata"].keys() == {"seconds", "engine", "host", "python", "torch", "written"}
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(content["result"]["correct"]), np.uint8))
+        correct.add(tuple(bits[: content["result"]["n"]].tolist()))
+    assert correct == {tuple(f.correct.int().tolist()) for f in fitted}
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 100])
+def test_bits_come_back(n):
+    bits = torch.rand(n) < 0.5
+    result = json.loads(json.dumps(packed(bits)))
+    assert torch.equal(unpacked(result, n), bits)
+    assert unpacked(result, n + 1) is None and unpacked({**result, "n": n + 8}, n + 8) is None
+    assert unpacked({"n": n}, n) is None and unpacked({**result, "correct": "%"}, n) is None and unpacked([], n) is None
+
+
+def test_a_relative_store_is_one_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def fit(model, x, y, seed):
+        os.chdir(tmp_path / "elsewhere")
+
+    run("store", fit=fit)
+    assert len(files(tmp_path / "store")) == 4 and not list((tmp_path / "elsewhere").iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files that do not prove themselves.
+
+
+def edited(text, **changes):
+    return json.dumps({**json.loads(text), **changes}).encode()
+
+
+def flipped(text):
+    content = json.loads(text)
+    bits = bytearray(base64.b64decode(content["result"]["correct"]))
+    bits[0] ^= 0x80
+    content["result"]["correct"] = base64.b64encode(bits).decode()
+    return json.dumps(content).encode()
+
+
+def longer(text):
+    content = json.loads(text)
+    content["result"]["n"] -= 1
+    return json.dumps(content).encode()
+
+
+DAMAGES = {
+    "empty": lambda text, other: b"",
+    "truncated": lambda text, other: text[: len(text) // 2],
+    "one byte short": lambda text, other: text[:-1],
+    "not text": lambda text, other: b"\xff\xfe\x00" + text,
+    "zeros": lambda text, other: bytes(len(text)),
+    "null": lambda text, other: b"null",
+    "list": lambda text, other: b"[]",
+    "nested": lambda text, other: b"[" * 100000,
+    "another cell": lambda text, other: other,
+    "another cell's identity": lambda text, other: edited(text, identity=json.loads(other)["identity"]),
+    "another key": lambda text, other: edited(text, key="0" * 32),
+    "another version": lambda text, other: edited(text, schema=0),
+    "no version": lambda text, other: json.dumps({"key": 1}).encode(),
+    "a bit": lambda text, other: flipped(text),
+    "a number": lambda text, other: longer(text),
+    "no proof": lambda text, other: edited(text, proof=None),
+    "not a number": lambda text, other: edited(text, identity=float("nan")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_reported_kept_and_done_again(damage, store):
+    first = run(store)
+    path, other = files(store)[:2]
+    good = path.read_bytes()
+    bad = DAMAGES[damage](good, other.read_bytes())
+    assert bad != good
+    path.write_bytes(bad)
+    with pytest.warns(
+        UserWarning, match=re.escape(str(path)) + " is no finished cell .* it is computed again"
+    ) as warned:
+        again = run(store)
+    assert len(warned) == 1
+    assert sum(f.stored for f in again) == 3 and worker.digest(again) == worker.digest(first)
+    (aside,) = store.glob("*.rejected-*")
+    assert aside.read_bytes() == bad and aside.name.startswith(path.name) and aside.name in str(warned[0].message)
+    assert json.loads(path.read_bytes())["result"] == json.loads(good)["result"]
+    assert all(f.stored for f in run(store))
+    path.write_bytes(bad)
+    with pytest.warns(UserWarning, match="is no finished cell"):
+        run(store)
+    assert len(list(store.glob("*.rejected-*"))) == 2  # the first is still there
+
+
+def test_a_file_that_another_process_sets_aside_first(store, monkeypatch):
+    run(store)
+    files(store)[0].write_bytes(b"")
+
+    def late(path, aside):
+        Path(path).rename(f"{path}.rejected-0")
+        raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+
+    opened = Store(store)
+    monkeypatch.setattr(os, "replace", late)
+    identity = {"which": 1}
+    (store / f"{name_of(identity)}.json").write_bytes(b"")
+    with pytest.warns(UserWarning, match="is no finished cell"):
+        assert opened.read(identity) is None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Places that cannot be written to.
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "store").write_text("mine", encoding="ascii")
+    calls = []
+
+    def make():
+        calls.append(1)
+        return worker.make()
+
+    for path in (tmp_path / "store", tmp_path / "store" / "below"):
+        with pytest.raises(OSError, match="the store cannot be written to") as raised:
+            run(path, make=make)
+        assert str(path) in str(raised.value)
+    assert not calls and (tmp_path / "store").read_text(encoding="ascii") == "mine"
+
+
+def test_a_folder_that_cannot_be_written_to(store, monkeypatch):
+    store.mkdir(mode=0o500)
+    if os.access(store, os.W_OK):  # as root, whom modes do not stop
+
+        def refuse(*_, **__):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"the store cannot be written to \(Permission denied\)"):
+        run(store)
+
+
+def test_a_disk_that_is_full_keeps_what_is_finished(store):
+    """For real: the system refuses to write more than some bytes to a file, from the third cell on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    calls = []
+
+    def fit(model, x, y, seed):
+        calls.append(1)
+        if len(calls) == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+
+    expected = run(None, fit=worker.slow_fit)
+    try:
+        with pytest.raises(
+            OSError, match=r"a finished cell cannot be written .*; those written before are kept"
+        ) as raised:
+            run(store, fit=fit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.errno == errno.EFBIG and str(store) in str(raised.value)
+    assert len(files(store)) == 2 and not list(store.glob("*.tmp"))
+    assert all("correct" in json.loads(path.read_bytes())["result"] for path in files(store))
+    assert len(expected) == 4
+
+
+def test_a_small_disk(tmp_path):
+    """A file system of 64 kB, where one can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        cells = worker.cells(8)
+        with pytest.raises(OSError, match=r"a finished cell cannot be written \(No space left on device\)"):
+            run(disk, cells=cells)
+        finished = len(files(disk))
+        assert 0 < finished < 32
+        moved = tmp_path / "moved"
+        shutil.copytree(disk, moved)
+        assert sum(f.stored for f in run(moved, cells=cells)) == finished
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_store_that_goes_away_while_it_is_used(store):
+    calls = []
+
+    def fit(model, x, y, seed):
+        calls.append(1)
+        if len(calls) == 3:
+            shutil.rmtree(store)
+
+    with pytest.raises(FileNotFoundError, match="a finished cell cannot be written"):
+        run(store, fit=fit)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several at once.
+
+
+def test_many_may_open_a_store_at_once(store):
+    """Among them several of one number, as processes of several machines can be."""
+    errors = []
+
+    def opens():
+        try:
+            for _ in range(20):
+                Store(store)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=opens) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and not list(store.iterdir())
+
+
+def started(mode, store, **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.retraining.retraining_worker", mode, str(store)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def answer(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ended from outside.
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """What came of calls that a process of theirs was killed in, and the folder they were made in."""
+    folder = tmp_path_factory.mktemp("ended")
+    (folder / "store").mkdir()
+    return answer(started("kills", folder / "store", STARTED=str(folder / "started.txt"))), folder
+
+
+@linux
+def test_killed_twenty_times_and_resumed(ended):
+    found, folder = ended
+    store, cells = folder / "store", worker.cells(worker.RUNS)
+    assert found["digest"] == worker.digest(fit_many(worker.make, cells, fit=worker.slow_fit))
+    assert found["killed"] >= 6 and found["stored"] == found["before"] >= 4
+    assert not list(store.glob("*.rejected-*"))
+    attempts = {}
+    for line in (folder / "started.txt").read_text(encoding="ascii").splitlines():
+        pid, what = line.split(maxsplit=1)
+        attempts.setdefault(pid, []).append(what)
+    # Whatever a killed attempt had begun but the last of it was finished, and is not begun again.
+    finished = set()
+    for begun in list(attempts.values())[1:-2]:  # the first loads what is needed, the last two are of the next test
+        assert not finished & set(begun)
+        finished |= set(begun[:-1])
+    assert len({what for begun in attempts.values() for what in begun}) == len(cells)
+    # The same cells in this process, whose hashes of words are others.
+    assert all(f.stored for f in fit_many(worker.make, cells, fit=worker.slow_fit, store=store))
+    assert name_of({"described": described(worker.some_function())}) == found["name"]
+
+
+@linux
+def test_two_processes_on_one_store(ended):
+    found, folder = ended
+    assert found["ended"] == [0, 0]
+    assert set(found["both"]) == {worker.digest(fit_many(worker.make, worker.cells(2), fit=worker.slow_fit))}
+    assert len(list((folder / "both").iterdir())) == len(files(folder / "both")) == 8
+
+
+def workers_of(pid):
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def n_cells(store):
+    return len([path for path in store.glob("*.json") if not path.name.startswith("probe")])
+
+
+@linux
+def test_workers_go_with_who_started_them(tmp_path):
+    """With who was killed, and with who was interrupted."""
+    stores = {signal.SIGKILL: tmp_path / "killed", signal.SIGINT: tmp_path / "interrupted"}
+    processes = {how: started("pool", store, WORKERS="1") for how, store in stores.items()}
+    expected = worker.digest(fit_many(worker.make, worker.fast_and_slow()[0], fit=worker.LONG, strategy="loop"))
+    try:
+        for how, process in processes.items():
+            store = stores[how]
+            assert wait(lambda store=store, process=process: n_cells(store) == 4 or process.poll() is not None, 90)
+            assert process.poll() is None, process.stderr.read()
+            wait(lambda: False, 0.5)  # the slow ones have begun
+            children = workers_of(process.pid)
+            assert any(map(alive, children))
+            assert len(list(store.glob("scratch-*"))) == 1
+            os.kill(process.pid, how)
+            process.wait(15)
+            assert wait(lambda children=children: not any(map(alive, children)), 15), "workers stay"
+            assert len(list(store.glob("scratch-*"))) == (how == signal.SIGKILL)
+            fast, _ = worker.fast_and_slow()
+            with ThreadPoolExecutor(1) as executor:
+                again = fit_many(worker.make, fast, fit=worker.LONG, strategy="loop", store=store, executor=executor)
+            assert all(f.stored for f in again) and not list(store.glob("scratch-*"))
+            assert worker.digest(again) == expected
+    finally:
+        for process in processes.values():
+            with suppress(ProcessLookupError):  # whatever of it is left, so that a failure is one and no waiting
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_a_call_with_workers_is_killed_at_random_moments(seed, store):
+    """The whole group or its head alone, while workers start, work or are told what to do."""
+    delays = random.Random(seed)
+    for _ in range(2):
+        process = started("pool", store, WORKERS="2")
+        time.sleep(delays.uniform(2, 9))
+        children = workers_of(process.pid)
+        (os.killpg if delays.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
+        process.wait(10)
+        # A worker that has been given nothing yet knows of nobody to leave with, and stays: the standard library's own.
+        wait(lambda found=children: not any(map(alive, found)), 3)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    cells, _ = worker.fast_and_slow()
+    with ThreadPoolExecutor(1) as executor:
+        again = fit_many(worker.make, cells, fit=worker.LONG, strategy="loop", store=store, executor=executor)
+    assert worker.digest(again) == worker.digest(fit_many(worker.make, cells, fit=worker.LONG, strategy="loop"))
+    assert not list(store.glob("*.rejected-*")) and not list(store.glob("scratch-*"))
+
+
+@linux
+def test_a_scratch_folder_goes_with_its_process(tmp_path):
+    with scratch_folder(tmp_path) as folder:
+        assert folder.is_dir() and folder.parent == tmp_path
+        with scratch_folder(tmp_path) as second:
+            assert folder.is_dir() and second != folder  # another call of this process
+        assert not second.exists()
+        (folder / "file").write_text("content", encoding="ascii")
+    assert not folder.exists()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = tmp_path / folder.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    other_machine = tmp_path / left.name.replace(platform.node(), "elsewhere", 1)
+    of_someone, of_the_first = tmp_path / "scratch-mine", tmp_path / folder.name.replace(f"-{os.getpid()}-", "-1-")
+    for path in (left, other_machine, of_someone, of_the_first):
+        path.mkdir()
+    with pytest.raises(ArithmeticError), scratch_folder(tmp_path) as folder:
+        assert not left.exists() and other_machine.exists() and of_someone.exists() and of_the_first.exists()
+        raise ArithmeticError
+    assert not folder.exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What makes a cell another, and what does not.
+
+GIVEN = worker.examples()
+
+
+def options_of(given=GIVEN, **changes):
+    names = ("train", "test", "ranks", "groups", "fill", "impute", "mask_only")
+    return Examples(**{**{name: getattr(given, name) for name in names}, **changes})
+
+
+def one(given=GIVEN, kept=(0, 5), run=0):
+    return [Cell(given, kept, run)]
+
+
+def plus(x, kept, *, generator):
+    return x + 1
+
+
+def times(x, kept, *, generator, factor=2):
+    return x * factor
+
+
+(TRAIN_X, TRAIN_Y), (TEST_X, TEST_Y) = GIVEN.train, GIVEN.test
+GROUPS = torch.arange(12) // 2
+GROUPED = options_of(ranks=(GIVEN.ranks[0].argsort(1)[:, :6] // 2, GIVEN.ranks[1][:, :6] // 2), groups=GROUPS)
+
+
+def changed(array, value):
+    array = array.clone()
+    array.view(-1)[-1] = value
+    return array
+
+
+DATA = {
+    "training inputs": one(options_of(train=(changed(TRAIN_X, 9), TRAIN_Y))),
+    "a last digit": one(options_of(train=(changed(TRAIN_X, TRAIN_X.flatten()[-1] * (1 + 2e-7)), TRAIN_Y))),
+    "training labels": one(options_of(train=(TRAIN_X, changed(TRAIN_Y, 1 - TRAIN_Y[-1] % 2)))),
+    "test inputs": one(options_of(test=(changed(TEST_X, 9), TEST_Y))),
+    "test labels": one(options_of(test=(TEST_X, changed(TEST_Y, (TEST_Y[-1] + 1) % 3)))),
+    "type": one(options_of(train=(TRAIN_X, TRAIN_Y.int()))),
+    "training ranks": one(options_of(ranks=(GIVEN.ranks[0].flip(0), GIVEN.ranks[1]))),
+    "test ranks": one(options_of(ranks=(GIVEN.ranks[0], GIVEN.ranks[1].flip(0)))),
+    "fill": one(options_of(fill=0.1)),
+    "fill tensor": one(options_of(fill=torch.arange(12.0))),
+    "groups": one(GROUPED),
+    "other groups": one(options_of(GROUPED, groups=GROUPS.flip(0).contiguous())),
+    "mask": one(options_of(mask_only=True)),
+    "impute": one(options_of(impute=plus)),
+    "impute otherwise": one(options_of(impute=times)),
+    "impute by 3": one(options_of(impute=functools.partial(times, factor=3))),
+    "impute by 4": one(options_of(impute=functools.partial(times, factor=4))),
+    "low": one(kept=(1, 5)),
+    "high": one(kept=(0, 6)),
+    "whole": one(kept=(0, 12)),
+    "run": one(run=1),
+}
+FITS = {
+    "epochs": {"epochs": 3},
+    "batch_size": {"batch_size": 17},
+    "lr": {"lr": 0.021},
+    "optimizer": {"optimizer": "sgd"},
+    "momentum": {"momentum": 0.8},
+    "weight_decay": {"weight_decay": 0.1},
+    "schedule": {"schedule": "constant"},
+    "threads": {"threads": 2},
+}
+
+
+def test_a_cell_is_known_by_its_data_and_its_configuration(tmp_path):
+    found = {"as it was": keys(tmp_path / "s", cells=one())}
+    found |= {name: keys(tmp_path / "s", cells=cells) for name, cells in DATA.items()}
+    for name, change in FITS.items():
+        found[name] = keys(tmp_path / "s", cells=one(), fit=FitConfig(**{**vars(worker.CONFIG), **change}))
+    assert set(FITS) == set(vars(worker.CONFIG)) - {"stack_size", "devices"}
+    found["seed"] = keys(tmp_path / "s", cells=one(), seed=1)
+    found["engine"] = keys(tmp_path / "s", cells=one(), strategy="vmap")
+    names = [key for some in found.values() for key in some]
+    assert len(names) == len(found) + 1  # "vmap" has a trial's as well
+    assert len(set(names)) == len(names), [name for name, some in found.items() if names.count(min(some)) > 1]
+
+
+def test_a_cell_is_the_same_however_it_is_asked_for(tmp_path):
+    cells = worker.cells(2)
+    expected = keys(tmp_path / "s", cells=cells)
+    assert keys(tmp_path / "s", cells=cells[::-1]) == expected
+    assert keys(tmp_path / "s", cells=[*cells, *cells]) == expected
+    assert keys(tmp_path / "s", cells=cells, show_progress=True) == expected
+    assert set().union(*(keys(tmp_path / "s", cells=[cell]) for cell in cells)) == expected
+    for change in ({"stack_size": 2}, {"devices": ("cpu", "cpu:0")}):
+        fit = FitConfig(**{**vars(worker.CONFIG), **change})
+        assert keys(tmp_path / "s", cells=cells, fit=fit) == expected
+    with ThreadPoolExecutor(2) as executor:
+        assert keys(tmp_path / "s", cells=cells, executor=executor) == expected
+    np.save(tmp_path / "x.npy", TRAIN_X.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for x in (TRAIN_X.numpy(), mapped, TRAIN_X.t().contiguous().t(), TRAIN_X.clone().requires_grad_()):
+        same = options_of(train=(x, TRAIN_Y.numpy()))
+        alike = [Cell(same, cell.kept, np.int64(cell.run)) for cell in cells]
+        assert keys(tmp_path / "s", cells=alike, seed=np.int64(0)) == expected
+    torch.manual_seed(9)
+    torch.set_num_threads(before := torch.get_num_threads())
+    assert torch.get_num_threads() == before and keys(tmp_path / "s", cells=cells) == expected
+
+
+def test_a_cell_is_the_same_whatever_other_examples_are_asked_for(tmp_path):
+    other = options_of(test=(TEST_X + 1, TEST_Y))
+    both = [*one(), *one(other)]
+    expected = keys(tmp_path / "s", cells=both)
+    assert keys(tmp_path / "s", cells=both[::-1]) == expected
+    assert keys(tmp_path / "s", cells=one()) | keys(tmp_path / "s", cells=one(other)) == expected
+
+
+# Models.
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads a text as module "net", from a file, so that the text can be read: as long as it is the last one loaded."""
+
+    def loaded(old="", new=""):
+        assert old in NET
+        path = tmp_path / f"{len(list(tmp_path.glob('*.py')))}.py"
+        path.write_text(NET.replace(old, new) if old else NET, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location("net", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "net", module)
+        spec.loader.exec_module(module)
+        return module
+
+    return loaded
+
+
+NET = """
+import torch
+from torch import nn
+from torch.nn.functional import dropout
+
+class Base(nn.Module):
+    def forward(self, x):
+        return self.head(dropout(x, 0.3, self.training))
+
+class Net(Base):
+    def __init__(self, p=0.3, activation=torch.relu, drop=0.1, attention_rate=0.1):
+        super().__init__()
+        self.p, self.activation = p, activation
+        self.body, self.last, self.drop = nn.Linear(12, 12), nn.Linear(12, 3), nn.Dropout(drop)
+        self.attention = nn.MultiheadAttention(4, 1, dropout=attention_rate, batch_first=True)
+
+    def head(self, x):
+        if self.training:
+            x = x * 1.1
+        x = self.activation(self.body(dropout(x, self.p, self.training)))
+        x = x.view(-1, 3, 4)
+        return self.last(self.drop(self.attention(x, x, x, need_weights=False)[0].flatten(1)))
+
+class Factory:
+    def __call__(self):
+        return Net()
+
+class Fit:
+    def __init__(self, lr=0.1):
+        self.lr = lr
+
+    def __call__(self, model, x, y, seed):
+        self.lr * 2
+
+    def method(self, model, x, y, seed):
+        pass
+
+class Silent(Fit):
+    def __repr__(self):
+        return "Silent()"
+
+def fit(model, x, y, seed, rate=0.1, *, other=1):
+    rate * 2
+
+def wrapped(function):
+    import functools
+    @functools.wraps(function)
+    def call(*arguments):
+        return function(*arguments)
+    return call
+
+decorated = wrapped(fit)
+
+def closing(value):
+    def inner(model, x, y, seed):
+        value
+    return inner
+
+two = lambda m, x, y, s: m(x * 2), lambda m, x, y, s: m(x * 3)
+"""
+
+
+def distinct(found):
+    keys = list(found.values())
+    assert len(set(keys)) == len(keys), [name for name, key in found.items() if keys.count(key) > 1]
+
+
+def test_a_cell_is_known_by_its_model(tmp_path, load):
+    def key(make):
+        return min(keys(tmp_path / "s", cells=one(), make=make))
+
+    found = {"as it was": key(load().Net)}
+    options = {"activation": {"activation": torch.tanh}, "dropout": {"drop": 0.2}, "attributes": {"p": 0.4}}
+    found |= {name: key(functools.partial(load().Net, **some)) for name, some in options.items()}
+    for name, old, new in [
+        ("code", "x * 1.1", "x * 1.2"),
+        ("code of a base", "dropout(x, 0.3,", "dropout(x, 0.4,"),
+        ("layer", "nn.Dropout(drop)", "nn.Dropout1d(drop)"),
+        ("parameters", "nn.Linear(12, 12)", "nn.Linear(12, 12, bias=False)"),
+        ("attention's rate", "attention_rate=0.1", "attention_rate=0.2"),
+    ]:
+        found[name] = key(load(old, new).Net)
+    found |= {"ReLU": key(lambda: nn.Sequential(nn.Linear(12, 3), nn.ReLU()))}
+    found |= {"Tanh": key(lambda: nn.Sequential(nn.Linear(12, 3), nn.Tanh()))}
+    distinct(found)
+    again = load()
+    assert key(again.Net) == key(functools.partial(again.Net, p=0.3)) == found["as it was"]
+
+
+def test_runs_that_start_alike_are_different_cells(tmp_path):
+    """With weights that are given, as from another training, a run is an order of batches."""
+
+    def make():
+        model = nn.Linear(12, 3)
+        nn.init.constant_(model.weight, 0.1)
+        nn.init.zeros_(model.bias)
+        return model
+
+    plain = keys(tmp_path / "s", cells=one(), make=make)
+    distinct(
+        {
+            "plain": min(plain),
+            **{
+                "run": min(keys(tmp_path / "s", cells=one(run=1), make=make)),
+                "seed": min(keys(tmp_path / "s", cells=one(), make=make, seed=1)),
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize(("module", "name"), [("Net", "p"), ("attention", "dropout")])
+def test_a_rate_that_only_an_attribute_tells(tmp_path, load, module, name):
+    """Of which neither a text nor an output in evaluation mode says anything."""
+    net, found = load(), []
+    for rate in (0.3, 0.4, 0.3):
+
+        def make(rate=rate):
+            model = net.Net()
+            setattr(model if module == "Net" else model.attention, name, rate)
+            return model
+
+        found.append(keys(tmp_path / "s", cells=one(), make=make))
+    assert found[0] != found[1] and found[0] == found[2]
+
+
+def test_a_class_of_a_notebook_is_known_by_its_code(tmp_path):
+    """There is no file to read its text from."""
+    text = "class Net(nn.Linear):\n def forward(self, x):\n  return super().forward(x * 1.1 if self.training else x)"
+    found = []
+    for written in (text, text.replace("1.1", "1.2"), text):
+        cell = {"nn": nn, "__name__": "__main__"}
+        exec(compile(written, "<cell>", "exec"), cell)
+        found.append(keys(tmp_path / "s", cells=one(), make=functools.partial(cell["Net"], 12, 3)))
+    assert found[0] != found[1] and found[0] == found[2]
+
+
+def test_an_object_that_makes_models_is_known_again(tmp_path, load):
+    """Where it lies in memory is no part of it; nor is that of a function that a module shows."""
+
+    shown = []  # which lie in different places, as long as all of them live
+
+    class Shows(nn.Linear):
+        def extra_repr(self):
+            shown.append(object())
+            return f"{shown[-1]}"
+
+    net = load()
+    kept = [net.Factory(), net.Factory()]
+    assert keys(tmp_path / "s", cells=one(), make=kept[0]) == keys(tmp_path / "s", cells=one(), make=kept[1])
+    assert len({min(keys(tmp_path / "s", cells=one(), make=lambda: Shows(12, 3))) for _ in range(3)}) == 1
+
+
+FUNCTIONS = {
+    "function": ("", "", lambda net: net.fit),
+    "code": ("rate * 2", "rate * 3", lambda net: net.fit),
+    "default": ("rate=0.1", "rate=0.2", lambda net: net.fit),
+    "keyword's default": ("other=1", "other=2", lambda net: net.fit),
+    "another": ("", "", lambda net: net.wrapped),
+    "partial": ("", "", lambda net: functools.partial(net.fit, rate=0.1)),
+    "another partial": ("", "", lambda net: functools.partial(net.fit, rate=0.2)),
+    "partial in place": ("", "", lambda net: functools.partial(net.fit, 0.1)),
+    "closure": ("", "", lambda net: net.closing(1)),
+    "another closure": ("", "", lambda net: net.closing(2)),
+    "tensor": ("", "", lambda net: net.closing(torch.zeros(3))),
+    "another tensor": ("", "", lambda net: net.closing(torch.ones(3))),
+    "words": ("", "", lambda net: net.closing({"a", "b"})),
+    "other words": ("", "", lambda net: net.closing({"a", "c"})),
+    "settings": ("", "", lambda net: net.closing({"a": 1.0})),
+    "other settings": ("", "", lambda net: net.closing({"a": 2.0})),
+    "a configuration": ("", "", lambda net: net.closing(FitConfig())),
+    "another configuration": ("", "", lambda net: net.closing(FitConfig(lr=1))),
+    "a module": ("", "", lambda net: net.closing(nn.ReLU())),
+    "another module": ("", "", lambda net: net.closing(nn.Tanh())),
+    "function within": ("", "", lambda net: net.closing(net.fit)),
+    "function within changed": ("rate * 2", "rate * 3", lambda net: net.closing(net.fit)),
+    "decorated": ("", "", lambda net: net.decorated),
+    "decorated otherwise": ("return function(*arguments)", "return 1", lambda net: net.decorated),
+    "decorated another": ("rate * 2", "rate * 3", lambda net: net.decorated),
+    "object": ("", "", lambda net: net.Fit()),
+    "another object": ("", "", lambda net: net.Fit(lr=0.2)),
+    "object's code": ("self.lr * 2", "self.lr * 3", lambda net: net.Fit()),
+    "object that shows nothing": ("", "", lambda net: net.Silent()),
+    "its code": ('"Silent()"', '"Silent( )"', lambda net: net.Silent()),
+    "method": ("", "", lambda net: net.Fit().method),
+    "another's method": ("", "", lambda net: net.Fit(lr=0.2).method),
+    "left of a line": ("", "", lambda net: net.two[0]),
+    "right of a line": ("", "", lambda net: net.two[1]),
+    "without text": ("", "", lambda net: eval("lambda m, x, y, s: m(abs(x))")),
+    "without text, another": ("", "", lambda net: eval("lambda m, x, y, s: m(max(x))")),
+    "without text, a constant": ("", "", lambda net: eval("lambda m, x, y, s: (lambda: 1)")),
+    "without text, another constant": ("", "", lambda net: eval("lambda m, x, y, s: (lambda: 2)")),
+}
+
+
+def test_a_cell_is_known_by_the_function_that_trains(tmp_path, load):
+    def key(name):
+        old, new, of = FUNCTIONS[name]
+        return name_of({"fit": described(of(load(old, new)))})
+
+    found = {name: key(name) for name in FUNCTIONS}
+    distinct(found)
+    assert {name: key(name) for name in FUNCTIONS} == found
+    some = [keys(tmp_path / "s", fit=load(*FUNCTIONS[name][:2]).fit) for name in ("function", "code", "function")]
+    assert some[0] == some[2] and not some[0] & some[1]
+
+
+def test_functions_are_known_in_threads_too():
+    """Where one that names itself is noticed, another thread's description of it is none of it."""
+    words = {f"{i}": [i] for i in range(20000)}
+
+    def fit(model, x, y, seed):
+        return words
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(name_of({"fit": described(fit)}))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len(set(found)) == 1
+
+
+def test_what_cannot_be_known_again_is_refused(store):
+    class Nameless:
+        __slots__ = ()
+
+    value = Nameless()
+
+    def fit(model, x, y, seed):
+        assert value is not None
+
+    with pytest.raises(TypeError, match=r"cannot be told from another Nameless in a later process.*do without a store"):
+        run(store, fit=fit)
+    assert len(run(None, fit=fit)) == 4
+
+
+def test_a_function_that_knows_itself(store):
+    def fit(model, x, y, seed, again=True):
+        if again:
+            fit(model, x, y, seed, again=False)
+
+    assert not any(f.stored for f in run(store, fit=fit)) and all(f.stored for f in run(store, fit=fit))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What neither text nor values tell.
+
+
+RATE = 0.5
+DTYPE, D = GIVEN.train[0].dtype, GIVEN.train[0][0].numel()
+ADAMW = FitConfig(epochs=2, batch_size=16)
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(D, 20, dtype=DTYPE), nn.ReLU(), nn.Linear(20, 4, dtype=DTYPE))
+
+
+def _reads_a_global(x, training):
+    return nn.functional.dropout(x, RATE, training)
+
+
+class Hidden(nn.Module):
+    def __init__(self, *, private=0.5, config=0.5, frozen=False, hook=False, in_global=False):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(D, 20, dtype=DTYPE), nn.Linear(20, 4, dtype=DTYPE)
+        self._private, self.config, self._in_global = private, {"dropout": config}, in_global
+        self.hidden.weight.requires_grad_(not frozen)
+        if hook:
+            self.hidden.register_forward_hook(lambda module, _, y: y * 0.5 if module.training else y)
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.hidden(x.flatten(1)).relu(), self._private, self.training)
+        x = nn.functional.dropout(x, self.config["dropout"], self.training)
+        return self.out(_reads_a_global(x, self.training) if self._in_global else x)
+
+
+HIDDEN = {
+    "as it is": {},
+    "private attribute": {"private": 0.1},
+    "attribute that is a mapping": {"config": 0.1},
+    "frozen": {"frozen": True},
+    "hook": {"hook": True},
+    "global": {"in_global": True},
+}
+
+
+def _stored(make, store, **options):
+    fitted = fit_many(make, [Cell(options.pop("examples", GIVEN), (0, 6))], store=store, **{"fit": ADAMW, **options})
+    return fitted[0].stored
+
+
+def test_a_model_is_known_by_what_training_does_with_it(tmp_path):
+    for name, options in HIDDEN.items():
+        assert not _stored(lambda options=options: Hidden(**options), tmp_path), name
+        assert _stored(lambda options=options: Hidden(**options), tmp_path), name
+
+
+def test_a_model_is_known_by_the_globals_it_reads(tmp_path, monkeypatch):
+    make = functools.partial(Hidden, in_global=True)
+    assert not _stored(make, tmp_path) and _stored(make, tmp_path)
+    monkeypatch.setitem(globals(), "RATE", 0.1)
+    assert not _stored(make, tmp_path)
+
+
+LEARNING_RATE = 0.1
+
+
+def _step_size():
+    return LEARNING_RATE
+
+
+def _fit_by_global(model, x, y, seed):
+    optimizer = torch.optim.SGD(model.parameters(), lr=_step_size())
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def test_a_function_is_known_by_the_globals_it_and_its_helpers_read(tmp_path, monkeypatch):
+    assert not _stored(mlp, tmp_path, fit=_fit_by_global) and _stored(mlp, tmp_path, fit=_fit_by_global)
+    monkeypatch.setitem(globals(), "LEARNING_RATE", 0.3)
+    assert not _stored(mlp, tmp_path, fit=_fit_by_global)
+
+
+class Filling(nn.Module):
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
+
+    def __repr__(self):
+        return "Filling()"
+
+    def forward(self, inputs, kept, generator):
+        return torch.where(kept, inputs, self.level * LEARNING_RATE)
+
+
+def test_an_imputation_is_known_by_what_it_makes(tmp_path, monkeypatch):
+    def examples_with(level):
+        return options_of(impute=Filling(level))
+
+    assert not _stored(mlp, tmp_path, examples=examples_with(1.0))
+    assert _stored(mlp, tmp_path, examples=examples_with(1.0))
+    assert not _stored(mlp, tmp_path, examples=examples_with(5.0))
+    monkeypatch.setitem(globals(), "LEARNING_RATE", 0.3)
+    assert not _stored(mlp, tmp_path, examples=examples_with(1.0))
+
+
+def test_a_trial_is_remembered_for_more_cells_of_the_same_model(tmp_path, monkeypatch):
+    fit_many(mlp, [Cell(GIVEN, (0, 6))], fit=ADAMW, store=tmp_path)
+    monkeypatch.setattr("captum_density.retraining._plan.try_engines", None)  # would raise if it were called
+    fitted = fit_many(mlp, [Cell(GIVEN, kept) for kept in ((0, 3), (0, 6), (0, 9))], fit=ADAMW, store=tmp_path)
+    assert [f.stored for f in fitted] == [False, True, False]
+
+
+def test_a_folder_in_a_cell_s_place_is_set_aside(tmp_path):
+    assert not _stored(mlp, tmp_path, strategy="loop")
+    (path,) = tmp_path.glob("*.json")
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="is no finished cell"):
+        assert not _stored(mlp, tmp_path, strategy="loop")
+    assert _stored(mlp, tmp_path, strategy="loop")
