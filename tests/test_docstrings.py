@@ -2,8 +2,10 @@
 
 What a docstring lacks is told by name. The rules, each a test below, and where they stop:
 
-- Args: each parameter has its own entry. One whose annotation has a tensor in it (callables aside) gives its shape in
-  one of the forms of `SHAPE`, or refers to one that does: "As `pgd`'s", "As in `FullGrad.attribute`"; a `target` may be
+- Args: each parameter has an entry, its own ("seed: Of the noise.") or one for several ("inputs, target: As in
+  `FullGrad.attribute`."); a last line "Other arguments: As `diff_roar`." stands for all that have none. What an entry
+  refers to with "As `name`" has to be public and to describe that parameter. A parameter whose annotation has a tensor
+  in it (callables aside) gives its shape in one of the forms of `SHAPE`, or refers to one that does; a `target` may be
   "As Captum's".
 - Returns, or Yields: whatever does not return None; tensors with a shape. Without parameters the summary will do.
 - Raises: whatever takes arguments, and wherever a `raise` is met in the code, or in what it calls of this package, as
@@ -76,6 +78,7 @@ SHAPE = re.compile(
     r"|\b[Aa] scalar\b"
 )
 REFERENCE = re.compile(r"As (?:in |for )?`([\w.]+)`")
+OTHERS = re.compile(r"^Other arguments: As (?:in |for )?`([\w.]+)`", re.MULTILINE)
 CITATION = re.compile(r"arXiv:\d{4}\.\d{4,5}|\"[^\"]{8,}\",[^\"]*\b(?:19|20)\d\d\b")
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Warns", "References", "Example")
 
@@ -114,12 +117,18 @@ class Described(NamedTuple):
     def entries(self) -> dict[str, str]:
         """Argument to what is said of it."""
         text = self.section.get("Args", "") + "\n" + (self.section.get("Attributes", "") if self.is_record else "")
-        parts = re.split(r"^(\w+(?:, \w+)*):\s", text, flags=re.MULTILINE)
+        parts = re.split(r"^(\w+(?:, \w+)*|Other arguments):\s", text, flags=re.MULTILINE)
         return {
             name: " ".join(said.split())
             for names, said in zip(parts[1::2], parts[2::2], strict=True)
             for name in names.split(", ")
         }
+
+    @property
+    def others(self) -> str | None:
+        """What describes all parameters that have no entry, by the name that the docstring gives it."""
+        line = OTHERS.search(self.section.get("Args", ""))
+        return line[1] if line else None
 
     @property
     def is_record(self) -> bool:
@@ -224,28 +233,65 @@ def test_has_a_docstring_of_its_own(it):
     assert not it.text.startswith(f"{it.name}("), f"{it.name} has only what dataclass or NamedTuple made"
 
 
-def _shaped(it: Described, parameter: str) -> bool:
-    """Whether a tensor's entry gives its shape, or refers to an entry that does."""
-    said = it.entries[parameter]
-    if SHAPE.search(said) or (parameter == "target" and re.match("(y, a|A)s Captum's", said)):
-        return True
-    referred = REFERENCE.match(said)
-    there = referred and (EVERYTHING.get(referred[1]) or EVERYTHING.get(f"{it.name.split('.')[0]}.{referred[1]}"))
-    return bool(there) and there.name != it.name and parameter in there.entries and _shaped(there, parameter)
+def _named(name: str, it: Described) -> Described | None:
+    """What a docstring names: a public callable, with or without its namespace, or a method of the same class."""
+    namespace, _, last = name.rpartition(".")
+    name = last if namespace in PUBLIC else name
+    return EVERYTHING.get(name) or EVERYTHING.get(f"{it.name.split('.')[0]}.{name}")
+
+
+def _describes(it: Described, parameter: str, seen: tuple[str, ...] = ()) -> str | None:
+    """The words that describe a parameter, here or where a docstring refers to; None where they end nowhere."""
+    words = it.entries.get(parameter)
+    referred = REFERENCE.match(words) if words else None
+    name = referred[1] if referred else it.others if words is None else None
+    there = _named(name, it) if name else None
+    if there is None or there.name in (it.name, *seen):
+        # "As `torch.optim.SGD`'s" describes: what is not ours is not looked up.
+        ours = referred is not None and (there is not None or referred[1].startswith("captum_density"))
+        return None if ours else words
+    return _describes(there, parameter, (*seen, it.name))
 
 
 @_each(DESCRIBED)
 def test_arguments_are_described_and_tensors_have_shapes(it):
-    missing = [name for name in it.parameters if name not in it.entries]
-    assert not missing, f"{it.name} does not describe {missing}"
+    words = {name: _describes(it, name) for name in it.parameters}
+    missing = [name for name, text in words.items() if text is None]
+    assert not missing, f"{it.name} does not describe {missing}, or refers to what does not"
+    needless = it.others and set(it.parameters) <= it.entries.keys()
+    assert not needless, f"{it.name} has no other arguments than those that it describes"
     shapeless = [
         name
         for name, annotation in it.annotations.items()
         if name != "return"
         and (_holds(annotation, Tensor, np.ndarray) or (name in NAMED and _holds(annotation, Any)))
-        and not _shaped(it, name)
+        and not (SHAPE.search(f"{it.entries.get(name, '')} {words[name]}") or _captums_target(name, words[name]))
     ]
     assert not shapeless, f"{it.name} gives no shape of {shapeless}; the forms are those of SHAPE"
+
+
+@pytest.mark.parametrize(
+    ("text", "seed", "widths"),
+    [
+        ("Args:\n    seed: Of the draw.\n    Other arguments: As `diff_roar`.", "Of the draw.", None),
+        ("Args:\n    Other arguments: As `captum_density.metrics.diff_roar`.", "Of everything that is drawn.", None),
+        ("Args:\n    widths, seed: As `diff_roar`'s.", "Of everything that is drawn.", None),
+        ("Args:\n    widths, seed: As `torch.rand`'s.", "As `torch.rand`'s.", "As `torch.rand`'s."),
+        ("Args:\n    widths: As `captum_density.lost`.", None, None),
+        ("Other arguments: As `diff_roar`.", None, None),
+        ("Args:\n    seed: Of the draw.", "Of the draw.", None),
+    ],
+)
+def test_references_between_docstrings_are_followed(text, seed, widths):
+    def function(widths, seed): ...
+
+    function.__doc__ = f"Draw.\n\n{text}\n"
+    it = Described("function", function)
+    assert (_describes(it, "seed"), _describes(it, "widths")) == (seed, widths)
+
+
+def _captums_target(name: str, words: str) -> bool:
+    return name == "target" and re.match("(y, a|A)s Captum's", words) is not None
 
 
 @_each({name: it for name, it in DESCRIBED.items() if not inspect.isclass(it.value)})
