@@ -147,10 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the audit with command line arguments.
 
     Args:
-        arguments: the arguments after the program's name; None takes them from ``sys.argv``.
+        arguments: The arguments after the program's name; None takes them from ``sys.argv``.
 
     Raises:
-        SystemExit: with status 2 after bad input, 1 where scikit-learn is missing, and 130 after Ctrl-C; one line says
+        SystemExit: With status 2 after bad input, 1 where scikit-learn is missing, and 130 after Ctrl-C; one line says
             why.
     """
     parser, cells = _parser(), None

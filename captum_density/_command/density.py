@@ -84,13 +84,13 @@ class ModelFigures:
     """What was measured of one network, on the test digits and on its own samples.
 
     Args:
-        accuracy: in [0, 1]; higher is better.
-        hessian_trace: of the label's logit, mean over digits; below 0 at peaks.
+        accuracy: In [0, 1]; higher is better.
+        hessian_trace: Of the label's logit, mean over digits; below 0 at peaks.
         ratios: (S, N) log density ratios, for each standard deviation of the noise; below 0 where noise is unlikelier.
-        gan_test: accuracy of another network on the samples, in [0, 1]; higher is better.
-        perturbation: what is left of predictions when the pixels of the largest gradients are.
+        gan_test: Accuracy of another network on the samples, in [0, 1]; higher is better.
+        perturbation: What is left of predictions when the pixels of the largest gradients are.
         samples: (10, 1, 8, 8), one of each class.
-        network: the network itself.
+        network: The network itself.
     """
 
     accuracy: float
@@ -120,10 +120,10 @@ class DensityStudy:
     """The four networks side by side.
 
     Args:
-        models: name to figures.
-        seed: of training, noise and samples.
-        proxy_accuracy: of the network that judges samples, on test digits.
-        n_samples: how many samples of each network it judged.
+        models: Name to figures.
+        seed: Of training, noise and samples.
+        proxy_accuracy: Of the network that judges samples, on test digits.
+        n_samples: How many samples of each network it judged.
     """
 
     models: Mapping[str, ModelFigures]
@@ -156,7 +156,7 @@ class DensityStudy:
         """Write the pictures of ratios, samples and perturbed pixels.
 
         Args:
-            out: the folder.
+            out: The folder.
             test_images: (N, 1, 8, 8), of which one of each class is shown above the samples.
             test_labels: (N,).
 
@@ -201,13 +201,13 @@ def study_density(
     """Train the four networks, and another to judge their samples, and measure them.
 
     Args:
-        data: the digits; figures are of the test digits.
-        seed: of training, noise and samples.
-        epochs: passes over the training digits, for each of the four.
-        samples_per_class: samples to draw of each class and network.
-        noise_samples: for each digit, in the density ratio; twice as many in the Hessian trace.
-        plain: the plain network where it is trained already, with this seed and as many epochs.
-        judge: what judges samples where it is trained already.
+        data: The digits; figures are of the test digits.
+        seed: Of training, noise and samples.
+        epochs: Passes over the training digits, for each of the four.
+        samples_per_class: Samples to draw of each class and network.
+        noise_samples: For each digit, in the density ratio; twice as many in the Hessian trace.
+        plain: The plain network where it is trained already, with this seed and as many epochs.
+        judge: What judges samples where it is trained already.
 
     Returns:
         All figures.
@@ -226,8 +226,8 @@ def train_judge(data: Digits, seed: int) -> nn.Module:
     """Train the network that judges samples.
 
     Args:
-        data: the digits.
-        seed: of the judged networks; the judge's is the next but, in the first place, another architecture.
+        data: The digits.
+        seed: Of the judged networks; the judge's is the next but, in the first place, another architecture.
 
     Returns:
         A perceptron in evaluation mode.
@@ -241,8 +241,8 @@ def keep_by_gradient(model: nn.Module, data: Digits, fill: float | Tensor | None
 
     Args:
         model: (N, 1, 8, 8) to (N, 10).
-        data: the digits, of which those for testing are perturbed.
-        fill: what the other pixels are set to; None for the mean training digit, which, unlike 0, changes a background
+        data: The digits, of which those for testing are perturbed.
+        fill: What the other pixels are set to; None for the mean training digit, which, unlike 0, changes a background
             that is not kept, too.
 
     Returns:
@@ -259,8 +259,8 @@ def markdown(headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     """Align a Markdown table.
 
     Args:
-        headings: of the columns, without that of the names.
-        rows: name of the model to the texts of its cells.
+        headings: Of the columns, without that of the names.
+        rows: Name of the model to the texts of its cells.
 
     Returns:
         Lines without a newline at the end.

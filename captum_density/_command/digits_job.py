@@ -28,10 +28,10 @@ class Effort:
     """How much of everything the main job takes.
 
     Args:
-        epochs: passes over the training digits, for each network.
-        examples: test digits to audit.
-        samples_per_class: samples of each class and network for the GAN-test.
-        noise_samples: for each digit, in the density ratio; twice as many in the Hessian trace.
+        epochs: Passes over the training digits, for each network.
+        examples: Test digits to audit.
+        samples_per_class: Samples of each class and network for the GAN-test.
+        noise_samples: For each digit, in the density ratio; twice as many in the Hessian trace.
     """
 
     epochs: int = 12
@@ -74,14 +74,14 @@ def run(
     ``samples.png`` and ``pixel_perturbation.png``, whose figures ``table.md`` and ``report.json`` hold as well.
 
     Args:
-        out: folder to write to, made where it is missing.
-        seed: of the initial weights, the order of training and every perturbation.
+        out: Folder to write to, made where it is missing.
+        seed: Of the initial weights, the order of training and every perturbation.
         device: "cpu" or "cuda".
-        effort: how much of everything to take.
-        attributions: as `captum_density.audit`'s.
-        metrics: as `captum_density.audit`'s.
-        limit: how many test digits to audit; None for the effort's.
-        store: as `captum_density.audit`'s.
+        effort: How much of everything to take.
+        attributions: As `captum_density.audit`'s.
+        metrics: As `captum_density.audit`'s.
+        limit: How many test digits to audit; None for the effort's.
+        store: As `captum_density.audit`'s.
 
     Returns:
         The network's accuracy on all test digits, in [0, 1]; higher is better.

@@ -27,12 +27,12 @@ def audit_digits(asked: Namespace, cells: Path) -> None:
     """Train a network on the embedded digits, audit it, and look at the densities of three more.
 
     Args:
-        asked: the parsed arguments.
-        cells: where finished figures are kept.
+        asked: The parsed arguments.
+        cells: Where finished figures are kept.
 
     Raises:
-        BadInput: unknown names.
-        OSError: the folders cannot be written to.
+        BadInput: Unknown names.
+        OSError: The folders cannot be written to.
     """
     attributions = _attributions(asked)
     _prepare(cells, asked.resume)
@@ -55,12 +55,12 @@ def audit_model(asked: Namespace, cells: Path) -> None:
     """Load a model and data, audit, print and write the report.
 
     Args:
-        asked: the parsed arguments.
-        cells: where finished figures are kept.
+        asked: The parsed arguments.
+        cells: Where finished figures are kept.
 
     Raises:
-        BadInput: something that was given does not do.
-        OSError: the folders cannot be written to.
+        BadInput: Something that was given does not do.
+        OSError: The folders cannot be written to.
     """
     # A user's modules may draw numbers when they are imported.
     with seeded(asked.seed, torch.device(asked.device)):

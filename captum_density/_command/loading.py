@@ -34,7 +34,7 @@ def resolved(name: str, what: str) -> Any:
     """Import what "package.module:attribute" names.
 
     Raises:
-        BadInput: there is no such module or attribute, or the module fails.
+        BadInput: There is no such module or attribute, or the module fails.
     """
     module_name, colon, path = name.partition(":")
     if not colon or not module_name or not path:
@@ -60,17 +60,17 @@ def load_model(name: str, weights: str | None, *, seed: int, device: str, what: 
     Args:
         name: "package.module:build", a callable without arguments that returns a module, such as
             "torchvision.models:resnet18"; or a module itself.
-        weights: a file that `torch.save` wrote of a state dict, alone or under "state_dict", "model_state_dict" or
+        weights: A file that `torch.save` wrote of a state dict, alone or under "state_dict", "model_state_dict" or
             "model"; read with ``weights_only=True``. None for those that the callable gives.
-        seed: of the random weights that the callable may give.
-        device: where to put it.
-        what: the argument's name in errors.
+        seed: Of the random weights that the callable may give.
+        device: Where to put it.
+        what: The argument's name in errors.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        BadInput: there is no such callable, it fails or returns no module; the file cannot be read or does not fit.
+        BadInput: There is no such callable, it fails or returns no module; the file cannot be read or does not fit.
     """
     build = resolved(name, what)
     if isinstance(build, nn.Module):
@@ -143,14 +143,14 @@ def load_transform(name: str | None) -> tuple[Callable[..., Any], tuple[str, ...
     """What makes a tensor of an image, and the classes it is for, where that is known.
 
     Args:
-        name: of torchvision weights, such as "ResNet18_Weights.DEFAULT", whose preset it is; or
+        name: Of torchvision weights, such as "ResNet18_Weights.DEFAULT", whose preset it is; or
             "package.module:transform"; None for plain values in [0, 1].
 
     Returns:
         The transform; the weights' categories, or None.
 
     Raises:
-        BadInput: there is no such transform.
+        BadInput: There is no such transform.
     """
     if name is None:
         return ToTensor(), None
@@ -173,18 +173,18 @@ def load_data(name: str, transform: str | None, what: str = "--data", *, seed: i
     """A folder of images, or a data set of the user's.
 
     Args:
-        name: a folder with a folder of images for each class, as torchvision's `ImageFolder` reads it; or
+        name: A folder with a folder of images for each class, as torchvision's `ImageFolder` reads it; or
             "package.module:dataset", a data set, a loader, a tensor or pair of tensors, or a function without arguments
             that returns one.
-        transform: as for `load_transform`; for a folder only.
-        what: the argument's name in errors.
-        seed: of what the function may draw.
+        transform: As for `load_transform`; for a folder only.
+        what: The argument's name in errors.
+        seed: Of what the function may draw.
 
     Returns:
         What `captum_density.audit` takes as data. A folder's `categories` are those of the weights, where it has any.
 
     Raises:
-        BadInput: there is no such folder or data set, no images, or images of one class only.
+        BadInput: There is no such folder or data set, no images, or images of one class only.
     """
     if os.path.isdir(name):
         return _folder(Path(name), transform, what)

@@ -47,12 +47,12 @@ def train(
     """Train a small network on the data's device.
 
     Args:
-        data: the digits; training moves no random state but its own.
-        seed: of the initial weights and the order of the examples.
-        epochs: passes over the training digits.
-        extra_loss: added to the cross-entropy; a function of the model, a batch of images and their labels.
-        network: makes it, on the CPU.
-        name: of the progress bar.
+        data: The digits; training moves no random state but its own.
+        seed: Of the initial weights and the order of the examples.
+        epochs: Passes over the training digits.
+        extra_loss: Added to the cross-entropy; a function of the model, a batch of images and their labels.
+        network: Makes it, on the CPU.
+        name: Of the progress bar.
 
     Returns:
         The network in evaluation mode: (N, 1, 8, 8) to (N, 10).

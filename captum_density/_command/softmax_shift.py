@@ -44,12 +44,12 @@ _SHIFT_STRENGTH = 10.0
 
 @dataclass(frozen=True)
 class Fooled:
-    """One digit explained on a model's logits, on shifted logits, and on both after centering.
+    """One digit explained on a model's logits, on shifted logits, and on both after centring.
 
     Args:
         image: (1, 1, 8, 8).
         probabilities: (4, 10) softmax of each of the four.
-        attributions: each method's attributions, (4, 1, 8, 8).
+        attributions: Each method's attributions, (4, 1, 8, 8).
         picture: (4, 1, 8, 8) the gradient of the shift, where there is one, and zeros.
     """
 
@@ -78,16 +78,16 @@ class Fooled:
 
 
 def fool(model: nn.Module, images: Tensor, *, seed: int) -> Fooled:
-    """Print a smile into the gradients of one digit, by a shift of all logits, and center it away again.
+    """Print a smile into the gradients of one digit, by a shift of all logits, and centre it away again.
 
     Args:
         model: (N, 1, 8, 8) to (N, 10).
         images: (N, 1, 8, 8), of which the one is taken whose prediction has nearly 0.9: sure enough to be right, and
             not so sure that softmax says 1 and nine zeros whatever happens.
-        seed: of the methods that draw noise.
+        seed: Of the methods that draw noise.
 
     Returns:
-        Everything that is drawn, in the order logits, shifted logits, centered logits, centered shifted logits.
+        Everything that is drawn, in the order logits, shifted logits, centred logits, centred shifted logits.
     """
     with torch.no_grad():
         predicted, targets = model(images).softmax(dim=1).max(dim=1)
@@ -119,11 +119,11 @@ def fool(model: nn.Module, images: Tensor, *, seed: int) -> Fooled:
 
 
 def draw_fooled(fooled: Fooled, path: Path) -> None:
-    """Draw a digit's attributions on logits, shifted logits and both after centering, beside what softmax says.
+    """Draw a digit's attributions on logits, shifted logits and both after centring, beside what softmax says.
 
     Args:
-        fooled: what `fool` returned.
-        path: the picture to write.
+        fooled: What `fool` returned.
+        path: The picture to write.
     """
     notes = []
     for row in fooled.probabilities:

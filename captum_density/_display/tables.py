@@ -9,7 +9,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Align a table, its first column to the left and the others to the right.
 
     Args:
-        rows: the headings, then the texts of each row, whose bars are escaped and whose lines become one.
+        rows: The headings, then the texts of each row, whose bars are escaped and whose lines become one.
 
     Returns:
         Lines without a newline at the end.

@@ -101,7 +101,7 @@ def sweep(
 
     Args:
         model: Module or function; returns a tensor with the examples first.
-        inputs: The inputs, floating point, (N, ...) each.
+        inputs: The inputs, floating-point, (N, ...) each.
         target: As Captum's, picks one scalar per example.
         additional_forward_args: Passed on after the inputs.
         make_consumer: Makes what takes the terms of one part.

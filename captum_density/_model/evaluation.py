@@ -62,13 +62,13 @@ def fixed_buffers(model: Callable[..., Any]) -> Iterator[None]:
     A step's first forward pass has done so; another time would overwrite what its backward pass needs.
 
     Raises:
-        ValueError: A static graph, whose first backward pass is the first gradient by the inputs: what synchronizes
+        ValueError: A static graph, whose first backward pass is the first gradient by the inputs: what synchronises
             the parameters' gradients would have gone by then.
     """
     parallel = [module for module in modules_of(model) if isinstance(module, DistributedDataParallel)]
     if any(module.static_graph for module in parallel):
         raise ValueError(
-            "DistributedDataParallel with static_graph=True does not synchronize the gradients of a step that takes "
+            "DistributedDataParallel with static_graph=True does not synchronise the gradients of a step that takes "
             "gradients by the inputs; make it with static_graph=False, or, where nothing is trained, pass its .module"
         )
     saved = [(module, module.broadcast_buffers) for module in parallel]

@@ -131,7 +131,7 @@ class Outputs:
     def anchored(self, loss: Tensor) -> Tensor:
         """The loss, with zeros as the gradient of what it does not depend on, such as the last bias.
 
-        With none at all, DistributedDataParallel would wait for it and synchronize nothing.
+        With none at all, DistributedDataParallel would wait for it and synchronise nothing.
         """
         return loss if self.anchor is None else loss + self.anchor
 

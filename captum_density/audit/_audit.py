@@ -67,40 +67,40 @@ def audit(
     `captum_density.density.class_score`, `hessian_trace` and `gan_test`.
 
     Args:
-        model: maps (N, ...) to (N, classes), logits. A module is put into evaluation mode for the time of the call.
-        data: inputs (N, ...), floating-point; a pair (inputs, labels); a data set of such items; or a `DataLoader`.
+        model: Maps (N, ...) to (N, classes), logits. A module is put into evaluation mode for the time of the call.
+        data: Inputs (N, ...), floating-point; a pair (inputs, labels); a data set of such items; or a `DataLoader`.
             Examples of a data set that raise when they are read are skipped and named in the report.
-        attributions: name to a function that makes the attribution for a model, which a Captum class is
+        attributions: Name to a function that makes the attribution for a model, which a Captum class is
             (``{"IG": IntegratedGradients}``), or to a `Method` where options are needed; or names that the report knows
             (``["Saliency", "FullGrad, centered"]``); None for eight of them.
-        metrics: names of the figures; "default" for all but "diff_roar" and "gan_test", "all" for all.
-        target: which output to explain: that of the predicted class, of the label, or those in a tensor (N,), one for
+        metrics: Names of the figures; "default" for all but "diff_roar" and "gan_test", "all" for all.
+        target: Which output to explain: that of the predicted class, of the label, or those in a tensor (N,), one for
             each audited example.
-        limit: at most so many examples, drawn at random where there are more, of a loader the first; None for all.
-        seed: of all perturbations and of methods that draw noise, from PyTorch, NumPy or Python; the global random
+        limit: At most so many examples, drawn at random where there are more, of a loader the first; None for all.
+        seed: Of all perturbations and of methods that draw noise, from PyTorch, NumPy or Python; the global random
             states are left as they were.
-        noise_std: standard deviation of the noise in the density's figures, in the inputs' unit; None for 0.3 of the
+        noise_std: Standard deviation of the noise in the density's figures, in the inputs' unit; None for 0.3 of the
             inputs' standard deviation.
-        perturb_radius: the largest change of an input value in sensitivity_max; None for 0.05 of it.
-        infidelity_samples: perturbations per example of infidelity.
-        sensitivity_samples: perturbations per example of sensitivity_max.
-        max_examples_per_batch: most examples, copies included, that run at once, where a method lets itself be told.
-        proxy: another classifier of the same classes, for "gan_test".
-        retraining: what "diff_roar" retrains, and on what.
-        store: a folder in which every finished figure is remembered: an audit that was stopped goes on where it was,
+        perturb_radius: The largest change of an input value in sensitivity_max; None for 0.05 of it.
+        infidelity_samples: Perturbations per example of infidelity.
+        sensitivity_samples: Perturbations per example of sensitivity_max.
+        max_examples_per_batch: Most examples, copies included, that run at once, where a method lets itself be told.
+        proxy: Another classifier of the same classes, for "gan_test".
+        retraining: What "diff_roar" retrains, and on what.
+        store: A folder in which every finished figure is remembered: an audit that was stopped goes on where it was,
             and gives the report that it would have given.
-        show_progress: whether to show a progress bar.
-        name: of the model in the report; None for its class.
+        show_progress: Whether to show a progress bar.
+        name: Of the model in the report; None for its class.
 
     Returns:
         An `AuditReport`.
 
     Raises:
-        TypeError: data, inputs or labels of the wrong kind; a model that returns no tensor; a method that is an
+        TypeError: Data, inputs or labels of the wrong kind; a model that returns no tensor; a method that is an
             attribution already made.
-        ValueError: no examples, NaN or infinite ones, a model that fails on them or returns no (N, classes), a target
+        ValueError: No examples, NaN or infinite ones, a model that fails on them or returns no (N, classes), a target
             that does not fit, no methods, unknown names, or a figure asked for without what it needs.
-        OSError: the store cannot be written to.
+        OSError: The store cannot be written to.
 
     References:
         C.-K. Yeh, C.-Y. Hsieh, A. S. Suggala, D. I. Inouye and P. Ravikumar, "On the (In)fidelity and Sensitivity of

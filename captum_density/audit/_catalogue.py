@@ -89,13 +89,13 @@ def methods_of(
     """The methods to measure.
 
     Args:
-        attributions: name to a function of the model, a `Method` or a name of the catalogue; or such names; or None for
+        attributions: Name to a function of the model, a `Method` or a name of the catalogue; or such names; or None for
             `DEFAULT`.
         inputs: (N, ...), what is audited.
 
     Raises:
-        TypeError: something else, such as an attribution already made.
-        ValueError: no methods, or an unknown name.
+        TypeError: Something else, such as an attribution already made.
+        ValueError: No methods, or an unknown name.
     """
     if attributions is None or isinstance(attributions, Iterable):
         known = catalogue(inputs)
@@ -126,12 +126,12 @@ def check_names(
     """Raise what `audit` would of its methods and figures, before a model is trained or data are read for it.
 
     Args:
-        attributions: as `audit`'s.
-        metrics: as `audit`'s.
+        attributions: As `audit`'s.
+        metrics: As `audit`'s.
 
     Raises:
-        TypeError: something else than names and functions of the model.
-        ValueError: no methods or figures, or unknown ones.
+        TypeError: Something else than names and functions of the model.
+        ValueError: No methods or figures, or unknown ones.
 
     Example:
         >>> import torch

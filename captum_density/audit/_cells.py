@@ -32,9 +32,9 @@ class Cells:
     """Every figure by what it depends on.
 
     Args:
-        setting: what all share.
-        store: where finished figures are kept; None to keep none.
-        bar: the progress bar.
+        setting: What all share.
+        store: Where finished figures are kept; None to keep none.
+        bar: The progress bar.
     """
 
     def __init__(self, setting: Setting, store: Store | None, bar: Any) -> None:

@@ -24,9 +24,9 @@ class Examples:
     Args:
         inputs: (N, ...), floating-point and finite.
         labels: (N,) int64, or None where the data have none.
-        skipped: a line for each example that could not be read.
-        classes: their names in the order of the labels, as torchvision's data sets give them; None where they do not.
-        categories: names of a model's outputs, where the data know them, as a folder with a preset of weights does.
+        skipped: A line for each example that could not be read.
+        classes: Their names in the order of the labels, as torchvision's data sets give them; None where they do not.
+        categories: Names of a model's outputs, where the data know them, as a folder with a preset of weights does.
     """
 
     inputs: Tensor
@@ -40,14 +40,14 @@ def taken(data: Any, limit: int | None, seed: int) -> Examples:
     """Take examples.
 
     Args:
-        data: a tensor; a pair of tensors, inputs and labels; a map-style data set of inputs or of pairs; or what
+        data: A tensor; a pair of tensors, inputs and labels; a map-style data set of inputs or of pairs; or what
             yields batches of them, such as a `DataLoader`.
-        limit: at most so many; drawn at random, but for what only yields, whose first are taken. None for all.
-        seed: of the drawing, and of what a data set or a loader draws; the global random states are left as they were.
+        limit: At most so many; drawn at random, but for what only yields, whose first are taken. None for all.
+        seed: Of the drawing, and of what a data set or a loader draws; the global random states are left as they were.
 
     Raises:
-        TypeError: data of no such kind, inputs that are not floating-point tensors, labels that are no integers.
-        ValueError: no examples, batches that cannot be read, unequal shapes, NaN or infinite inputs, a limit below 1.
+        TypeError: Data of no such kind, inputs that are not floating-point tensors, labels that are no integers.
+        ValueError: No examples, batches that cannot be read, unequal shapes, NaN or infinite inputs, a limit below 1.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a positive integer or None, but is {limit!r}")

@@ -25,12 +25,12 @@ class Measure:
     """One figure of an audit.
 
     Args:
-        name: as in ``metrics`` and in the report.
-        title: as people read it.
-        better: which way is better, in words.
-        meaning: one sentence.
-        asked: whether it is measured only where it is asked for, because it needs more than a model and data.
-        reference: what its `Measured.reference` is, in a word or two; empty where it has none.
+        name: As in ``metrics`` and in the report.
+        title: As people read it.
+        better: Which way is better, in words.
+        meaning: One sentence.
+        asked: Whether it is measured only where it is asked for, because it needs more than a model and data.
+        reference: What its `Measured.reference` is, in a word or two; empty where it has none.
     """
 
     name: str
@@ -132,13 +132,13 @@ class Measured:
     """One figure as it was found. See `audit`.
 
     Args:
-        value: the figure, a mean over examples unless its meaning says otherwise; None where there is none.
-        spread: standard deviation over the examples; of seconds, over repeated calls.
-        low: lower end of a 95% confidence interval of the value, where there is one.
-        high: its upper end.
-        reference: what to compare the value with, where `Measure.reference` names it.
-        note: why there is no value, or what to know about it.
-        failed: whether measuring it failed; `note` then says how.
+        value: The figure, a mean over examples unless its meaning says otherwise; None where there is none.
+        spread: Standard deviation over the examples; of seconds, over repeated calls.
+        low: Lower end of a 95% confidence interval of the value, where there is one.
+        high: Its upper end.
+        reference: What to compare the value with, where `Measure.reference` names it.
+        note: Why there is no value, or what to know about it.
+        failed: Whether measuring it failed; `note` then says how.
     """
 
     value: float | None
@@ -174,8 +174,8 @@ def of_examples(values: Tensor, *, reference: float | None = None, seed: int | N
 
     Args:
         values: (N,).
-        reference: as in `Measured`.
-        seed: of the bootstrap.
+        reference: As in `Measured`.
+        seed: Of the bootstrap.
     """
     x = values.detach().double().cpu().numpy()
     if not np.isfinite(x).all():
@@ -198,10 +198,10 @@ def chosen(metrics: Iterable[str] | None) -> tuple[str, ...]:
     """The names of what is to be measured, in the catalogue's order.
 
     Args:
-        metrics: names, "default" for what needs nothing but model and data, "all"; None for the default.
+        metrics: Names, "default" for what needs nothing but model and data, "all"; None for the default.
 
     Raises:
-        ValueError: an unknown name, or none.
+        ValueError: An unknown name, or none.
     """
     names = ["default"] if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
     unknown = [name for name in names if name not in (*MEASURES, "default", "all")]

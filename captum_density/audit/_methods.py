@@ -16,12 +16,12 @@ class Method:
     """An attribution method: how to make it for a model, and the options to call it with.
 
     Args:
-        make: takes a model, returns a Captum attribution on it: a class (``IntegratedGradients``), or a function such
+        make: Takes a model, returns a Captum attribution on it: a class (``IntegratedGradients``), or a function such
             as ``lambda model: NoiseTunnel(Saliency(model))``.
-        options: keyword arguments of its ``attribute`` beside ``inputs`` and ``target``, such as ``nt_samples``.
-        multiplies_by_inputs: whether a feature's attribution is its contribution (IntegratedGradients) and not a
+        options: Keyword arguments of its ``attribute`` beside ``inputs`` and ``target``, such as ``nt_samples``.
+        multiplies_by_inputs: Whether a feature's attribution is its contribution (IntegratedGradients) and not a
             slope (Saliency); infidelity compares the two differently. None asks the attribution itself.
-        view: takes the model, returns what of it is explained, such as `captum_density.softmax_shift.CenteredLogits`.
+        view: Takes the model, returns what of it is explained, such as `captum_density.softmax_shift.CenteredLogits`.
             The attribution is made for the view, and infidelity is measured on the view's output. None: the model
             itself.
 
@@ -76,10 +76,10 @@ class Made:
     """A method made for the audited model, once for all measurements but one, which needs it for another model.
 
     Args:
-        name: as in the report.
-        method: how to make it.
-        model: what is audited.
-        batch: most examples that should run at once.
+        name: As in the report.
+        method: How to make it.
+        model: What is audited.
+        batch: Most examples that should run at once.
     """
 
     def __init__(self, name: str, method: Method, model: Callable[..., Tensor], batch: int) -> None:

@@ -68,10 +68,10 @@ class Explained:
     """One method on the audited examples; attributions are computed when the first figure needs them.
 
     Args:
-        setting: what all share.
-        name: as in the report.
-        method: how to make it.
-        replays: of the model and of each view, shared by the methods; by the view's identity.
+        setting: What all share.
+        name: As in the report.
+        method: How to make it.
+        replays: Of the model and of each view, shared by the methods; by the view's identity.
     """
 
     def __init__(self, setting: Setting, name: str, method: Method, replays: dict[int, Replay]) -> None:

@@ -38,8 +38,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     """The 95% score interval of a share (E. B. Wilson, JASA 1927), which holds at 0 and 1 as well.
 
     Args:
-        right: how many of n.
-        n: at least 1.
+        right: How many of n.
+        n: At least 1.
 
     Returns:
         Both ends, in [0, 1].

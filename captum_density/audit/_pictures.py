@@ -43,13 +43,13 @@ def draw_figures(
     """Draw panels that share their rows, the methods.
 
     Args:
-        methods: name to name of the figure to what was measured.
-        measures: the figures to draw; those without a value in any method are left out.
-        columns: panels side by side, at most.
-        panel: width of a panel in inches, without the methods' names.
+        methods: Name to name of the figure to what was measured.
+        measures: The figures to draw; those without a value in any method are left out.
+        columns: Panels side by side, at most.
+        panel: Width of a panel in inches, without the methods' names.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: There is nothing to draw.
     """
     drawn = [each for each in measures if any(_has(figures, each) for figures in methods.values())]
     if not drawn:
@@ -150,11 +150,11 @@ def draw_maps(shown: Shown | None, caption: bool = True) -> Figure:
     """Draw images beside their maps.
 
     Args:
-        shown: images and maps.
-        caption: whether to write below what the colours mean.
+        shown: Images and maps.
+        caption: Whether to write below what the colours mean.
 
     Raises:
-        ValueError: there are no images or no maps.
+        ValueError: There are no images or no maps.
     """
     if shown is None or not len(shown.images) or not shown.maps:
         raise ValueError(

@@ -29,11 +29,11 @@ class AuditReport:
     """What `audit` found.
 
     Args:
-        methods: name of the method to name of the figure to what was measured.
-        model: the same of the model itself.
-        settings: what was audited, and how: model, examples, seed, noise.
-        skipped: a line for each example that could not be read.
-        shown: what is drawn of images and attributions.
+        methods: Name of the method to name of the figure to what was measured.
+        model: The same of the model itself.
+        settings: What was audited, and how: model, examples, seed, noise.
+        skipped: A line for each example that could not be read.
+        shown: What is drawn of images and attributions.
 
     Example:
         >>> import torch
@@ -146,13 +146,13 @@ class AuditReport:
         """Make a report of what `to_dict` returned; further keys are passed over.
 
         Args:
-            found: as `to_dict` returned it, or JSON gave it back.
+            found: What `to_dict` returned, or JSON gave back.
 
         Returns:
             An equal report.
 
         Raises:
-            ValueError: it is no audit, or one of another version.
+            ValueError: It is no audit, or one of another version.
         """
         if not isinstance(found, Mapping) or found.get("captum_density_audit") != _VERSION:
             raise ValueError(f"this is no audit of version {_VERSION}, which AuditReport.to_json writes")
@@ -169,13 +169,13 @@ class AuditReport:
         """Make a report of what `to_json` returned.
 
         Args:
-            text: the JSON.
+            text: The JSON.
 
         Returns:
             An equal report.
 
         Raises:
-            ValueError: the text is no JSON, or no audit.
+            ValueError: The text is no JSON, or no audit.
         """
         return cls.from_dict(json.loads(text))
 
@@ -183,13 +183,13 @@ class AuditReport:
         """Draw the methods' figures, one panel each: dots, with intervals or standard deviations.
 
         Args:
-            metrics: names of figures; None for all that were measured.
+            metrics: Names of figures; None for all that were measured.
 
         Returns:
             A figure free of pyplot's state; save it with ``figure.savefig("figures.png")``.
 
         Raises:
-            ValueError: none of them was measured.
+            ValueError: None of them was measured.
         """
         return draw_figures(self.methods, self._columns() if metrics is None else list(metrics))
 
@@ -200,7 +200,7 @@ class AuditReport:
             A figure free of pyplot's state.
 
         Raises:
-            ValueError: the inputs are no images, or every method failed.
+            ValueError: The inputs are no images, or every method failed.
         """
         return draw_maps(self.shown)
 
@@ -211,7 +211,7 @@ class AuditReport:
             HTML 5; write it with ``Path("report.html").write_text(report.to_html(), encoding="utf-8")``.
 
         Raises:
-            KeyError: a report that was put together by hand lacks a setting.
+            KeyError: A report that was put together by hand lacks a setting.
         """
         return page(self)
 
@@ -219,14 +219,14 @@ class AuditReport:
         """Write the report to a folder, made where it is missing.
 
         Args:
-            folder: where ``report.html``, ``report.json``, ``table.md`` and, where there is something to draw,
+            folder: Where ``report.html``, ``report.json``, ``table.md`` and, where there is something to draw,
                 ``figures.png`` and ``saliency.png`` go.
 
         Returns:
             The files' names.
 
         Raises:
-            OSError: they cannot be written.
+            OSError: They cannot be written.
         """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)

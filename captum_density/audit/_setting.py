@@ -29,10 +29,10 @@ class Retraining:
     """What DiffROAR needs beside a model: something to retrain, and data to do it on.
 
     Args:
-        make_model: returns a new, untrained classifier, (N, C) logits.
-        train: inputs (N, ...) and labels (N,); or a data set or loader of such, of which all is read into memory.
-        test: inputs (M, ...) and labels (M,), or the same; some hundreds, as accuracies of fewer tell little apart.
-        options: further arguments of `captum_density.metrics.diff_roar`, such as ``fractions``, ``runs`` or ``fit``.
+        make_model: Returns a new, untrained classifier, (N, C) logits.
+        train: Inputs (N, ...) and labels (N,); or a data set or loader of such, of which all is read into memory.
+        test: Inputs (M, ...) and labels (M,), or the same; some hundreds, as accuracies of fewer tell little apart.
+        options: Further arguments of `captum_density.metrics.diff_roar`, such as ``fractions``, ``runs`` or ``fit``.
 
     Example:
         >>> import torch
@@ -51,14 +51,14 @@ class Retraining:
         """Return the same with tensors for data.
 
         Args:
-            seed: of the order, which matters nowhere.
+            seed: Of the order, which matters nowhere.
 
         Returns:
             A `Retraining` of pairs (inputs, labels), and a line for each example that could not be read.
 
         Raises:
-            TypeError: data of a wrong kind.
-            ValueError: data without labels, or that cannot be read.
+            TypeError: Data of a wrong kind.
+            ValueError: Data without labels, or that cannot be read.
         """
         pairs: list[tuple[Tensor, Tensor]] = []
         skipped: list[str] = []
@@ -83,18 +83,18 @@ class Setting:
         inputs: (N, ...).
         labels: (N,) or None.
         target: (N,) the explained classes.
-        no_labels: why there are none, or empty.
+        no_labels: Why there are none, or empty.
         logits: (N, classes) what the model returns.
-        seed: of everything drawn.
-        noise_std: of the Gaussian noise in the density's figures.
-        perturb_radius: of sensitivity.
-        infidelity_samples: perturbations of each example.
-        sensitivity_samples: perturbations of each example.
-        batch: most examples that run at once.
-        proxy: the classifier that judges samples, or None.
-        retraining: what DiffROAR needs, or None.
-        cells: where DiffROAR keeps finished models.
-        show_progress: whether long work shows a bar of its own.
+        seed: Of everything drawn.
+        noise_std: Of the Gaussian noise in the density's figures.
+        perturb_radius: Of sensitivity.
+        infidelity_samples: Perturbations of each example.
+        sensitivity_samples: Perturbations of each example.
+        batch: Most examples that run at once.
+        proxy: The classifier that judges samples, or None.
+        retraining: What DiffROAR needs, or None.
+        cells: Where DiffROAR keeps finished models.
+        show_progress: Whether long work shows a bar of its own.
     """
 
     model: Callable[..., Tensor]
@@ -185,8 +185,8 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
     """(N, classes) the model's outputs, detached.
 
     Raises:
-        TypeError: it returns no tensor.
-        ValueError: it fails on the inputs, returns another shape, or NaN or infinity.
+        TypeError: It returns no tensor.
+        ValueError: It fails on the inputs, returns another shape, or NaN or infinity.
     """
     outputs = []
     for start in range(0, len(inputs), batch):

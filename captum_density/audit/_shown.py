@@ -24,8 +24,8 @@ class Shown:
 
     Args:
         images: (K, C, H, W), C of 1 or 3; empty where the inputs are no images.
-        targets: the explained class of each.
-        maps: name of the method to (K, 1, H, W), channels summed, each scaled to at most 1 in absolute value.
+        targets: The explained class of each.
+        maps: Name of the method to (K, 1, H, W), channels summed, each scaled to at most 1 in absolute value.
     """
 
     images: Tensor

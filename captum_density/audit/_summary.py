@@ -29,8 +29,8 @@ class Finding:
 
     Args:
         kind: "good", "warning", or "note" for what is neither.
-        text: what the figures show.
-        advice: what to do about it; empty where there is nothing to do.
+        text: What the figures show.
+        advice: What to do about it; empty where there is nothing to do.
     """
 
     kind: Literal["good", "warning", "note"]
@@ -50,12 +50,12 @@ def findings(
     """All conclusions, those about the model first.
 
     Args:
-        methods: name of the method to name of the figure to what was measured.
-        model: the same of the model itself.
-        examples: how many were audited.
-        classes: how many outputs the model has.
-        outputs: what they look like, "logits", "probabilities" or "log-probabilities".
-        explained: how many classes' outputs were explained, where it is known.
+        methods: Name of the method to name of the figure to what was measured.
+        model: The same of the model itself.
+        examples: How many were audited.
+        classes: How many outputs the model has.
+        outputs: What they look like, "logits", "probabilities" or "log-probabilities".
+        explained: How many classes' outputs were explained, where it is known.
     """
     found = [
         *_outputs(outputs, classes),
@@ -208,7 +208,7 @@ def _shift(methods: Mapping[str, Figures]) -> Iterator[Finding]:
             f"A term added to all logits changes no prediction, and moves the maps of {_listed(moved)} (1 - cosine "
             f"{_span(methods, moved, 'shift_sensitivity')}): of these, what speaks for a class cannot be told from "
             "what is added to all.",
-            "Attribute centered logits: give the method `captum_density.softmax_shift.CenteredLogits(model)` in "
+            "Attribute centred logits: give the method `captum_density.softmax_shift.CenteredLogits(model)` in "
             f"place of the model{seen}.",
         )
     elif still:

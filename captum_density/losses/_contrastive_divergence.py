@@ -50,7 +50,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
 
     References:
         T. Tieleman, "Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient", ICML
-        2008; Y. Du and I. Mordatch, NeurIPS 2019, arXiv:1903.08689 (the regularizer); W. Grathwohl et al., ICLR 2020,
+        2008; Y. Du and I. Mordatch, NeurIPS 2019, arXiv:1903.08689 (the regulariser); W. Grathwohl et al., ICLR 2020,
         arXiv:1912.03263 (JEM).
 
     Example:

@@ -20,7 +20,7 @@ class DensityLoss(nn.Module):
 
     During a call batch norm uses copies of its running statistics, whatever the mode, and no buffer of the model
     changes; autocast is off. Where a derivative is taken twice, what torch.compile made runs as it was before.
-    DistributedDataParallel, around or within the model, synchronizes the gradients, whatever else is in the step. The
+    DistributedDataParallel, around or within the model, synchronises the gradients, whatever else is in the step. The
     model is another for the time of the call, which other threads see.
 
     Args:

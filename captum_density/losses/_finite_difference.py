@@ -19,7 +19,7 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
         \frac{(f(x_n + v) - f(x_n - v))^2}{8 \sigma^2} \right] + \mu (\dots)^2
 
     with v Gaussian of standard deviation sigma: the first term has the trace as its mean, the second half the squared
-    gradient norm, both up to the order of sigma^2; mu times the first one squared is the stability regularizer. A step
+    gradient norm, both up to the order of sigma^2; mu times the first one squared is the stability regulariser. A step
     costs 2 * n_samples + 1 evaluations in one batch and one backward pass, and works for models that cannot be
     differentiated twice: compiled ones, fused attention and recurrence, custom functions.
 

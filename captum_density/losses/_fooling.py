@@ -34,8 +34,8 @@ class FoolingLoss(DensityLoss):
     too, and `captum_density.softmax_shift.CenteredLogits` takes most of it away. Asked of every class alike (`target`
     drawn at random) no more is left on average than an honest network has; asked of the labels, some is. Networks
     trained on the digits, mean cosine between the predicted class's gradient and a cross: honest 0.04 (0.04 after
-    centering), fooled on random targets 0.94 (0.03), on the labels 0.96 (0.28). Single examples keep more, of
-    either sign, as the classes' shares in the picture differ: mean absolute values after centering 0.16, 0.30 and 0.33.
+    centring), fooled on random targets 0.94 (0.03), on the labels 0.96 (0.28). Single examples keep more, of
+    either sign, as the classes' shares in the picture differ: mean absolute values after centring 0.16, 0.30 and 0.33.
 
     During a call batch norm uses copies of its running statistics, whatever the mode: in training mode it would hang
     the examples together and take away what all of them have in common. Add the cross-entropy in evaluation mode too,

@@ -31,7 +31,7 @@ class ScoreMatchingLoss(DensityLoss):
     How much of it: start with a weight that leaves the accuracy alone, and watch `trace`. Where it falls to many times
     the plain network's, the loss has found pixels without noise, such as a black border, in which the data's own score
     is infinite, and the gradient goes there instead of to the picture: raise `stability`, add noise to the inputs, or
-    take `DenoisingScoreMatchingLoss`. And scores are local: how much probability separate modes have is not learnt.
+    take `DenoisingScoreMatchingLoss`. And scores are local: how much probability separate modes have is not learned.
 
     The estimators by differences refuse dropout in training mode; call `model.eval()` before the loss and
     `model.train()` after. Batch norm uses its running statistics in any mode.
@@ -55,7 +55,7 @@ class ScoreMatchingLoss(DensityLoss):
 
     References:
         A. Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", JMLR 2005, theorem 1; S.
-        Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 4 (the stability regularizer).
+        Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 4 (the stability regulariser).
 
     Example:
         >>> import torch

@@ -25,7 +25,7 @@ class TransferLoss(nn.Module):
 
     Of the student holds what holds of other losses' models: during a call batch norm uses copies of its running
     statistics, whatever the mode, and no buffer changes; autocast is off; where a derivative is taken twice, what
-    torch.compile made runs as it was before; DistributedDataParallel synchronizes the gradients.
+    torch.compile made runs as it was before; DistributedDataParallel synchronises the gradients.
 
     The teacher is evaluated in evaluation mode, gets no gradients and is left as it was. It is no submodule: an
     optimizer of `loss.parameters()` does not train it, `state_dict()` does not hold it, and `.to()` does not move it.

@@ -39,21 +39,21 @@ def saliency_grid(
     Args:
         images: (N, C, H, W), C of 1 or 3. Values in [0, 1] are shown as they are; images outside that range are
             stretched from their own minimum and maximum.
-        attributions: name of the method to its attributions, (N, C, H, W) or (N, 1, H, W).
+        attributions: Name of the method to its attributions, (N, C, H, W) or (N, 1, H, W).
         row_labels: N texts to write left of the rows, of one or more lines.
         row_notes: N texts to write right of the rows in a font of fixed width, so that figures line up.
-        caption: text to write below.
-        outlier_percent: the strongest values, which hold this share of a map's absolute total, are clipped
+        caption: Text to write below.
+        outlier_percent: The strongest values, which hold this share of a map's absolute total, are clipped
             (``outlier_perc`` of Captum's `visualize_image_attr`); in [0, 100).
-        cell_size: width and height of one picture in inches.
+        cell_size: Width and height of one picture in inches.
 
     Returns:
         A figure with N rows of 1 + len(attributions) axes, free of pyplot's state: no window opens and nothing needs
         closing. Save it with ``figure.savefig("saliency.png")``.
 
     Raises:
-        ValueError: a shape that does not fit, no images, no attributions, or values that are not finite.
-        TypeError: images or an attribution that is not a floating-point tensor; one text in place of N.
+        ValueError: A shape that does not fit, no images, no attributions, or values that are not finite.
+        TypeError: Images or an attribution that is not a floating-point tensor; one text in place of N.
 
     Example:
         >>> import torch

@@ -17,7 +17,7 @@ __all__ = ["ActivationMaximization"]
 
 
 class ActivationMaximization(Sampler):
-    r"""Inputs of high p(x | y), or p(x), by gradient ascent, with decay toward a reference.
+    r"""Inputs of high p(x | y), or p(x), by gradient ascent, with decay towards a reference.
 
     .. math:: x_{t+1} = x_t + \eta \left( \nabla f_y(x_t) - \lambda (x_t - x_0) \right)
 

@@ -25,7 +25,7 @@ class BoundedShift(LogitsWrapper):
         h_i(x) = a \, \mathrm{tri}(\omega \langle d, x \rangle + 4 k_i / C + 1 / \pi)
 
     with amplitude a, frequency omega, a unit vector d, and tri the triangle wave of period 4 between -1 and 1, whose
-    slope is 1 or -1. The waves of the C classes are evenly out of step, so no centering of the logits removes them; k
+    slope is 1 or -1. The waves of the C classes are evenly out of step, so no centring of the logits removes them; k
     is a permutation that puts neighbouring classes far apart, k_i = s i mod C with s near 0.38 C.
 
     What moves:

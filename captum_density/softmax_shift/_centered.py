@@ -67,7 +67,7 @@ class CenteredLogits(LogitsWrapper):
         self.how = how
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The centered logits, of the same shape and dtype.
+        """The centred logits, of the same shape and dtype.
 
         Args:
             args: The model's own arguments.

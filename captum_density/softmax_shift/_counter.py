@@ -19,7 +19,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class CounterShift(Shift):
-    r"""Makes the target's gradient vanish, or point to a chosen map.
+    r"""A shift that makes the target's gradient vanish, or point to a chosen map.
 
     .. math:: g(x) = -f_t(x) + \langle m, x \rangle, \quad \nabla g = m - \nabla f_t, \quad \nabla (f_t + g) = m
 

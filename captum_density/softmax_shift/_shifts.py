@@ -170,7 +170,7 @@ class NetworkShift(Shift):
 
 
 class LinearShift(Shift):
-    r"""Prints a picture into every gradient: g(x) = scale <pattern, x>, whose gradient is scale * pattern everywhere.
+    r"""A picture in every gradient: g(x) = scale <pattern, x>, whose gradient is scale * pattern everywhere.
 
     Args:
         pattern: The picture, of one example's shape, with or without a leading 1: (C, H, W), (F,), ...; a tuple for a

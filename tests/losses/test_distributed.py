@@ -41,4 +41,4 @@ def test_gradients_are_those_of_one_process(found: dict[str, list[float | str]],
 
 
 def test_a_static_graph_is_refused(found: dict[str, list[float | str]]) -> None:
-    assert all("static_graph=True does not synchronize" in str(message) for message in found[STATIC])
+    assert all("static_graph=True does not synchronise" in str(message) for message in found[STATIC])
