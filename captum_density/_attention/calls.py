@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from captum_density._attention.operations import Observed, Operation, operation_of
 from captum_density._model.calls import tensors_in
 from captum_density._model.modules import unwrap
+from captum_density._model.validation import check_model
 
 __all__ = ["AttentionCalls", "Observed", "find_layer", "logits_of"]
 
@@ -135,8 +136,7 @@ def find_layer(model: Callable[..., Any], layer: str | nn.Module) -> tuple[Calla
         TypeError: No model, TorchScript, or a layer that is no module and no name of one.
         ValueError: A name that the model does not have.
     """
-    if not callable(model):
-        raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
+    check_model(model, "model")
     inner = unwrap(model)
     if isinstance(layer, nn.Module):
         found = unwrap(layer)

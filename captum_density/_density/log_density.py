@@ -21,7 +21,8 @@ from captum_density._model.evaluation import (
     load_forward_mode,
     refuse_reentrant_checkpoint,
 )
-from captum_density._model.outputs import Outputs, Points, at_least_single, gradients_of
+from captum_density._model.outputs import Outputs, Points, gradients_of
+from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import selected_output
 
 __all__ = ["LogDensity", "squared_norm"]
@@ -150,11 +151,11 @@ class LogDensity(Outputs):
                     f"log p(x) is the logsumexp of logits (N, C), but the model returned {tuple(output.shape)}; name a "
                     "target, or pass a function that returns (N, C)"
                 )
-            output = output.to(at_least_single(output)).flatten(1).logsumexp(1)
+            output = output.to(accumulation_dtype(output)).flatten(1).logsumexp(1)
         selected = selected_output(output, target, copies * self.n)
         if selected.requires_grad and self._modules is not None and self._modules.switched:
             refuse_reentrant_checkpoint(selected)
-        return selected.to(at_least_single(selected)).reshape(copies, self.n)
+        return selected.to(accumulation_dtype(selected)).reshape(copies, self.n)
 
 
 def squared_norm(gradients: Points) -> Tensor:
@@ -163,5 +164,5 @@ def squared_norm(gradients: Points) -> Tensor:
 
 
 def _inner(a: Points, b: Points) -> Tensor:
-    wide = ((x.to(at_least_single(x)), y.to(at_least_single(y))) for x, y in zip(a, b, strict=True))
+    wide = ((x.to(accumulation_dtype(x)), y.to(accumulation_dtype(y))) for x, y in zip(a, b, strict=True))
     return torch.stack([(x * y).reshape(*x.shape[:2], -1).sum(2) for x, y in wide]).sum(0)

@@ -18,9 +18,10 @@ from captum_density._linear.places import Place
 from captum_density._linear.trace import AffineTrace, IncompleteError, OpaqueOperationError, Operation
 from captum_density._model.captum import TargetType, format_additional_forward_args, run_forward
 from captum_density._model.modules import unwrap
+from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import selected_output, validate_inputs
 
-__all__ = ["IncompleteError", "Sweep", "Term", "accumulation_dtype", "per_example", "sweep"]
+__all__ = ["IncompleteError", "Sweep", "Term", "per_example", "sweep"]
 
 # Largest |sum of terms - f| over the sum of the terms' absolute values that rounding explains.
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -82,11 +83,6 @@ class Sweep:
         """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
         scale = torch.maximum(self.scale, self.output.double().abs())
         return (self.total - self.output.double()).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any tensor is, else float32: sums of half-precision terms would lose them."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def sweep(

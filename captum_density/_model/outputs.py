@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor
 
 from captum_density._model.captum import (
@@ -25,9 +24,10 @@ from captum_density._model.evaluation import (
     refuse_reentrant_checkpoint,
 )
 from captum_density._model.fixed_modules import FixedModules, fixed_modules
-from captum_density._model.validation import check_limit, examples_first, validate_inputs
+from captum_density._model.precision import accumulation_dtype
+from captum_density._model.validation import check_limit, check_model, examples_first, validate_inputs
 
-__all__ = ["Outputs", "Points", "at_least_single", "gradients_of"]
+__all__ = ["Outputs", "Points", "gradients_of"]
 
 # For each input a tensor (K, N, ...): K copies of the batch, each displaced in its own way.
 Points = tuple[Tensor, ...]
@@ -58,8 +58,7 @@ class Outputs:
         *,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        if not callable(forward_func) or isinstance(forward_func, Attribution | type):
-            raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
+        check_model(forward_func)
         check_limit(max_examples_per_batch)
         if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
             raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
@@ -156,7 +155,7 @@ class Outputs:
             refuse_reentrant_checkpoint(output)
         if torch.is_grad_enabled():
             self._keep_anchor(output)
-        return output.to(at_least_single(output)).reshape(copies, self.n, *output.shape[1:])
+        return output.to(accumulation_dtype(output)).reshape(copies, self.n, *output.shape[1:])
 
     def _run(self, points: Points) -> Any:
         """What the model returns for K copies, (K * N, ...)."""
@@ -164,10 +163,6 @@ class Outputs:
         args = expand_additional_forward_args(self.args, len(points[0]), expansion_type=ExpansionTypes.repeat)
         with refuse_random_numbers(flat[0]) if self._compared else nullcontext():
             return run_forward(self.forward_func, flat, None, args)
-
-
-def at_least_single(t: Tensor) -> torch.dtype:
-    return t.dtype if t.dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def gradients_of(values: Tensor, points: Points, create_graph: bool, vector: Tensor | None = None) -> Points:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_density._model.captum import TargetType, select_targets
@@ -13,12 +14,29 @@ from captum_density._model.captum import TargetType, select_targets
 __all__ = [
     "are_probabilities",
     "check_limit",
+    "check_model",
     "class_targets",
     "examples_first",
     "expanded_baselines",
     "selected_output",
     "validate_inputs",
 ]
+
+
+def check_model(model: Any, name: str = "forward_func") -> None:
+    """Refuse what is no model.
+
+    Args:
+        model: A module or a function.
+        name: What the caller calls it.
+
+    Raises:
+        TypeError: It is neither, or is a class, or an attribution of a model.
+    """
+    if not callable(model) or isinstance(model, type | Attribution):
+        what = f"the class {model.__name__}; make an object of it" if isinstance(model, type) else type(model).__name__
+        remedy = "; pass the model that it explains" if isinstance(model, Attribution) else ""
+        raise TypeError(f"{name} must be a torch.nn.Module or a function, but is {what}{remedy}")
 
 
 def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:

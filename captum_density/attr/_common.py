@@ -9,8 +9,10 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 
 from captum_density._linear.maps import SaliencyMaps, over_channels, rescaled
-from captum_density._linear.sweep import Sweep, accumulation_dtype, sweep
+from captum_density._linear.sweep import Sweep, sweep
 from captum_density._model.captum import TargetType, format_output, format_tensor_into_tuples
+from captum_density._model.precision import accumulation_dtype
+from captum_density._model.validation import check_model
 
 __all__ = ["FullGradAttribution", "as_tuple", "finish", "products_of", "saliency_maps"]
 
@@ -19,8 +21,7 @@ class FullGradAttribution(GradientAttribution):
     """What the three have in common: a model, no baseline, attributions in the inputs' form."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
+        check_model(model, "model")
         super().__init__(model)
 
     @property

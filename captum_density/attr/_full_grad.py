@@ -16,8 +16,9 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_density._linear.maps import SaliencyMaps, SignedMaps, SimpleSaliencyMaps, Terms, over_channels
-from captum_density._linear.sweep import Sweep, accumulation_dtype, per_example
+from captum_density._linear.sweep import Sweep, per_example
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples
+from captum_density._model.precision import accumulation_dtype
 from captum_density.attr._common import FullGradAttribution, as_tuple, finish, products_of, saliency_maps
 from captum_density.attr._full_gradients import FullGradients
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_density._linear.sweep import accumulation_dtype, per_example
+from captum_density._linear.sweep import per_example
+from captum_density._model.precision import accumulation_dtype
 
 __all__ = ["FullGradients"]
 

@@ -10,7 +10,6 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_density._linear.sweep import accumulation_dtype
 from captum_density._model.captum import (
     QUADRATURES,
     BaselineType,
@@ -21,7 +20,8 @@ from captum_density._model.captum import (
     expand_target,
     format_additional_forward_args,
 )
-from captum_density._model.validation import expanded_baselines, validate_inputs
+from captum_density._model.precision import accumulation_dtype
+from captum_density._model.validation import check_model, expanded_baselines, validate_inputs
 from captum_density.attr._common import as_tuple, finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 
@@ -66,8 +66,7 @@ class PathIntegratedGradients(GradientAttribution):
         path: Path | Callable[..., Any] | None = None,
         multiply_by_inputs: bool = True,
     ) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
+        check_model(forward_func)
         if isinstance(path, type):
             raise TypeError(f"path must be made, such as {path.__name__}(...), and not the class itself")
         super().__init__(forward_func)

@@ -16,7 +16,7 @@ from captum_density._model.captum import (
     format_additional_forward_args,
     run_forward,
 )
-from captum_density._model.validation import selected_output, validate_inputs
+from captum_density._model.validation import check_model, selected_output, validate_inputs
 from captum_density.attr._common import as_tuple, finish
 from captum_density.softmax_shift import NetworkShift, Shift
 
@@ -53,8 +53,7 @@ class ShiftFooledGradient(GradientAttribution):
     def __init__(
         self, forward_func: Callable[..., Any], shift: Shift | Callable[..., Tensor], class_dim: int = 1
     ) -> None:
-        if not callable(forward_func):
-            raise TypeError(f"forward_func must be a module or a function, but is {type(forward_func).__name__}")
+        check_model(forward_func)
         super().__init__(forward_func)
         self.shift = shift if isinstance(shift, Shift) else NetworkShift(shift)
         self.class_dim = class_dim

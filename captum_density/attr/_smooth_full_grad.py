@@ -11,7 +11,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_density._linear.maps import SaliencyMaps, SampleSums, over_channels, rescaled
-from captum_density._linear.sweep import Sweep, Term, accumulation_dtype
+from captum_density._linear.sweep import Sweep, Term
 from captum_density._model.captum import (
     ExpansionTypes,
     TargetType,
@@ -21,6 +21,7 @@ from captum_density._model.captum import (
     format_additional_forward_args,
 )
 from captum_density._model.modules import unwrap
+from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import validate_inputs
 from captum_density.attr._common import FullGradAttribution, as_tuple, finish, products_of
 

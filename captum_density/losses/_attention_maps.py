@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from captum_density._model.captum import TargetType
 from captum_density._model.modules import unwrap
 from captum_density._model.outputs import Outputs, Points, gradients_of
+from captum_density._model.precision import accumulation_dtype
 from captum_density.losses._density_loss import check_weight
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows
@@ -107,7 +108,7 @@ class AttentionMapLoss(TransferLoss):
         return lessons
 
     def _compare(self, student: Outputs, lesson: list[_Lesson], create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        dtype = torch.float64 if any(x.dtype == torch.float64 for x in student.inputs) else torch.float32
+        dtype = accumulation_dtype(*student.inputs)
         of_maps, of_gradients = [], []
         with torch.set_grad_enabled(create_graph or self.jacobian_weight > 0):
             leaves, maps = self._maps(student, 0)
@@ -208,8 +209,7 @@ def _attention(outputs: list[Any], layer: Layer, n: int) -> Tensor:
             f"layer {_name(layer)} must return (N, C, ...) for {n} examples, with one to three dimensions of a grid, "
             f"but returned {received}; choose a convolution or what follows it"
         )
-    output = output if output.dtype in (torch.float32, torch.float64) else output.float()
-    return (output**2).sum(1, keepdim=True)
+    return (output.to(accumulation_dtype(output)) ** 2).sum(1, keepdim=True)
 
 
 def _on_grid(maps: Tensor, grid: torch.Size) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
+from captum_density._model.precision import accumulation_dtype
 from captum_density.losses._density_loss import DensityLoss
 
 __all__ = ["FoolingLoss", "directions"]
@@ -108,7 +109,7 @@ class FoolingLoss(DensityLoss):
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         maps = self._maps(density.inputs)
         _, gradients = density.scores(density.points(), create_graph=create_graph)
-        dtype = torch.float64 if any(x.dtype == torch.float64 for x in density.inputs) else torch.float32
+        dtype = accumulation_dtype(*density.inputs)
         cosine = (directions(tuple(g[0] for g in gradients), dtype) * directions(maps, dtype)).sum(1).mean()
         return 1 - cosine, {"cosine": cosine}
 

@@ -14,6 +14,7 @@ from captum_density._density.log_density import squared_norm
 from captum_density._model.captum import TargetType
 from captum_density._model.generators import standard_noise
 from captum_density._model.outputs import Outputs, Points
+from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import selected_output
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows, require_same_outputs
@@ -147,7 +148,7 @@ class JacobianMatchingLoss(TransferLoss):
             return vectors
 
         _, found = student.jacobian_products(same, create_graph=create_graph)
-        dtype = torch.float64 if any(x.dtype == torch.float64 for x in student.inputs) else torch.float32
+        dtype = accumulation_dtype(*student.inputs)
         direction = partial(directions, dtype=dtype)
         taught, learnt = direction(as_rows(products)), direction(as_rows(found))
         cosine = (taught * learnt).sum(1).mean()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_density._model.captum import (
@@ -16,6 +15,7 @@ from captum_density._model.captum import (
 from captum_density._model.evaluation import eager
 from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.outputs import Outputs, Points
+from captum_density._model.validation import check_model
 
 __all__ = ["TransferLoss", "as_rows", "require_same_outputs"]
 
@@ -40,8 +40,7 @@ class TransferLoss(nn.Module):
 
     def __init__(self, teacher: Callable[..., Any], max_examples_per_batch: int | None = None) -> None:
         super().__init__()
-        if not callable(teacher) or isinstance(teacher, Attribution | type):
-            raise TypeError(f"teacher must be a module or a function, but is {type(teacher).__name__}")
+        check_model(teacher, "teacher")
         self._teacher = (teacher,)  # not a submodule
         self.max_examples_per_batch = max_examples_per_batch
 

@@ -17,7 +17,8 @@ from captum_density._model.captum import (
 )
 from captum_density._model.evaluation import full_precision, refuse_random_numbers
 from captum_density._model.fixed_modules import fixed_modules
-from captum_density._model.validation import check_limit, class_targets, validate_inputs
+from captum_density._model.precision import accumulation_dtype
+from captum_density._model.validation import check_limit, check_model, class_targets, validate_inputs
 
 __all__ = ["Classifier"]
 
@@ -45,8 +46,7 @@ class Classifier:
         additional_forward_args: object,
         max_examples_per_batch: int | None,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"the classifier must be a module or a function, but is {type(model).__name__}")
+        check_model(model, "the classifier")
         check_limit(max_examples_per_batch)
         if not inputs:
             raise TypeError("inputs must be a tensor or a non-empty tuple of tensors")
@@ -80,7 +80,7 @@ class Classifier:
                     logits = run_forward(self.model, tuple(f[part] for f in flat), None, _rows(args, part, rows))
                 wanted = classes[part]
                 self._check(logits, wanted)
-                chances = (logits if logits.dtype == torch.float64 else logits.float()).softmax(1)
+                chances = logits.to(accumulation_dtype(logits)).softmax(1)
                 if bool(chances.isnan().any()):
                     raise ValueError("the classifier returned NaN or infinite logits, which have no softmax")
                 correct.append(logits.argmax(1) == wanted)

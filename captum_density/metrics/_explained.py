@@ -11,6 +11,8 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_density._model.validation import check_model
+
 __all__ = ["attribute_function", "check_functions", "flat", "runs"]
 
 
@@ -42,8 +44,7 @@ def check_functions(make_attribution: Any, model: Any) -> None:
             "make_attribution must be a function of the model, such as Saliency or `lambda model: "
             f"IntegratedGradients(model).attribute`, but belongs to an object of class {type(bound).__name__}"
         )
-    if not callable(model) or isinstance(model, type | Attribution):
-        raise TypeError(f"model must be a torch.nn.Module or a function, but is {model!r}")
+    check_model(model, "model")
 
 
 @contextmanager

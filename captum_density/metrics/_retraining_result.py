@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_density.metrics._bootstrap import Bootstrap, interval
+from captum_density._display.intervals import Bootstrap, interval
 from captum_density.metrics._retraining_text import conclusions, draw, rows_of, table, words_of
 
 __all__ = ["RetrainingResult"]

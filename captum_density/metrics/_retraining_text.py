@@ -8,9 +8,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from captum_density._display.intervals import interval
 from captum_density._display.style import COLORS, LINE, MARKS, lines_of, write_caption
 from captum_density._display.tables import markdown
-from captum_density.metrics._bootstrap import interval
 
 if TYPE_CHECKING:
     from captum_density.metrics._retraining_result import RetrainingResult

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from captum.attr import Attribution
 from torch import Tensor
 
+from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -17,8 +19,8 @@ from captum_density._model.captum import (
     run_forward,
 )
 from captum_density._model.generators import replayable
-from captum_density._model.validation import are_probabilities, selected_output, validate_inputs
-from captum_density.metrics._explained import attribute_function, check_functions, flat, runs
+from captum_density._model.validation import are_probabilities, check_model, selected_output, validate_inputs
+from captum_density.metrics._explained import flat, runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
 __all__ = ["ShiftSensitivity", "shift_sensitivity"]
@@ -42,7 +44,7 @@ class ShiftSensitivity(NamedTuple):
 
 
 def shift_sensitivity(
-    make_attribution: Callable[[Any], Callable[..., Any]],
+    make_attribution: Attribution | Callable[..., Any],
     model: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
     shift: Shift | Callable[..., Tensor] | None = None,
@@ -70,7 +72,8 @@ def shift_sensitivity(
     Args:
         make_attribution: Takes a model, returns the attribute function of it, such as
             `lambda model: IntegratedGradients(model).attribute`, or the attribution itself: a Captum class will do.
-            Called for the model and for its shifted twin.
+            Called for the model and for its shifted twin. Or an attribution of this model, such as `Saliency(model)`,
+            or its attribute method, which is made anew for the twin.
         model: Module or function that returns logits, (N, C) or with classes elsewhere.
         inputs: Floating-point tensor (N, ...) or tuple of such.
         shift: g, as in `SoftmaxShift`; None for the one described above.
@@ -88,9 +91,11 @@ def shift_sensitivity(
         ValueError: As `SoftmaxShift`: a shift that has the wrong shape, is not finite or does not depend on the inputs;
             logits without a class dimension; inputs that are empty, NaN or infinite; attributions whose first dimension
             is not N, or with NaN or infinity in them; an attribution of the model that ignores the one it is made for;
-            no gradient to take the default shift's size from; `return_convergence_delta`.
-        TypeError: If `make_attribution` is an attribution already made or returns no function, or the function no
-            tensor or tuple of tensors; integers for inputs where there is no shift.
+            no gradient to take the default shift's size from; `return_convergence_delta`; an attribution made for
+            another model or a view of this one, which would not see the shift as the view does.
+        TypeError: If `make_attribution` is of no such kind or returns no function, or the function no tensor or tuple
+            of tensors; an attribution made already that holds a part of the model, such as a layer, that the twin does
+            not have; integers for inputs where there is no shift.
 
     References:
         The measure is ours; the shift is that of S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2. A
@@ -114,7 +119,8 @@ def shift_sensitivity(
         raise ValueError("shift_sensitivity compares attributions only; leave return_convergence_delta out")
     if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
         raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
-    check_functions(make_attribution, model)
+    check_model(model, "model")
+    make = attribution_maker(make_attribution, "make_attribution", model=model)
     xs = format_tensor_into_tuples(inputs)
     if shift is None or all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
         validate_inputs(model, xs)  # token ids have no gradient, which a shift of one's own does not need
@@ -131,10 +137,10 @@ def shift_sensitivity(
         for attributed in (model, shifted):
             rewind()
             copies = tuple(x.detach().clone() for x in xs)
-            attribute = attribute_function(make_attribution, attributed)
+            attribute = attribute_function(make(attributed), "make_attribution(model)")
             with runs(shifted) as shifted_runs, runs(model) as model_runs:
-                found = attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs)
-            maps.append(flat(found, n))
+                attributions = attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs)
+            maps.append(flat(attributions, n))
     if model_runs and not shifted_runs:
         raise ValueError(
             "the attribution ran the model and not its shifted twin; make_attribution must make it for the model it is "

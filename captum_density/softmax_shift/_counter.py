@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_density._model.precision import accumulation_dtype
+from captum_density._model.validation import check_model
 from captum_density.softmax_shift._logits import class_dimension, holds
 from captum_density.softmax_shift._patterns import floating, leading, product
 from captum_density.softmax_shift._shifts import Shift
@@ -70,8 +72,7 @@ class CounterShift(Shift):
         inputs: Tensor | None = None,
         class_dim: int = 1,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
+        check_model(model, "model")
         super().__init__()
         targets = None
         if isinstance(target, Tensor) and target.ndim > 0:
@@ -136,7 +137,7 @@ class CounterShift(Shift):
                 f"the given inputs are {tuple(self.inputs.shape)} on {self.inputs.device}, the model's first argument "
                 f"{tuple(x.shape)} on {x.device}"
             )
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = accumulation_dtype(x)
         own, given = x.detach().to(dtype).flatten(1), self.inputs.to(dtype).flatten(1)
         return torch.cdist(own, given, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
 

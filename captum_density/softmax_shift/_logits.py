@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_density._model.validation import check_model
+
 __all__ = ["LogitsWrapper", "class_dimension", "holds"]
 
 
@@ -47,8 +49,7 @@ class LogitsWrapper(nn.Module):
     """
 
     def __init__(self, model: Callable[..., Any], class_dim: int) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be a torch.nn.Module or a function, but is {type(model).__name__}")
+        check_model(model, "model")
         if not isinstance(class_dim, int) or isinstance(class_dim, bool):
             raise TypeError(f"class_dim must be an integer, but is {class_dim!r}")
         super().__init__()

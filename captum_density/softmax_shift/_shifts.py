@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_density._model.validation import check_model
 from captum_density.softmax_shift._logits import holds
 from captum_density.softmax_shift._patterns import check_patterns, leading, product
 
@@ -146,8 +147,7 @@ class NetworkShift(Shift):
     """
 
     def __init__(self, net: Callable[..., Tensor], n_inputs: int = 1) -> None:
-        if not callable(net):
-            raise TypeError(f"a shift must be a torch.nn.Module or a function, but is {type(net).__name__}")
+        check_model(net, "a shift")
         if n_inputs < 1:
             raise ValueError(f"n_inputs must be at least 1, but is {n_inputs}")
         super().__init__()

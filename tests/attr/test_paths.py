@@ -550,7 +550,7 @@ def test_a_function_without_forward_derivative_is_refused():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: PathIntegratedGradients("model"), TypeError, "a module or a function, but is str"),
+        (lambda: PathIntegratedGradients("model"), TypeError, "a torch.nn.Module or a function, but is str"),
         (lambda: PathIntegratedGradients(abs, StraightPath), TypeError, r"such as StraightPath\(...\)"),
         (lambda: PathIntegratedGradients(abs, "straight"), TypeError, r"\(alpha, baseline, input\), but is str"),
         (lambda: FunctionPath(arc, 3), TypeError, r"derivative must be a function .* but is int"),

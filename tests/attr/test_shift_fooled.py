@@ -107,7 +107,7 @@ def test_under_a_noise_tunnel():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"forward_func": "model"}, TypeError, "must be a module or a function, but is str"),
+        ({"forward_func": "model"}, TypeError, "must be a torch.nn.Module or a function, but is str"),
         ({"shift": 3.0}, TypeError, "a shift must be .*, but is float"),
         ({"forward_func": lambda x: [x]}, TypeError, "the model returned list"),
         ({"shift": lambda x: x.sum(1).long()}, TypeError, r"the shift returned torch\.int64"),

@@ -427,9 +427,9 @@ X = torch.ones(4, 3)
 @pytest.mark.parametrize(
     ("model", "inputs", "error", "message"),
     [
-        ("net", X, TypeError, "forward_func must be a module or a function, but is str"),
+        ("net", X, TypeError, "forward_func must be a torch.nn.Module or a function, but is str"),
         (Saliency(nn.Linear(3, 3)), X, TypeError, "but is Saliency"),
-        (nn.Linear, X, TypeError, "but is type"),
+        (nn.Linear, X, TypeError, "make an object of it"),
         (nn.Linear(3, 3), [X], TypeError, "inputs must be a tensor or a non-empty tuple of tensors, but is list"),
         (nn.Linear(3, 3), (), TypeError, "non-empty tuple"),
         (nn.Linear(3, 3), X.tolist(), TypeError, "but is list"),

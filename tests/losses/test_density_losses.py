@@ -792,7 +792,7 @@ X = torch.ones(4, 3, dtype=DOUBLE)
 @every
 def test_bad_calls_are_refused(model, name):
     for given, inputs, error, message in (
-        ("net", X, TypeError, "must be a module or a function, but is str"),
+        ("net", X, TypeError, "must be a torch.nn.Module or a function, but is str"),
         (model, [X], TypeError, "inputs must be a tensor or a non-empty tuple of tensors, but is list"),
         (model, X.long(), TypeError, r"input 0 has dtype torch\.int64"),
         (model, X[:0], ValueError, "at least one example"),

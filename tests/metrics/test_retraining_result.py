@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from captum_density._display.intervals import Bootstrap, interval
 from captum_density.metrics import RetrainingResult
-from captum_density.metrics._bootstrap import Bootstrap, interval
 
 SIDES = {"diff_roar": ("top", "bottom"), "roar": ("bottom",), "kar": ("top",)}
 RUNS, EXAMPLES = 3, 400

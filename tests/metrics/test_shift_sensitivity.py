@@ -346,7 +346,7 @@ def returning(value):
         (returning([torch.ones(2, 4)]), TypeError, "tensor or a tuple of tensors, but are list"),
         (returning((torch.ones(2, 4), 1.0)), TypeError, "but are Tensor, float"),
         (returning(()), TypeError, "must be a tensor or a tuple of tensors"),
-        ({"make": lambda model: "map"}, TypeError, "must return an attribute function, .*, but returned str"),
+        ({"make": lambda model: "map"}, TypeError, "an attribute function such as `Saliency.*, but returned"),
         ({"inputs": ()}, TypeError, "non-empty tuple of tensors, but is tuple"),
         ({"inputs": [torch.ones(2, 4)]}, TypeError, "non-empty tuple of tensors, but is list"),
         (returning(torch.ones(2, 0)), ValueError, r"but have shape \(2, 0\)"),
@@ -368,6 +368,16 @@ def test_takes_a_class_and_inputs_without_features():
     assert found.cosine_distance.tolist() == [0, 2, 0]
     assert_close(found.norm_change, torch.tensor([5 / 2 - 1, 1 - 1 / 2, 1 - 5 / 8], dtype=torch.float64))
     assert shift_sensitivity(Saliency, model, x, target=1).cosine_distance.shape == (3,)
+
+
+def test_an_attribution_of_the_model_is_made_anew_for_its_twin(small):
+    model, x = small[0], torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    expected = shift_sensitivity(signed, model, x, target=1)
+    for method in (signed(model), partial(NoiseTunnel(Saliency(model)).attribute, nt_samples=1, stdevs=0.0, abs=False)):
+        for value, wanted in zip(shift_sensitivity(method, model, x, target=1), expected, strict=True):
+            assert_close(value, wanted)
+    with pytest.raises(ValueError, match="function of the model"):  # the view would be lost on the twin
+        shift_sensitivity(Saliency(CenteredLogits(model)), model, x, target=1)
 
 
 def test_zeros_beside_what_rounding_left_are_zeros():
@@ -427,9 +437,10 @@ def test_probabilities_warn():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ((Saliency(nn.Linear(4, 3)), nn.Linear(4, 3)), TypeError, "make_attribution must be .* of class Saliency"),
-        ((Saliency(nn.Linear(4, 3)).attribute, nn.Linear(4, 3)), TypeError, "make_attribution must be .* Saliency"),
-        ((nn.Linear(4, 3), Saliency), TypeError, "make_attribution must be .* of class Linear"),
+        ((Saliency(nn.Linear(4, 3)), nn.Linear(4, 3)), ValueError, "pass a function of the model"),
+        ((Saliency(nn.Linear(4, 3)).attribute, nn.Linear(4, 3)), ValueError, "pass a function of the model"),
+        ((nn.Linear(4, 3), Saliency), TypeError, "model must be"),
+        ((nn.Linear(4, 3), nn.Linear(4, 3)), TypeError, "pass a function of the model"),
         ((Saliency, Saliency), TypeError, "model must be"),
         ((Saliency, lambda x: nn.Linear(4, 3)(x).detach()), ValueError, "no gradient by its inputs.* pass a shift"),
         ((lambda m: lambda x, target: x * torch.nan, nn.Linear(4, 3)), ValueError, "attributions contain NaN"),

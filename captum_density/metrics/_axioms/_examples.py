@@ -16,7 +16,13 @@ from captum_density._model.captum import TargetType, format_additional_forward_a
 from captum_density._model.evaluation import full_precision, refuse_random_numbers
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.generators import replayable
-from captum_density._model.validation import check_limit, expanded_baselines, selected_output, validate_inputs
+from captum_density._model.validation import (
+    check_limit,
+    check_model,
+    expanded_baselines,
+    selected_output,
+    validate_inputs,
+)
 from captum_density.metrics._explained import flat
 
 __all__ = ["Examples", "attribute_of", "explaining", "quotient"]
@@ -47,8 +53,7 @@ class Examples:
         target: TargetType,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        if not callable(model) or isinstance(model, type | Attribution):
-            raise TypeError(f"the network must be a torch.nn.Module or a function, but is {model!r}")
+        check_model(model, "the network")
         self.is_tuple = isinstance(inputs, tuple)
         self._parts: tuple[Tensor, ...] = inputs if self.is_tuple else (inputs,)
         if not self._parts:
