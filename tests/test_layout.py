@@ -126,7 +126,8 @@ def test_namespaces_load_when_they_are_named():
         "import sys, captum_density\n"
         "assert not {'torch', 'captum'} & sys.modules.keys()\n"
         "print(*(name for name in dir(captum_density) if not name.startswith('_') and name[0].islower()))\n"
-        "assert captum_density.audit.Method and callable(captum_density.audit)\n"
+        "assert captum_density.audit.Method and callable(captum_density.audit) and captum_density.datasets.digits\n"
+        "assert not {'sklearn', 'skimage', 'torchvision', 'transformers'} & sys.modules.keys()\n"
         "assert not hasattr(captum_density, 'nothing')\n"
     )
     printed = subprocess.run(

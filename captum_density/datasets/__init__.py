@@ -6,8 +6,11 @@ from captum_density.datasets._block_images import block_digits as block_digits
 from captum_density.datasets._block_images import block_mnist as block_mnist
 from captum_density.datasets._digits import Digits as Digits
 from captum_density.datasets._digits import digits as digits
+from captum_density.datasets._efficientnet_lite0 import efficientnet_lite0 as efficientnet_lite0
 from captum_density.datasets._feature_leakage import FeatureLeakage as FeatureLeakage
 from captum_density.datasets._feature_leakage import feature_leakage as feature_leakage
+from captum_density.datasets._photographs import Photographs as Photographs
+from captum_density.datasets._photographs import photographs as photographs
 from captum_density.datasets._torchvision import ImageSplits as ImageSplits
 from captum_density.datasets._torchvision import cifar10 as cifar10
 from captum_density.datasets._torchvision import imagenet10 as imagenet10
@@ -20,12 +23,15 @@ __all__ = [
     "Digits",
     "FeatureLeakage",
     "ImageSplits",
+    "Photographs",
     "block_digits",
     "block_mnist",
     "cifar10",
     "digits",
+    "efficientnet_lite0",
     "feature_leakage",
     "imagenet10",
     "mnist",
+    "photographs",
     "svhn",
 ]

@@ -36,8 +36,8 @@ class BlockImages(Dataset[tuple[Tensor, Tensor]]):
         seed: Of the positions, in 0..2^32 - 1. They are the same on every machine, and no global generator is touched.
 
     Attributes:
-        images: (N, C, 2H, W), what was given and the null block, stacked.
-        labels: (N, ...), the labels given.
+        images: (N, C, 2H, W), the images and the null block, stacked.
+        labels: (N, ...), as they came.
         null: (C, H, W), the null block.
         signal_on_top: (N,) bool, whether the signal block is the upper one.
 
@@ -203,8 +203,8 @@ def _null_block(images: Tensor, null: Null) -> Tensor:
     if null == "mean":
         return images.mean(0)
     if null == "square":
-        drawn = _square(*images.shape[2:]).to(images.device)
-        return torch.where(drawn, images.max(), images.min()).expand(images.shape[1:])
+        lines = _square(*images.shape[2:]).to(images.device)
+        return torch.where(lines, images.max(), images.min()).expand(images.shape[1:])
     raise ValueError(f"null must be 'square', 'mean' or an image (C, H, W), but is {null!r}")
 
 
@@ -219,6 +219,6 @@ def _square(height: int, width: int) -> Tensor:
         diagonal = (rows - columns).abs() < line
         square = square | diagonal | diagonal.flip(0)
     top, left = (height - side) // 2, (width - side) // 2
-    drawn = torch.zeros(height, width, dtype=torch.bool)
-    drawn[top : top + side, left : left + side] = square
-    return drawn
+    block = torch.zeros(height, width, dtype=torch.bool)
+    block[top : top + side, left : left + side] = square
+    return block

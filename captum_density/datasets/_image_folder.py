@@ -1,4 +1,4 @@
-"""A torchvision ImageFolder of chosen folders; apart, as torchvision is imported only when it is needed."""
+"""A torchvision ImageFolder whose folders share labels; apart, as torchvision is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-__all__ = ["ChosenFolders"]
+__all__ = ["GroupedFolders"]
 
 
-class ChosenFolders(ImageFolder):
+class GroupedFolders(ImageFolder):
     """The images of some folders of a folder; those of one group share a label.
 
     Args:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
 
 __all__ = ["ImageSplits", "cifar10", "imagenet10", "mnist", "svhn"]
 
@@ -57,7 +54,7 @@ def mnist(root: str | PathLike[str], *, fashion: bool = False, download: bool = 
     """
     name = "FashionMNIST" if fashion else "MNIST"
     train, test = (_load(name, root, download, train=train) for train in (True, False))
-    return _joined(*((s.data.unsqueeze(1), s.targets) for s in (train, test)))
+    return _splits(*((s.data.unsqueeze(1), s.targets) for s in (train, test)))
 
 
 def svhn(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
@@ -89,7 +86,7 @@ def svhn(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
             "svhn() reads MATLAB files with SciPy, and SciPy is not installed; "
             "install it with: pip install 'captum-density[demo]'"
         ) from error
-    return _joined(*((torch.from_numpy(s.data), torch.from_numpy(s.labels)) for s in (train, test)))
+    return _splits(*((torch.from_numpy(s.data), torch.from_numpy(s.labels)) for s in (train, test)))
 
 
 def cifar10(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
@@ -114,7 +111,7 @@ def cifar10(root: str | PathLike[str], *, download: bool = False) -> ImageSplits
         torch.Size([50000, 3, 32, 32])
     """
     train, test = (_load("CIFAR10", root, download, train=train) for train in (True, False))
-    return _joined(*((torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets)) for s in (train, test)))
+    return _splits(*((torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets)) for s in (train, test)))
 
 
 def imagenet10(
@@ -123,7 +120,7 @@ def imagenet10(
     transform: Callable[[Any], Any] | None = None,
     *,
     split: str = "train",
-) -> ImageFolder:
+) -> Any:
     """Ten classes of ImageNet, or of any folder of folders, read one image at a time.
 
     The paper's ImageNet-10 is "mixed_10" of MadryLab's robustness: ten superclasses, each of as many ImageNet classes
@@ -168,21 +165,22 @@ def imagenet10(
     folder = Path(root) / split
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; root must hold {split!r}, or split=... name another")
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in (found if classes is None else classes)]
+    folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    entries = folders if classes is None else classes
+    groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in entries]
     if len(groups) != 10:
         what = f"{folder} holds {len(groups)} folders" if classes is None else f"classes has {len(groups)} entries"
         raise ValueError(
             f"{what}, not 10; pass classes=[...], a folder's name or several for each of the labels 0 to 9"
         )
     names = [name for group in groups for name in group]
-    if missing := sorted(set(names) - set(found)):
+    if missing := sorted(set(names) - set(folders)):
         raise FileNotFoundError(f"{folder} has no folder {', '.join(missing)}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"classes names more than once: {', '.join(twice)}")
-    from captum_density.datasets._image_folder import ChosenFolders
+    from captum_density.datasets._image_folder import GroupedFolders
 
-    return ChosenFolders(fspath(folder), groups, transform)
+    return GroupedFolders(fspath(folder), groups, transform)
 
 
 def _load(name: str, root: str | PathLike[str], download: bool, **split: Any) -> Any:
@@ -200,7 +198,7 @@ def _load(name: str, root: str | PathLike[str], download: bool, **split: Any) ->
         ) from error
 
 
-def _joined(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> ImageSplits:
+def _splits(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> ImageSplits:
     """Splits of (bytes, labels) as tensors of one kind."""
     # Put in order as bytes, and divided in place: the floats exist once.
     (x, y), (x_test, y_test) = ((x.contiguous().to(torch.float32).div_(255), y) for x, y in (train, test))
