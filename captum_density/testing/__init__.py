@@ -6,8 +6,8 @@ from captum_density.testing._networks import Problem as Problem
 from captum_density.testing._networks import networks as networks
 from captum_density.testing._registry import ConformanceError as ConformanceError
 from captum_density.testing._registry import Failure as Failure
-from captum_density.testing._run import attribution_checks as attribution_checks
-from captum_density.testing._run import check_attribution as check_attribution
+from captum_density.testing._suite import attribution_checks as attribution_checks
+from captum_density.testing._suite import check_attribution as check_attribution
 
 __all__ = [
     "CAPTUM_DEPARTURES",

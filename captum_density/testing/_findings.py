@@ -1,18 +1,30 @@
 """What a check finds, and how values are compared and put into words."""
 
+import traceback
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import captum
 import numpy as np
 import torch
 from torch import Tensor
 
+# What is in these folders the author of an attributor will not change.
+_OTHERS_CODE = tuple(str(Path(file).parent) for file in (torch.__file__, captum.__file__, __file__))
+# Causes that findings of several checks have in common; of an exception it is RAISED and the line.
+SHAPES, NAN, DTYPE, RAISED = "shapes", "NaN or infinity", "dtype", "raised at "
+
 
 class Finding(NamedTuple):
-    """A law broken: what was expected and received and, beside the model's name, where."""
+    """A law broken: what was expected and received and, beside the model's name, where; findings of one cause are one.
+
+    By default findings are of one cause where the same was expected and received.
+    """
 
     expected: str
     received: str
     where: str = ""
+    cause: str = ""
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -63,3 +75,16 @@ def brief(value: Any) -> str:
         return brief(f"{type(value).__name__}: {value}")
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def raised_at(error: BaseException) -> tuple[str, bool]:
+    """The innermost line of the author's own that an exception came through, else the innermost of all; and which."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_OTHERS_CODE)]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}", bool(own)
+
+
+def located(error: BaseException) -> str:
+    """A few words for an exception, with the line to look at."""
+    return f"{brief(error)} ({raised_at(error)[0]})"

@@ -5,56 +5,56 @@ from dataclasses import replace
 
 import torch
 
-from captum_density.testing._findings import Finding, as_tuple, shapes
+from captum_density.testing._attributor import Attributor
+from captum_density.testing._findings import DTYPE, NAN, SHAPES, Finding, as_tuple, shapes
 from captum_density.testing._models import BATCH, Case
 from captum_density.testing._registry import check
-from captum_density.testing._suite import Suite
 
 
 @check("return a tensor for a tensor and a tuple for a tuple, one attribution of the same shape for each input")
-def output_form(suite: Suite, case: Case) -> Iterator[Finding]:
+def output_form(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Tensor in, tensor out; tuple in, tuple out, also a tuple of one; shapes are the inputs'."""
     for inputs in (case.inputs, case.tensors):
-        received = suite.attribute(replace(case, inputs=inputs))
+        received = attributor.attribute(replace(case, inputs=inputs))
         if isinstance(received, tuple) != isinstance(inputs, tuple) or shapes(received) != shapes(inputs):
             expected, kind = (f"{type(value).__name__} of shapes {shapes(value)}" for value in (inputs, received))
-            yield Finding(expected, kind, f"{type(inputs).__name__} input")
+            yield Finding(expected, kind, f"{type(inputs).__name__} input", cause=SHAPES)
 
 
 @check("guard divisions (by a norm, by a range, by a sum of weights) against zero")
-def finite(suite: Suite, case: Case) -> Iterator[Finding]:
+def finite(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Attributions are finite on ordinary, on constant and on all-zero inputs."""
     variants = {"random": case, "all-zero": case.map(torch.zeros_like), "constant": case.map(torch.ones_like)}
     for label, variant in variants.items():
-        for received in as_tuple(suite.attribute(variant)):
+        for received in as_tuple(attributor.attribute(variant)):
             bad = int((~received.isfinite()).sum())
             if bad:
-                yield Finding("finite values", f"{bad} that are NaN or infinite", f"{label} inputs")
+                yield Finding("finite values", f"{bad} that are NaN or infinite", f"{label} inputs", cause=NAN)
 
 
-def _of_dtype(suite: Suite, case: Case, dtype: torch.dtype) -> Iterator[Finding]:
-    for received in as_tuple(suite.attribute(case.to(dtype))):
+def _of_dtype(attributor: Attributor, case: Case, dtype: torch.dtype) -> Iterator[Finding]:
+    for received in as_tuple(attributor.attribute(case.to(dtype))):
         if received.dtype != dtype:
-            yield Finding(str(dtype), str(received.dtype))
+            yield Finding(str(dtype), str(received.dtype), cause=DTYPE)
 
 
 @check("create tensors with dtype=input.dtype (torch.zeros_like, input.new_tensor), not with torch's default")
-def dtype(suite: Suite, case: Case) -> Iterator[Finding]:
+def dtype(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Attributions have the dtype of the input: float32 and float64."""
-    for each in (suite.dtype, torch.float32):
-        yield from _of_dtype(suite, case, each)
+    for each in (attributor.dtype, torch.float32):
+        yield from _of_dtype(attributor, case, each)
 
 
 @check("multiply only with tensors of the input's dtype: a float32 factor promotes a bfloat16 attribution")
-def reduced_precision(suite: Suite, case: Case) -> Iterator[Finding]:
+def reduced_precision(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Attributions of a bfloat16 model and input are bfloat16."""
-    yield from _of_dtype(suite, case, torch.bfloat16)
+    yield from _of_dtype(attributor, case, torch.bfloat16)
 
 
 @check("create tensors with device=input.device and do not call .cpu() on the result")
-def device(suite: Suite, case: Case) -> Iterator[Finding]:
+def device(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Attributions are on the device of the input."""
-    for received, x in zip(as_tuple(suite.attribute(case)), case.tensors, strict=True):
+    for received, x in zip(as_tuple(attributor.attribute(case)), case.tensors, strict=True):
         if received.device != x.device:
             yield Finding(str(x.device), str(received.device))
 
@@ -72,10 +72,10 @@ def _layouts(case: Case) -> dict[str, Case]:
 
 
 @check("end with .contiguous(), for Captum's sensitivity_max and NoiseTunnel call .view on attributions")
-def contiguous(suite: Suite, case: Case) -> Iterator[Finding]:
+def contiguous(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Attributions are contiguous, whatever the layout of the input and of the gradient."""
     for label, laid_out in _layouts(case).items():
-        for received in as_tuple(suite.attribute(laid_out)):
+        for received in as_tuple(attributor.attribute(laid_out)):
             if not received.is_contiguous():
                 expected = f"contiguous, shape {tuple(received.shape)}"
                 yield Finding(expected, f"strides {received.stride()}", f"{label} input")
@@ -83,67 +83,67 @@ def contiguous(suite: Suite, case: Case) -> Iterator[Finding]:
 
 # Stochastic methods are exempt because torch.randn_like fills in the order of memory.
 @check("use reshape in place of view on anything derived from the input", needs=["determinism"])
-def strided_inputs(suite: Suite, case: Case) -> Iterator[Finding]:
+def strided_inputs(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """An input's memory layout (transposed, strided, channels-last) does not change the numbers."""
-    expected = suite.attribute(case)
+    expected = attributor.attribute(case)
     for label, laid_out in _layouts(case).items():
-        yield from suite.compare(expected, suite.attribute(laid_out), "the same numbers", f"{label} input")
+        yield from attributor.compare(expected, attributor.attribute(laid_out), "the same numbers", f"{label} input")
 
 
 @check("detach the result, or multiply with input.detach()")
-def detached(suite: Suite, case: Case) -> Iterator[Finding]:
+def detached(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Attributions of inputs that do not require grad carry no graph."""
-    for received in as_tuple(suite.attribute(case)):
+    for received in as_tuple(attributor.attribute(case)):
         if received.requires_grad:
             yield Finding("requires_grad=False", f"requires_grad=True, from {type(received.grad_fn).__name__}")
 
 
 @check("enable gradients around your own forward pass: with torch.enable_grad()")
-def under_no_grad(suite: Suite, case: Case) -> Iterator[Finding]:
+def under_no_grad(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Called under torch.no_grad(), the attributor gives the same numbers."""
-    expected = suite.attribute(case)
+    expected = attributor.attribute(case)
     with torch.no_grad():
-        received = suite.attribute(case)
-    yield from suite.compare(expected, received, "the same numbers as with gradients enabled")
+        received = attributor.attribute(case)
+    yield from attributor.compare(expected, received, "the same numbers as with gradients enabled")
 
 
 @check("accept inputs that require grad, leaves or not; differentiate a detached copy")
-def differentiable_inputs(suite: Suite, case: Case) -> Iterator[Finding]:
+def differentiable_inputs(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """Inputs that require grad, as leaves or as results of a computation, give the same numbers."""
-    expected = suite.attribute(case)
+    expected = attributor.attribute(case)
     leaves = case.map(lambda x: x.clone().requires_grad_())
     for label, variant in (("leaf", leaves), ("computed", leaves.map(lambda x: x * 1.0))):
-        received = suite.attribute(variant)
-        yield from suite.compare(expected, received, "the same numbers as for plain inputs", f"{label} inputs")
+        received = attributor.attribute(variant)
+        yield from attributor.compare(expected, received, "the same numbers as for plain inputs", f"{label} inputs")
 
 
 @check("differentiate with respect to the input (made to require grad), which needs no parameter to require grad")
-def frozen_parameters(suite: Suite, case: Case) -> Iterator[Finding]:
+def frozen_parameters(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """A model whose parameters do not require grad gives the same numbers."""
-    expected = suite.attribute(case)
+    expected = attributor.attribute(case)
     case.model.requires_grad_(False)
-    yield from suite.compare(expected, suite.attribute(case), "the same numbers")
+    yield from attributor.compare(expected, attributor.attribute(case), "the same numbers")
 
 
 @check("keep nothing from one call to the next (hook outputs, caches); draw no random numbers unless stochastic")
-def repeatable(suite: Suite, case: Case) -> Iterator[Finding]:
+def repeatable(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """The same call gives the same numbers, after a call with other inputs and on a fresh attributor."""
-    attribution = suite.make(case.model)
-    expected = suite.attribute(case, attribution)
-    suite.attribute(case.row(1), attribution)
-    yield from suite.compare(expected, suite.attribute(case, attribution), "the numbers of the first call")
-    yield from suite.compare(expected, suite.attribute(case), "the numbers of another attributor")
-    if not suite.stochastic:
+    attribution = attributor.make(case.model)
+    expected = attributor.attribute(case, attribution)
+    attributor.attribute(case.row(1), attribution)
+    yield from attributor.compare(expected, attributor.attribute(case, attribution), "the numbers of the first call")
+    yield from attributor.compare(expected, attributor.attribute(case), "the numbers of another attributor")
+    if not attributor.stochastic:
         law = "the same numbers whatever the random state (or declare stochastic=True)"
-        yield from suite.compare(expected, suite.attribute(case, attribution, seed=1), law)
+        yield from attributor.compare(expected, attributor.attribute(case, attribution, seed=1), law)
 
 
 @check(
     "normalise, rank or average within an example, never over the batch; mind which dimension is the batch",
     needs=["determinism"],
 )
-def batch_independence(suite: Suite, case: Case) -> Iterator[Finding]:
+def batch_independence(attributor: Attributor, case: Case) -> Iterator[Finding]:
     """A batch of N gives the numbers of N batches of one."""
-    singles = [as_tuple(suite.attribute(case.row(row))) for row in range(BATCH)]
+    singles = [as_tuple(attributor.attribute(case.row(row))) for row in range(BATCH)]
     expected = tuple(map(torch.cat, zip(*singles, strict=True)))
-    yield from suite.compare(expected, suite.attribute(case), "the numbers of single examples")
+    yield from attributor.compare(expected, attributor.attribute(case), "the numbers of single examples")

@@ -1,14 +1,15 @@
-"""A check, what it reports, and the error that reports all."""
+"""A check, the failures it reports, and the error that reports them all, by cause."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from captum_density.testing._findings import Finding, brief
+from captum_density.testing._attributor import Attributor
+from captum_density.testing._findings import RAISED, Finding, located
 from captum_density.testing._models import MODELS, Case
-from captum_density.testing._suite import Suite
 
-CheckFunction = Callable[[Suite, Case], Iterator[Finding]]
+CheckFunction = Callable[[Attributor, Case], Iterator[Finding]]
+_MOST = 3  # failures of a cause that the error's text shows
 
 
 class Failure(NamedTuple):
@@ -20,6 +21,7 @@ class Failure(NamedTuple):
         expected: What the law asks for.
         received: What came instead.
         mend: What usually mends it.
+        cause: The same text for failures that are of one cause, in whichever checks.
     """
 
     check: str
@@ -27,6 +29,7 @@ class Failure(NamedTuple):
     expected: str
     received: str
     mend: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,21 +43,22 @@ class Check:
     needs: Sequence[str] = ()
     models: Sequence[str] = tuple(MODELS)
 
-    def run(self, suite: Suite) -> list[Failure] | None:
+    def run(self, attributor: Attributor) -> list[Failure] | None:
         """The failures, or None where the check does not apply."""
-        names = [name for name in self.models if name in suite.models]
-        if not names or not all(map(suite.offers, self.needs)):
+        names = [name for name in self.models if name in attributor.models]
+        if not names or not all(map(attributor.offers, self.needs)):
             return None
-        return [failure for name in names for failure in self._run_on(suite, name)]
+        return [failure for name in names for failure in self._run_on(attributor, name)]
 
-    def _run_on(self, suite: Suite, name: str) -> Iterator[Failure]:
-        found: list[Finding] = []
+    def _run_on(self, attributor: Attributor, name: str) -> Iterator[Failure]:
+        findings: list[Finding] = []
         try:
-            found.extend(self.function(suite, suite.case(name)))
+            findings.extend(self.function(attributor, attributor.case(name)))
         except Exception as error:
-            found.append(Finding("no exception", brief(error)))
-        for expected, received, where in found:
-            yield Failure(self.name, f"{name}, {where}" if where else name, expected, received, self.mend)
+            findings.append(Finding("no exception", located(error), cause=attributor.cause(error, name)))
+        for expected, received, where, cause in findings:
+            where = f"{name}, {where}" if where else name
+            yield Failure(self.name, where, expected, received, self.mend, cause or f"{received} for {expected}")
 
 
 def check(mend: str, *, needs: Sequence[str] = (), models: Sequence[str] = tuple(MODELS)) -> Callable[..., Check]:
@@ -67,7 +71,7 @@ def check(mend: str, *, needs: Sequence[str] = (), models: Sequence[str] = tuple
 
 
 class ConformanceError(AssertionError):
-    """An attributor broke a law; `failures` holds every `Failure` found. See `check_attribution`.
+    """An attributor broke a law; `failures` holds every `Failure`. See `check_attribution`.
 
     Args:
         attributor: Its name.
@@ -76,18 +80,40 @@ class ConformanceError(AssertionError):
     """
 
     def __init__(self, attributor: str, failed: Mapping[Check, Sequence[Failure]], ran: int):
-        self.failures = tuple(failure for found in failed.values() for failure in found)
-        lines = [f"{attributor} fails {len(failed)} of {ran} checks"]
-        for broken, found in failed.items():
-            lines += ["", f"{broken.name}: {broken.law}"]
-            for failure in found[:3]:
-                lines += [
-                    f"  on {failure.where}",
-                    f"    expected: {failure.expected}",
-                    f"    received: {failure.received}",
-                ]
-            if len(found) > 3:
-                lines.append(f"  and {len(found) - 3} more like these in .failures")
-            lines.append(f"  to mend it: {broken.mend}")
-        lines += ["", f"To leave checks out: skip={tuple(broken.name for broken in failed)!r}"]
+        self.failures = tuple(failure for failures in failed.values() for failure in failures)
+        causes = _by_cause(failed)
+        words = "one cause" if len(causes) == 1 else f"{len(causes)} causes"
+        lines = [f"{attributor} fails {len(failed)} of {ran} checks, of {words}"]
+        for checks in causes:
+            lines += ["", *_report(checks, [failure for check in checks for failure in failed[check]])]
+        lines += ["", f"To leave checks out: skip={tuple(check.name for check in failed)!r}"]
         super().__init__("\n".join(lines))
+
+
+def _by_cause(failed: Mapping[Check, Sequence[Failure]]) -> list[list[Check]]:
+    """The checks that failed, those together that have a cause in common, each group where its first one stood."""
+    order = list(failed)
+    groups: list[tuple[list[Check], set[str]]] = []
+    for check, failures in failed.items():
+        checks, causes = [check], {failure.cause for failure in failures}
+        for related in [group for group in groups if group[1] & causes]:
+            groups.remove(related)
+            checks, causes = checks + related[0], causes | related[1]
+        groups.append((sorted(checks, key=order.index), causes))
+    return sorted((checks for checks, _ in groups), key=lambda checks: order.index(checks[0]))
+
+
+def _report(checks: Sequence[Check], failures: Sequence[Failure]) -> Iterator[str]:
+    """The lines on checks that failed of one cause."""
+    first, *others = checks
+    yield f"{first.name}: {first.law}"
+    for failure in failures[:_MOST]:
+        yield f"  on {failure.where}"
+        yield f"    expected: {failure.expected}"
+        yield f"    received: {failure.received}"
+    if len(failures) > _MOST:
+        yield f"  and {len(failures) - _MOST} more like these in .failures"
+    if others:
+        yield f"  of the same cause fail: {', '.join(check.name for check in others)}"
+    raised = others and failures[0].cause.startswith(RAISED)
+    yield f"  to mend it: {'find out what raises there' if raised else first.mend}"

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_density.testing._attributor import Attributor
 from captum_density.testing._findings import Finding, brief, identical
 from captum_density.testing._globals import GLOBAL_HOOKS, preserved, read_settings, rng_states
 from captum_density.testing._models import BATCH, Case
 from captum_density.testing._registry import Check
-from captum_density.testing._suite import Suite
 
 # aspect -> (what is as before, how to mend it)
 ASPECTS = {
@@ -114,38 +114,38 @@ def _snapshot(case: Case, device: torch.device) -> _State:
     return state
 
 
-def _situations(suite: Suite, name: str, scenario: str) -> Iterator[tuple[str, Case]]:
+def _situations(attributor: Attributor, name: str, scenario: str) -> Iterator[tuple[str, Case]]:
     """Fresh cases for a scenario, with the words that tell one from another."""
     for differentiable in (False, True):
         words = "inputs that require grad" if differentiable else "plain inputs"
         for target in _BAD_TARGETS if scenario == "bad_target" else ():
-            case = suite.case(name)
+            case = attributor.case(name)
             case.target = target
             _furnish(case, differentiable)
             yield f"{words}, target={target!r}", case
         for fuse in {"success": [""], "raising_model": ["forward", "backward"]}.get(scenario, []):
-            case = suite.case(name, fuse)
+            case = attributor.case(name, fuse)
             _furnish(case, differentiable)
             yield f"{words}, raising in its {fuse} pass" if fuse else words, case
 
 
-def _leftovers(suite: Suite, case: Case, scenario: str, aspect: str) -> Iterator[Finding]:
+def _leftovers(attributor: Attributor, case: Case, scenario: str, aspect: str) -> Iterator[Finding]:
     """What differs between before and after the scenario's calls; the calls are made once for all aspects."""
     key = (case.name, scenario)
-    if key not in suite.memory:
-        suite.memory[key] = list(_changes(suite, *key))
-    yield from (finding for changed, finding in suite.memory[key] if changed == aspect)
+    if key not in attributor.memory:
+        attributor.memory[key] = list(_changes(attributor, *key))
+    yield from (finding for changed, finding in attributor.memory[key] if changed == aspect)
 
 
-def _changes(suite: Suite, name: str, scenario: str) -> Iterator[tuple[str, Finding]]:
-    for where, case in _situations(suite, name, scenario):
-        kwargs = suite.kwargs(case)
-        before = _snapshot(case, suite.device)
-        with preserved(suite.device):
+def _changes(attributor: Attributor, name: str, scenario: str) -> Iterator[tuple[str, Finding]]:
+    for where, case in _situations(attributor, name, scenario):
+        kwargs = attributor.kwargs(case)
+        before = _snapshot(case, attributor.device)
+        with preserved(attributor.device):
             # What it raises is another check's business; here only what it leaves behind counts.
             with contextlib.suppress(Exception):
-                suite.make(case.model).attribute(case.inputs, **kwargs)
-            after = _snapshot(case, suite.device)
+                attributor.make(case.model).attribute(case.inputs, **kwargs)
+            after = _snapshot(case, attributor.device)
         for aspect in ASPECTS:
             for label in before[aspect] | after[aspect]:
                 old, new = (state[aspect].get(label, "(absent)") for state in (before, after))

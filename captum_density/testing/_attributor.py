@@ -1,0 +1,116 @@
+"""The attributor under test: how a check calls it, with just the arguments that its signature names."""
+
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_density._model.attribution import attribution_maker
+from captum_density._model.errors import describe
+from captum_density.testing._findings import (
+    NAN,
+    RAISED,
+    SHAPES,
+    Finding,
+    as_tuple,
+    raised_at,
+    relative_gap,
+    shapes,
+)
+from captum_density.testing._globals import seeded
+from captum_density.testing._models import MODELS, Case, Inputs, build_case
+
+
+class Attributor:
+    """What `check_attribution` was given, and what the checks make of it: cases, calls and comparisons.
+
+    Raises:
+        TypeError: If `method` makes no Captum `Attribution` of a model.
+    """
+
+    def __init__(
+        self,
+        method: Any,
+        models: Collection[str],
+        device: torch.device,
+        attribute_kwargs: Mapping[str, Any] | Callable[[Inputs], Mapping[str, Any]],
+        stochastic: bool,
+    ):
+        self._make = attribution_maker(method, "make_attribution")
+        self.device, self.stochastic, self.attribute_kwargs = device, stochastic, attribute_kwargs
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.tolerance = 1e-4 if self.dtype == torch.float32 else 1e-6
+        self._malformed: set[str] = set()  # models whose attributions were of other shapes than their inputs
+        self.memory: dict[Any, Any] = {}  # for what several checks need
+        sample = self.make(self.case("mlp").model)
+        self.name = type(sample).__name__
+        self.parameters = inspect.signature(sample.attribute).parameters
+        self.has_delta = bool(sample.has_convergence_delta())
+        with_args = self.offers("additional_forward_args")
+        self.models = {name for name in models if with_args or not MODELS[name].has_args}
+
+    def make(self, model: nn.Module) -> Attribution:
+        """The attribution of a model."""
+        attribution = self._make(model)
+        if not isinstance(attribution, Attribution):
+            raise TypeError(
+                "make_attribution must turn a model into a captum.attr.Attribution, whose convergence delta and "
+                f"further methods are checked too, but it returned {describe(attribution)}; pass the attributor's "
+                "class, or a function of the model that returns an instance"
+            )
+        return attribution
+
+    def offers(self, feature: str) -> bool:
+        """Whether the attributor has "determinism", a "convergence delta", or an argument of `attribute`."""
+        if feature == "determinism":
+            return not self.stochastic
+        if feature == "convergence delta":
+            return self.has_delta
+        return feature in self.parameters or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+
+    def case(self, name: str, fuse: str = "") -> Case:
+        """A fresh case of the named model, the same each time."""
+        with seeded(self.device):
+            return build_case(name, self.device, self.dtype, fuse)
+
+    def kwargs(self, case: Case) -> dict[str, Any]:
+        """The keyword arguments of a call."""
+        options = self.attribute_kwargs(case.inputs) if callable(self.attribute_kwargs) else self.attribute_kwargs
+        kwargs = dict(options)
+        if self.offers("target"):
+            kwargs["target"] = case.target
+        if case.args is not None:
+            kwargs["additional_forward_args"] = case.args
+        return kwargs
+
+    def attribute(self, case: Case, attribution: Attribution | None = None, *, seed: int = 0, **extra: Any) -> Any:
+        """The attributor's answer, with the generators seeded before and put back after."""
+        attribution = self.make(case.model) if attribution is None else attribution
+        kwargs = {**self.kwargs(case), **extra}
+        with seeded(self.device, seed):
+            result = attribution.attribute(case.inputs, **kwargs)
+        if "return_convergence_delta" not in extra:
+            if shapes(result) != shapes(case.inputs):
+                self._malformed.add(case.name)
+            if not all(isinstance(item, Tensor) for item in as_tuple(result)):
+                raise TypeError(f"attribute returned {describe(result)}, which is no tensor and no tuple of tensors")
+        return result
+
+    def cause(self, error: BaseException, name: str) -> str:
+        """Of an exception on the named model: where nothing of the author's raised it, ill-formed attributions."""
+        line, is_own = raised_at(error)
+        return SHAPES if name in self._malformed and not is_own else f"{RAISED}{line}"
+
+    def compare(self, expected: Any, received: Any, law: str, where: str = "") -> Iterator[Finding]:
+        """A finding if the two differ by more than rounding."""
+        gap = relative_gap(received, expected)
+        if gap > self.tolerance:
+            expectation = f"{law}, within {self.tolerance:.0e} of its largest value"
+            if shapes(received) != shapes(expected):
+                yield Finding(expectation, f"shapes {shapes(received)} for {shapes(expected)}", where, SHAPES)
+            else:
+                yield Finding(expectation, f"{gap:.1e} apart", where, NAN if math.isinf(gap) else "")
