@@ -1,50 +1,123 @@
-"""From terms to maps: the consumers of a sweep. Each reduces a term as soon as its gradient is there."""
+"""From terms to maps: the reductions of a sweep. Each reduces a term as soon as its gradient is there."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._linear.places import Place, Source, area_matrix, linear_matrix, resize
+from captum_density._linear.grids import area_matrix, linear_matrix, resize
+from captum_density._linear.places import Place, Source
 from captum_density._linear.sweep import Term, per_example
 
-__all__ = ["SaliencyMaps", "SampleSums", "SignedMaps", "SimpleSaliencyMaps", "Terms", "over_channels", "rescaled"]
+__all__ = [
+    "AllTerms",
+    "SaliencyMaps",
+    "SampleSums",
+    "SignedMaps",
+    "SimpleSaliencyMaps",
+    "TermSums",
+    "TermsByName",
+    "smooth_maps",
+]
 
 _EPS = 1e-6  # the reference implementation's, in the rescaling of psi
 _WORKING_SET = 2**20  # elements
 
 
-class Terms:
+@dataclass(frozen=True)
+class TermsByName:
+    """Every term of f(x): the input terms, and the bias terms by name in forward order, each (N, ...)."""
+
+    products: list[Tensor]
+    biases: dict[str, Tensor]
+
+
+class AllTerms:
     """Keeps every term: what a decomposition is made of."""
 
     def __init__(self) -> None:
-        self.biases: dict[str, Tensor] = {}
+        self._biases: dict[str, Tensor] = {}
 
     def add(self, term: Term) -> Tensor:
-        self.biases[term.name] = values = term.values
+        self._biases[term.name] = values = term.values
         return per_example(values)
+
+    def result(self, products: list[Tensor]) -> TermsByName:
+        return TermsByName(products, dict(reversed(self._biases.items())))
+
+    def join(self, results: list[TermsByName]) -> TermsByName:
+        names = dict.fromkeys(name for result in results for name in result.biases)
+        biases = {name: _joined([result.biases.get(name) for result in results]) for name in names}
+        return TermsByName(_cat([result.products for result in results]), biases)
+
+
+def _joined(chunks: list[Tensor | None]) -> Tensor:
+    """One batch of a term taken one by one; zeros where an example is shorter, or did not meet the operation."""
+    present = [chunk for chunk in chunks if chunk is not None]
+    shape = [max(sizes) for sizes in zip(*(chunk.shape[1:] for chunk in present), strict=True)]
+    rows = [present[0].new_zeros(1, *shape) if chunk is None else chunk for chunk in chunks]
+    return torch.cat([F.pad(row, [p for size, full in zip(row.shape[:0:-1], shape[::-1], strict=True)
+                                  for p in (0, full - size)]) for row in rows])  # fmt: skip
+
+
+def _cat(parts: list[list[Tensor]]) -> list[Tensor]:
+    """A batch of each of several things, from those of its examples."""
+    return [torch.cat(chunks) for chunks in zip(*parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class TermSums:
+    """Terms summed over noise samples.
+
+    Attributes:
+        products: The input terms.
+        biases: Values (N, ...) and place of each bias term that has one, by name.
+    """
+
+    products: list[Tensor]
+    biases: dict[str, tuple[Tensor, Place]]
+
+    def __add__(self, other: TermSums) -> TermSums:
+        """Those of more samples of the same examples."""
+        products = [a + b for a, b in zip(self.products, other.products, strict=True)]
+        biases = dict(self.biases)
+        for name, (values, place) in other.biases.items():
+            biases[name] = (biases[name][0] + values, place) if name in biases else (values, place)
+        return TermSums(products, biases)
 
 
 class SampleSums:
-    """Keeps terms summed over noise samples, the copies of an example standing together."""
+    """Terms summed over noise samples, the copies of an example standing together."""
 
     def __init__(self, samples: int) -> None:
-        self.samples = samples
-        self.terms: dict[str, Term] = {}
+        self._samples = samples
+        self._biases: dict[str, tuple[Tensor, Place]] = {}
 
     def add(self, term: Term) -> Tensor:
         values = term.values
-        kept = self.summed(values) if len(values) > 1 else values  # one alone: the caller has to join it to the others
-        self.terms[term.name] = replace(term, gradient=kept, remainder=kept.new_ones(()))
+        if term.place is not None:
+            self._biases[term.name] = self._summed(values), term.place
         return per_example(values)
 
-    def summed(self, values: Tensor) -> Tensor:
-        """(N * samples, ...) to (N, ...)."""
-        return values.unflatten(0, (-1, self.samples)).sum(1)
+    def result(self, products: list[Tensor]) -> TermSums:
+        return TermSums([self._summed(product) for product in products], self._biases)
+
+    def join(self, results: list[TermSums]) -> TermSums:
+        products = [self._summed(product) for product in _cat([result.products for result in results])]
+        biases = {
+            name: (self._summed(torch.cat([result.biases[name][0] for result in results])), place)
+            for name, (_, place) in results[0].biases.items()
+        }
+        return TermSums(products, biases)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """(N * samples, ...) to (N, ...); a copy that was run alone waits until it is joined to the others."""
+        return values if len(values) == 1 else values.unflatten(0, (-1, self._samples)).sum(1)
 
 
 class _Maps:
@@ -53,36 +126,44 @@ class _Maps:
     matrix: Callable[[int, int], Tensor]
 
     def __init__(self) -> None:
-        self._maps: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._sums: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._sources: dict[int, Source] = {}
 
     def _put(self, place: Place, values: Tensor) -> None:
         key = (place.source.index, place.grid)
         self._sources[place.source.index] = place.source
-        self._maps[key] = self._maps[key] + values if key in self._maps else values
+        self._sums[key] = self._sums[key] + values if key in self._sums else values
 
     def source(self, index: int, x: Tensor) -> Source:
         """What the terms have shown of input x: which of its dimensions are positions."""
         return self._sources.get(index) or Source.of(index, x)
 
-    def on_input(self, index: int) -> Tensor | None:
+    def on_grid(self, index: int) -> Tensor | None:
         """The sum over grids on an input's own grid (N, *grid); None if nothing has a place on it."""
-        found = [
+        resized = [
             resize(values.unflatten(1, grid), self._sources[i].grid, self.matrix) if grid else values
-            for (i, grid), values in self._maps.items()
+            for (i, grid), values in self._sums.items()
             if i == index
         ]
-        return sum(found[1:], found[0]) if found else None
+        return sum(resized[1:], resized[0]) if resized else None
+
+    def plus_biases(self, index: int, own: Tensor) -> Tensor:
+        """An input's own map, of the input's shape, plus what the terms put on it."""
+        placed = self.on_grid(index)
+        return own if placed is None else own + _over_channels(placed, self.source(index, own))
+
+    def join(self, results: list[list[Tensor]]) -> list[Tensor]:
+        return _cat(results)
 
 
 class SignedMaps(_Maps):
-    """Signed cell sums of every term, spread over the positions of each cell; what has no place is summed up."""
+    """Signed cell sums of every term, spread over the positions of each cell; what has no place, over everything."""
 
     matrix = staticmethod(area_matrix)
 
     def __init__(self) -> None:
         super().__init__()
-        self.unplaced: Tensor | None = None
+        self._unplaced: Tensor | None = None
 
     def add(self, term: Term) -> Tensor:
         if term.place is None:
@@ -93,12 +174,20 @@ class SignedMaps(_Maps):
                 placed = torch.bmm(weights, term.gradient.flatten(2)).squeeze(1)
                 rest = None
             else:
-                placed, rest = _cell_sums(term.values, term.place)
+                placed, rest = term.place.sums(term.values)
             self._put(term.place, placed)
             total = placed.sum(1) if rest is None else placed.sum(1) + rest
         if rest is not None:
-            self.unplaced = rest if self.unplaced is None else self.unplaced + rest
+            self._unplaced = rest if self._unplaced is None else self._unplaced + rest
         return total
+
+    def result(self, products: list[Tensor]) -> list[Tensor]:
+        """A map for each input, of its shape; all together sum to f(x)."""
+        maps = [self.plus_biases(index, product) for index, product in enumerate(products)]
+        if self._unplaced is None:
+            return maps
+        elements = sum(m[0].numel() for m in maps)
+        return [m + (self._unplaced / elements).view(-1, *[1] * (m.ndim - 1)) for m in maps]
 
 
 class SaliencyMaps(_Maps):
@@ -121,14 +210,18 @@ class SaliencyMaps(_Maps):
             return self._add_channelwise(term, term.place)
         values = self._product(term)
         total = per_example(values)
-        self._add_psi(values if values.requires_grad else values.abs_(), term.place)
+        self.add_size(values.abs() if values.requires_grad else values.abs_(), term.place)
         return total
 
-    def _add_psi(self, values: Tensor, place: Place) -> None:
-        values = values.abs() if values.requires_grad else values
-        low, high = _range(values, place)
-        placed, _ = _cell_sums(values, place)
-        self._put(place, (placed - _counts(values, place) * low) / (high - low + _EPS))
+    def add_size(self, size: Tensor, place: Place) -> None:
+        """Add what is left of psi once absolute values (N, ...) have been taken."""
+        low, high = place.extremes(size)
+        placed, _ = place.sums(size)
+        self._put(place, (placed - place.counts(size) * low) / (high - low + _EPS))
+
+    def result(self, products: list[Tensor]) -> list[Tensor]:
+        """A map for each input, of its shape: psi of the input term plus psi of the bias terms."""
+        return [self.plus_biases(index, _rescaled(product)) for index, product in enumerate(products)]
 
     def _add_channelwise(self, term: Term, place: Place) -> Tensor:
         """A bias per channel of a map: the same from |df/dy| alone, without the product."""
@@ -165,58 +258,38 @@ class SimpleSaliencyMaps(SaliencyMaps):
 
     def add(self, term: Term) -> Tensor:
         if term.place is not None:
-            self._add_psi(term.gradient.abs(), term.place)
+            self.add_size(term.gradient.abs(), term.place)
         return per_example(term.values)
+
+
+def smooth_maps(sums: TermSums) -> list[Tensor]:
+    """psi of summed terms; of an input term, channels are summed before, as the published code does."""
+    maps = SaliencyMaps()
+    for values, place in sums.biases.values():
+        maps.add_size(values.abs(), place)
+    return [_smooth_map(maps, index, product) for index, product in enumerate(sums.products)]
+
+
+def _smooth_map(maps: SaliencyMaps, index: int, product: Tensor) -> Tensor:
+    source = maps.source(index, product)
+    channels = [d for d in range(1, product.ndim) if d not in source.final_positions()]
+    own = _rescaled(product.sum(channels) if channels else product)
+    placed = maps.on_grid(index)
+    return _over_channels(own if placed is None else own + placed, source)
 
 
 def _is_channelwise(term: Term) -> bool:
     """Whether the term is a bias per channel on a regular channels-first map."""
-    place, gradient, r = term.place, term.gradient, term.remainder
+    gradient, r = term.gradient, term.remainder
     return (
-        place is not None
-        and not place.partial
-        and gradient.ndim > 2
-        and place.cells.shape == (1, *gradient.shape[2:])
-        and r.ndim == gradient.ndim
+        r.ndim == gradient.ndim > 2
         and r.numel() == r.size(1) == gradient.size(1)
-        and place.regular
+        and term.place is not None
+        and term.place.is_channels_first(gradient.shape)
     )
 
 
-def _cell_sums(values: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
-    """Sums over the elements of each cell (N, cells), and over those without a place (N,)."""
-    crowd = [d + 1 for d in range(place.cells.ndim) if place.cells.size(d) == 1 and values.size(d + 1) > 1]
-    summed = values.sum(crowd, keepdim=True) if crowd else values
-    if place.regular:
-        return summed.reshape(len(summed), -1), None
-    index = place.cells.flatten().long() + 1
-    table = summed.new_zeros(len(summed), math.prod(place.grid) + 1).index_add(
-        1, index, summed.reshape(len(summed), -1)
-    )
-    return table[:, 1:], table[:, 0]
-
-
-def _counts(values: Tensor, place: Place) -> Tensor | int:
-    """How many elements of an example each cell sums up."""
-    elements = math.prod(values.shape[1:])
-    if place.regular:
-        return elements // max(place.cells.numel(), 1)
-    index = place.cells.flatten().long() + 1
-    count = values.new_full((len(index),), elements // max(len(index), 1))
-    return values.new_zeros(math.prod(place.grid) + 1).index_add(0, index, count)[1:]
-
-
-def _range(values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """(N, 1) smallest and largest value of each example, among the elements that have a place."""
-    if not place.partial:
-        flat = values.reshape(len(values), -1)
-        return flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    nowhere = place.cells < 0
-    low = values.masked_fill(nowhere, math.inf).flatten(1).amin(1, keepdim=True)
-    return low, values.masked_fill(nowhere, 0.0).flatten(1).amax(1, keepdim=True)
-
-
-def rescaled(values: Tensor) -> Tensor:
+def _rescaled(values: Tensor) -> Tensor:
     """psi without upsampling: |values| between 0 and 1 in each example."""
     values = values.abs()
     shape = [len(values)] + [1] * (values.ndim - 1)
@@ -224,7 +297,7 @@ def rescaled(values: Tensor) -> Tensor:
     return (values - low) / (high - low + _EPS)
 
 
-def over_channels(values: Tensor, source: Source) -> Tensor:
+def _over_channels(values: Tensor, source: Source) -> Tensor:
     """A map (N, *grid) shared out evenly over the channels of an input of shape (N, ...)."""
     positions = source.final_positions()
     shape = [source.shape[d] if d in positions else 1 for d in range(len(source.shape))]

@@ -3,6 +3,9 @@
 Reading a bias term as a picture needs to know which pixel, token or sample it belongs to. Shapes alone cannot tell: a
 (N, 64, 49, 96) tensor is 64 channels of a map, or 64 windows of 49 positions. So the numbers of the grid cells are
 pushed through the same reshapes, permutations, rolls, slices and concatenations as the activations themselves.
+
+The rest of the engine knows no more of this than: a `Source` makes the place of an input, `propagate` makes those of a
+call's outputs, and a `Place` says what a sweep and its maps ask of it.
 """
 
 from __future__ import annotations
@@ -15,41 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_density._linear.operations import row
 from captum_density._model.calls import Call, map_tensors, tensors_in
 
-__all__ = ["Place", "Source", "area_matrix", "linear_matrix", "propagate", "resize", "settle"]
-
-# Operations that only move elements about: done to the cell numbers as they are done to the activation.
-_MOVES = frozenset(
-    """
-    view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose t T mT H mH adjoint swapaxes
-    swapdims movedim moveaxis expand expand_as broadcast_to repeat tile repeat_interleave ravel getitem select narrow
-    chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit unbind index_select gather
-    take_along_dim diagonal roll flip fliplr flipud rot90 cat concat concatenate stack hstack vstack dstack pad unfold
-    """.split()
-)
-
-# Those that neither drop nor add elements, so that no place appears or vanishes.
-_BIJECTIVE = frozenset("view reshape flatten unflatten squeeze unsqueeze permute transpose roll flip".split())
-
-# Operations on (N, C, *grid): their output is a regular map of its own resolution.
-_SPATIAL = {
-    **{f"{kind}{k}d": k for kind in ("conv", "conv_transpose", "max_pool", "avg_pool", "lp_pool") for k in (1, 2, 3)},
-    **{f"adaptive_{kind}_pool{k}d": k for kind in ("max", "avg") for k in (1, 2, 3)},
-    **{f"max_pool{k}d_with_indices": k for k in (1, 2, 3)},
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "grid_sample"), 2),
-    **dict.fromkeys(("interpolate", "upsample", "convolution"), 0),  # of the input's own rank
-}
-_CHANNELS_FIRST = frozenset({*_SPATIAL, "batch_norm", "instance_norm", "group_norm"})
-
-# Operations that mix the last dimension and leave the others alone.
-_MIXES_LAST = frozenset(
-    """
-    linear bilinear matmul bmm baddbmm mm addmm scaled_dot_product_attention multi_head_attention_forward lstm gru
-    rnn_tanh rnn_relu layer_norm rms_norm softmax log_softmax
-    """.split()
-)
-_KEEPS_LAST = frozenset({"layer_norm", "rms_norm", "softmax", "log_softmax"})
+__all__ = ["Place", "Source", "propagate"]
 
 
 @dataclass
@@ -66,8 +38,8 @@ class Source:
 
     @classmethod
     def of(cls, index: int, tensor: Tensor) -> Source:
-        known = {2: (1,), 4: (2, 3), 5: (2, 3, 4)}
-        return cls(index, tensor.shape, None if tensor.ndim == 3 else known.get(tensor.ndim, ()))
+        positions = {2: (1,), 4: (2, 3), 5: (2, 3, 4)}
+        return cls(index, tensor.shape, None if tensor.ndim == 3 else positions.get(tensor.ndim, ()))
 
     def final_positions(self) -> tuple[int, ...]:
         """The position dimensions, reading a 3-D input that nothing has settled as (N, L, E)."""
@@ -101,9 +73,53 @@ class Place:
     partial: bool = False  # whether some elements have no place
     regular: bool = False  # whether the cells are 0, 1, 2, ... in this order
 
-    def with_cells(self, cells: Tensor) -> Place:
-        """The same grid with the cell numbers of another layout of the same elements."""
-        return replace(self, cells=cells)
+    # -- what a sweep asks
+
+    def runs_along(self, dim: int) -> bool:
+        """Whether elements along a dimension sit in different cells."""
+        return self.cells.size(dim) > 1
+
+    def rearranged(self, layout: Callable[[Tensor], Tensor]) -> Place:
+        """The place of the same elements in another layout."""
+        return replace(self, cells=layout(self.cells))
+
+    # -- what maps ask
+
+    def is_channels_first(self, shape: torch.Size) -> bool:
+        """Whether elements of that shape, examples first, lie on a regular map (N, C, *grid) without gaps."""
+        return self.regular and not self.partial and len(shape) > 2 and self.cells.shape == (1, *shape[2:])
+
+    def sums(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sums of values (N, ...) over the elements of each cell (N, cells), and over those without a place (N,)."""
+        crowd = [d + 1 for d in range(self.cells.ndim) if self.cells.size(d) == 1 and values.size(d + 1) > 1]
+        summed = values.sum(crowd, keepdim=True) if crowd else values
+        if self.regular:
+            return summed.reshape(len(summed), -1), None
+        index = self.cells.flatten().long() + 1
+        table = summed.new_zeros(len(summed), math.prod(self.grid) + 1).index_add(
+            1, index, summed.reshape(len(summed), -1)
+        )
+        return table[:, 1:], table[:, 0]
+
+    def counts(self, values: Tensor) -> Tensor | int:
+        """How many elements of an example each cell sums up."""
+        elements = math.prod(values.shape[1:])
+        if self.regular:
+            return elements // max(self.cells.numel(), 1)
+        index = self.cells.flatten().long() + 1
+        count = values.new_full((len(index),), elements // max(len(index), 1))
+        return values.new_zeros(math.prod(self.grid) + 1).index_add(0, index, count)[1:]
+
+    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1) smallest and largest value (>= 0) of each example, among the elements that have a place."""
+        if not self.partial:
+            flat = values.reshape(len(values), -1)
+            return flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+        nowhere = self.cells < 0
+        low = values.masked_fill(nowhere, math.inf).flatten(1).amin(1, keepdim=True)
+        return low, values.masked_fill(nowhere, 0.0).flatten(1).amax(1, keepdim=True)
+
+    # -- inputs of three dimensions
 
     def settled(self) -> Place:
         """The same place after the source has found out which of its dimensions are positions."""
@@ -122,16 +138,16 @@ class Place:
         return Place(self.source, (self.grid[positions[0] - 1],), _compact(cells), partial=self.partial)
 
 
-def settle(call: Call, place: Place | None) -> None:
+def _settle(call: Call, place: Place) -> None:
     """Learn from an operation that tells channels from positions which dimensions of a 3-D input are which."""
-    if place is None or not place.unsettled or place.source.positions is not None:
+    if not place.unsettled or place.source.positions is not None:
         return
-    cells, name = place.cells, call.name
+    cells, kind = place.cells, row(call).layout.kind
     if cells.ndim < 2:
         return
-    if name in _CHANNELS_FIRST and cells.ndim == 3:
+    if kind in ("spatial", "channels first") and cells.ndim == 3:
         channel = 1
-    elif name in _MIXES_LAST:
+    elif kind in ("mixed last", "channels last"):
         channel = cells.ndim - 1
     else:
         return
@@ -148,28 +164,38 @@ def _first_two(cells: Tensor, dim: int) -> Tensor:
 def propagate(
     call: Call, places: Sequence[Place | None], outputs: Sequence[Tensor], sources: Sequence[Source]
 ) -> list[Place | None]:
-    """The places of a call's outputs, from those of its activations (both in order)."""
-    known = [(u, p.settled()) for u, p in zip(call.activations, places, strict=True) if p is not None]
-    name = call.name
-    if name in _MOVES and known and call.mutated:
-        return [None] * len(outputs)  # x.t_() and its like: the shape it had is gone
-    if name in _MOVES and known:
-        return _moved(call, known, outputs)
-    if name in _SPATIAL:
-        source = known[0][1].source if known else sources[0] if len(sources) == 1 else None
-        return [_regular(call, source, known, y) for y in outputs]
-    return [_carried(call, known, y) for y in outputs]
+    """The places of a call's outputs.
+
+    Args:
+        call: The call.
+        places: Those of its activations, in order.
+        outputs: What it returned or wrote.
+        sources: The model's inputs.
+    """
+    for place in places:
+        if place is not None:
+            _settle(call, place)
+    operands = [(u, p.settled()) for u, p in zip(call.activations, places, strict=True) if p is not None]
+    layout = row(call).layout
+    if layout.moves and operands:
+        # Of x.t_() and its like the shape it had is gone.
+        return [None] * len(outputs) if call.mutated else _moved(call, operands, outputs)
+    if layout.kind == "spatial":
+        source = operands[0][1].source if operands else sources[0] if len(sources) == 1 else None
+        return [_regular(layout.rank, source, operands, y) for y in outputs]
+    return [_carried(call, operands, y) for y in outputs]
 
 
-def _regular(call: Call, source: Source | None, known: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
+def _regular(
+    rank: int, source: Source | None, operands: Sequence[tuple[Tensor, Place]], output: Tensor
+) -> Place | None:
     """A channels-first map (N, C, *grid): of the grid it had, or of a new one in row-major order."""
-    rank = output.ndim - 2
-    for u, place in known:
-        if u.ndim < 3 or place.cells.size(1) > 1:
+    for u, place in operands:
+        if u.ndim < 3 or place.runs_along(1):
             continue
         if u.shape[:1] + u.shape[2:] == output.shape[:1] + output.shape[2:]:
             return place
-    if source is None or rank != len(source.final_positions()) or _SPATIAL[call.name] not in (0, rank):
+    if source is None or output.ndim - 2 != len(source.final_positions()) or rank not in (0, output.ndim - 2):
         return None
     if output.shape[0] != source.shape[0]:
         return None
@@ -178,19 +204,19 @@ def _regular(call: Call, source: Source | None, known: Sequence[tuple[Tensor, Pl
     return Place(source, grid, cells.view(1, 1, *grid), regular=True)
 
 
-def _carried(call: Call, known: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
+def _carried(call: Call, operands: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
     """Other operations keep the positions they do not mix: elementwise all, a dense layer all but the last."""
-    if call.name in _MIXES_LAST - _KEEPS_LAST:
-        known = [(u, mixed) for u, place in known if (mixed := _mixed(place)) is not None]
-    for u, place in known:
+    if row(call).layout.kind == "mixed last":
+        operands = [(u, mixed) for u, place in operands if (mixed := _mixed(place)) is not None]
+    for u, place in operands:
         if u.shape == output.shape:
             return place
     dim = call.argument(1, "dim")
-    for u, place in sorted(known, key=lambda pair: -pair[1].cells.numel()):
+    for u, place in sorted(operands, key=lambda pair: -pair[1].cells.numel()):
         if _broadcasts(place.cells, output):
             return place
         if type(dim) is int and -u.ndim <= dim < u.ndim and place.cells.size(dim) == 1:
-            reduced = place.with_cells(place.cells.squeeze(dim))
+            reduced = replace(place, cells=place.cells.squeeze(dim))
             if _broadcasts(reduced.cells, output) and output.numel() * u.size(dim) == u.numel():
                 return reduced
     return None
@@ -222,18 +248,18 @@ def _mixed(place: Place) -> Place | None:
     return Place(place.source, tuple(grid), numbers.int(), partial=bool((count == 0).any()))
 
 
-def _moved(call: Call, known: Sequence[tuple[Tensor, Place]], outputs: Sequence[Tensor]) -> list[Place | None]:
-    first = known[0][1]
-    if any(place.source is not first.source or place.grid != first.grid for _, place in known):
+def _moved(call: Call, operands: Sequence[tuple[Tensor, Place]], outputs: Sequence[Tensor]) -> list[Place | None]:
+    first = operands[0][1]
+    if any(place.source is not first.source or place.grid != first.grid for _, place in operands):
         return [None] * len(outputs)
-    cells = {id(u): place.cells for u, place in known}
+    cells = {id(u): place.cells for u, place in operands}
     for full in (False, True):
         # Small where that says the same: dimensions that do not matter stay of size 1.
         moved = _move(call, cells, full)
         if moved is None or len(moved) != len(outputs):
             continue
         if full or all(_broadcasts(c, y) for c, y in zip(moved, outputs, strict=True)):
-            partial = call.name not in _BIJECTIVE or any(place.partial for _, place in known)
+            partial = row(call).layout.kind == "selected" or any(place.partial for _, place in operands)
             return [_checked(replace(first, cells=_compact(c) if full else c, regular=False), partial) for c in moved]
     return [None] * len(outputs)
 
@@ -250,7 +276,7 @@ def _checked(place: Place, partial: bool) -> Place | None:
 
 def _move(call: Call, cells: dict[int, Tensor], full: bool) -> list[Tensor] | None:
     """Run a moving operation on cell numbers; constants have no place."""
-    if not full and call.name not in ("permute", "transpose", "getitem", "cat", "swapaxes", "movedim", "roll", "pad"):
+    if not full and row(call).layout.kind != "permuted" and call.name not in ("getitem", "cat", "pad"):
         return None
     if not full and call.name == "getitem" and any(True for _ in tensors_in(call.args[1])):
         return None  # an index by numbers must meet the sizes it was made for
@@ -292,43 +318,3 @@ def _compact(cells: Tensor) -> Tensor:
         if cells.size(dim) > 1 and (cells.stride(dim) == 0 or bool((cells == head).all())):
             cells = head
     return cells
-
-
-def area_matrix(size: int, cells: int) -> Tensor:
-    """(size, cells): the share of each of `cells` equal intervals that falls on each of `size`; columns sum to 1.
-
-    >>> area_matrix(4, 2)
-    tensor([[0.5000, 0.0000],
-            [0.5000, 0.0000],
-            [0.0000, 0.5000],
-            [0.0000, 0.5000]], dtype=torch.float64)
-    """
-    position = torch.arange(size, dtype=torch.float64).unsqueeze(1) / size
-    cell = torch.arange(cells, dtype=torch.float64).unsqueeze(0) / cells
-    overlap = torch.minimum(position + 1 / size, cell + 1 / cells) - torch.maximum(position, cell)
-    return overlap.clamp(min=0) * cells
-
-
-def linear_matrix(size: int, cells: int) -> Tensor:
-    """(size, cells): linear interpolation with aligned corners as `F.interpolate` has them; rows sum to 1.
-
-    >>> linear_matrix(3, 2)
-    tensor([[1.0000, 0.0000],
-            [0.5000, 0.5000],
-            [0.0000, 1.0000]], dtype=torch.float64)
-    """
-    position = torch.arange(size, dtype=torch.float64).unsqueeze(1) * ((cells - 1) / max(size - 1, 1))
-    return (1 - (position - torch.arange(cells, dtype=torch.float64)).abs()).clamp(min=0)
-
-
-def resize(values: Tensor, size: Sequence[int], matrix: Callable[[int, int], Tensor]) -> Tensor:
-    """Values on one grid (N, *grid) to another (N, *size), one dimension after the other.
-
-    With `area_matrix` each value is spread over the positions its cell covers, which keeps every example's sum; with
-    `linear_matrix` values are interpolated.
-    """
-    for dim, length in enumerate(size, start=1):
-        if values.size(dim) != length:
-            weights = matrix(length, values.size(dim)).to(values)
-            values = torch.movedim(torch.tensordot(values, weights, dims=([dim], [1])), -1, dim)
-    return values

@@ -1,4 +1,4 @@
-"""One checked sweep over a model: run it, and hand out the terms whose sum is f(x), with the batch first.
+"""One checked sweep over a model: run it, and reduce the terms whose sum is f(x), with the batch first.
 
 The batch is not always dimension 0 (`nn.MultiheadAttention` works on (L, N, E), windowed attention folds windows into
 the batch). Where it stands is read from the shape, and the identity itself is the guard: where the terms of an example
@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from captum_density._linear.diagnosis import CulpritTrace, RoundingTrace
 from captum_density._linear.places import Place
-from captum_density._linear.trace import AffineTrace, IncompleteError, OpaqueOperationError, Operation
+from captum_density._linear.trace import OpaqueOperationError, Operation, Trace
 from captum_density._model.captum import TargetType, format_additional_forward_args, run_forward
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import selected_output, validate_inputs
 
-__all__ = ["IncompleteError", "Sweep", "Term", "per_example", "sweep"]
+__all__ = ["IncompleteError", "Reduction", "Sweep", "Term", "per_example", "sweep"]
 
 # Largest |sum of terms - f| over the sum of the terms' absolute values that rounding explains.
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+class IncompleteError(RuntimeError):
+    """The terms of an example do not sum to its output."""
 
 
 @dataclass(frozen=True)
@@ -49,40 +54,38 @@ class Term:
         return self.gradient * self.remainder
 
 
-class Consumer(Protocol):
-    """What a sweep is done for. Gets every term, last operation first."""
+R = TypeVar("R")
+T = TypeVar("T", bound=Trace)
+
+
+class Reduction(Protocol[R]):
+    """What a sweep makes of the terms of f(x), each reduced inside the backward pass so that none has to be kept."""
 
     def add(self, term: Term) -> Tensor:
-        """Take one term; returns its sum per example, (N,)."""
+        """Take one term, last operation first; returns its sum per example, (N,)."""
+
+    def result(self, products: list[Tensor]) -> R:
+        """What has come of the terms, once all are there.
+
+        Args:
+            products: The input terms df/dx * x, each of its input's shape (N, ...).
+        """
+
+    def join(self, results: list[R]) -> R:
+        """The results for examples that had to be run one by one, as one for their batch."""
 
 
-C = TypeVar("C", bound=Consumer)
-
-
-@dataclass
-class Sweep:
-    """The result of a sweep over a batch.
+@dataclass(frozen=True)
+class Sweep(Generic[R]):
+    """What a sweep over a batch found.
 
     Attributes:
         output: (N,) f(x).
-        inputs: The inputs the gradients were taken at.
-        gradients: df/dx for each input.
-        total: (N,) sum of all terms, float64.
-        scale: (N,) sum over operations and inputs of |sum of the term|, float64: below the sum of absolute values.
-        precision: The least precise dtype that an operation computed in, which bounds how well the sum can be met.
+        result: What its reduction made of the terms.
     """
 
     output: Tensor
-    inputs: tuple[Tensor, ...]
-    gradients: tuple[Tensor, ...]
-    total: Tensor
-    scale: Tensor
-    precision: torch.dtype
-
-    def gap(self) -> Tensor:
-        """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
-        scale = torch.maximum(self.scale, self.output.double().abs())
-        return (self.total - self.output.double()).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)
+    result: R
 
 
 def sweep(
@@ -90,17 +93,18 @@ def sweep(
     inputs: tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: object,
-    make_consumer: Callable[[], C],
+    reduction: Callable[[], Reduction[R]],
     create_graph: bool = False,
-) -> list[tuple[Sweep, C]]:
-    """Sweep over a batch; one part holding all examples, or a part for each where they had to be told apart.
+) -> Sweep[R]:
+    """Sweep over a batch.
 
     Args:
         model: Module or function; returns a tensor with the examples first.
         inputs: The inputs, floating-point, (N, ...) each.
         target: As Captum's, picks one scalar per example.
         additional_forward_args: Passed on after the inputs.
-        make_consumer: Makes what takes the terms of one part.
+        reduction: Makes what takes the terms: one for the batch, or one for each example where they had to be told
+            apart.
         create_graph: Whether gradients and terms carry a graph.
 
     Raises:
@@ -108,105 +112,62 @@ def sweep(
     """
     model = unwrap(model)
     validate_inputs(model, inputs)
-    args = format_additional_forward_args(additional_forward_args)
-    whole, consumer = _attempt(model, inputs, target, args, make_consumer, create_graph)
-    if whole is not None and _is_complete(whole, model, target, args):
-        return [(whole, consumer)]
-    n = inputs[0].shape[0]
-    if n == 1:
-        raise _diagnose(model, inputs, target, args, whole)
-    output = whole.output if whole is not None else _forward(model, inputs, target, args)
-    parts = []
-    for i in range(n):
-        x, t, a = _example(inputs, i, n), _target_of(target, i, n), _example(args, i, n)
+    batch = _Batch(model, inputs, target, format_additional_forward_args(additional_forward_args))
+    whole = _terms(batch, reduction, create_graph)
+    if whole is not None and _is_complete(whole, batch):
+        return Sweep(whole.output, whole.reduction.result(whole.products))
+    if len(batch) == 1:
+        raise _diagnosis(batch, whole)
+    output = whole.output if whole is not None else batch.output()
+    parts = [_alone(batch, i, float(output[i]), reduction, create_graph) for i in range(len(batch))]
+    results = [part.reduction.result(part.products) for part in parts]
+    return Sweep(torch.cat([part.output for part in parts]), reduction().join(results))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A model and examples to run it on."""
+
+    model: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    target: TargetType
+    args: Any
+
+    def __len__(self) -> int:
+        return self.inputs[0].shape[0]
+
+    def example(self, i: int) -> _Batch:
+        """Example i of every tensor that has as many of them, as Captum reads additional arguments."""
+        one_each = isinstance(self.target, list) or (isinstance(self.target, Tensor) and self.target.numel() > 1)
+        target = self.target[i : i + 1] if one_each else self.target
+        args = None if self.args is None else self._rows(self.args, i)
+        return _Batch(self.model, self._rows(self.inputs, i), target, args)
+
+    def _rows(self, values: tuple[Any, ...], i: int) -> tuple[Any, ...]:
+        n = len(self)
+        return tuple(v[i : i + 1] if isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == n else v for v in values)
+
+    def output(self) -> Tensor:
+        """(N,) f(x)."""
+        with torch.no_grad():
+            return selected_output(run_forward(self.model, self.inputs, None, self.args), self.target, len(self))
+
+    def traced(self, kind: type[T], create_graph: bool) -> tuple[T, tuple[Tensor, ...], Tensor]:
+        """A trace of the model, the inputs as leaves, and f(x) (N,), computed from them."""
         try:
-            one, consumer = _attempt(model, x, t, a, make_consumer, create_graph)
-        except Exception as error:
-            raise IncompleteError(
-                f"the shapes inside the model do not tell its {n} examples apart, and it does not accept example {i} "
-                f"alone ({type(error).__name__}: {error}); hand what belongs to each example, such as masks or "
-                "lengths, through additional_forward_args, and pass examples one at a time if they depend on each other"
-            ) from error
-        if one is None or not _is_complete(one, model, t, a):
-            raise _diagnose(model, x, t, a, one)
-        alone, together = float(one.output), float(output[i])
-        if abs(alone - together) > _TOLERANCE[one.precision] * max(abs(together), float(one.scale)):
-            raise IncompleteError(
-                f"the output of example {i} is {together:.6g} in this batch and {alone:.6g} alone: the model mixes "
-                "examples (or draws at random), so they have no full gradients of their own; pass them one at a time"
-            )
-        parts.append((one, consumer))
-    return parts
+            return self._traced_by(kind(create_graph))
+        except OpaqueOperationError:
+            return self._traced_by(kind(create_graph, keep_activations=True))
 
-
-def _attempt(
-    model: Callable[..., Any],
-    inputs: tuple[Tensor, ...],
-    target: TargetType,
-    args: Any,
-    make_consumer: Callable[[], C],
-    create_graph: bool,
-    sizes: bool = False,
-) -> tuple[Sweep | None, C]:
-    """One sweep as it is; no result where an operation's shape does not tell its examples apart."""
-    try:
-        return _run(AffineTrace(create_graph, sizes=sizes), model, inputs, target, args, make_consumer())
-    except OpaqueOperationError:
-        return _run(AffineTrace(create_graph, keep=True, sizes=sizes), model, inputs, target, args, make_consumer())
-
-
-def _run(
-    trace: AffineTrace,
-    model: Callable[..., Any],
-    inputs: tuple[Tensor, ...],
-    target: TargetType,
-    args: Any,
-    consumer: C,
-) -> tuple[Sweep | None, C]:
-    n = inputs[0].shape[0]
-    create_graph = trace.create_graph
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = tuple(_leaf(x, create_graph) for x in inputs)
+    def _traced_by(self, trace: T) -> tuple[T, tuple[Tensor, ...], Tensor]:
+        leaves = tuple(_leaf(x, trace.create_graph) for x in self.inputs)
         tracked = trace.track(leaves)
         with trace:
-            output = run_forward(model, tracked, None, args)
-        selected = selected_output(output, target, n)
+            output = run_forward(self.model, tracked, None, self.args)
+        selected = selected_output(output, self.target, len(self))
         if not trace.depends_on_inputs(output):
             raise ValueError("the model's output is not connected to its inputs by differentiable operations")
-        dtype = accumulation_dtype(*inputs)
-        sums: list[Tensor] = []
-        unclear: list[str] = []
-        dtypes = {selected.dtype, *(x.dtype for x in inputs)}
-
-        def consume(operation: Operation, gradient: Tensor) -> None:
-            assert operation.remainder is not None
-            dtypes.add(gradient.dtype)
-            place = None if operation.place is None else operation.place.final()
-            layout = _examples_first(gradient.shape, n, place)
-            if layout is None:
-                unclear.append(operation.name)
-                return
-            gradient, remainder = layout(gradient), layout(operation.remainder)
-            if place is not None:
-                place = place.with_cells(layout(place.cells)[0])
-            if gradient.is_complex():  # <df/dy, r> of complex y is that of its real and imaginary parts
-                gradient, remainder = (
-                    torch.view_as_real(gradient.resolve_conj()),
-                    torch.view_as_real(remainder.resolve_conj()),
-                )
-                place = None if place is None else place.with_cells(place.cells.unsqueeze(-1))
-            sums.append(consumer.add(Term(operation.name, gradient.to(dtype), remainder.to(dtype), place)))
-
-        gradients = trace.backward(selected, consume)
-        sums += [per_example(g.to(dtype) * x.to(dtype)) for x, g in zip(leaves, gradients, strict=True)]
-    if unclear:
-        return None, consumer
-    if not create_graph:
-        selected = selected.detach()
-    table = torch.stack([s.detach().double() for s in sums])
-    precision = max(dtypes & _TOLERANCE.keys(), key=_TOLERANCE.__getitem__)
-    at = leaves if create_graph else tuple(x.detach() for x in leaves)
-    return Sweep(selected, at, gradients, table.sum(0), table.abs().sum(0), precision), consumer
+        return trace, leaves, selected
 
 
 def _leaf(x: Tensor, create_graph: bool) -> Tensor:
@@ -217,15 +178,84 @@ def _leaf(x: Tensor, create_graph: bool) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
-def _forward(model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: Any) -> Tensor:
-    with torch.no_grad():
-        return selected_output(run_forward(model, inputs, None, args), target, inputs[0].shape[0])
+@dataclass(frozen=True)
+class _Terms(Generic[R]):
+    """One pass over a batch, as it is, and what its terms sum to.
+
+    Attributes:
+        output: (N,) f(x).
+        products: The input terms.
+        reduction: What took the bias terms.
+        total: (N,) sum of all terms, float64.
+        scale: (N,) sum over operations and inputs of |sum of the term|, float64: below the sum of absolute values.
+        precision: The least precise dtype that an operation computed in, which bounds how well the sum can be met.
+    """
+
+    output: Tensor
+    products: list[Tensor]
+    reduction: Reduction[R]
+    total: Tensor
+    scale: Tensor
+    precision: torch.dtype
+
+    def gap(self) -> Tensor:
+        """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
+        scale = torch.maximum(self.scale, self.output.double().abs())
+        return (self.total - self.output.double()).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _examples_first(shape: torch.Size, n: int, place: Place | None) -> Callable[[Tensor], Tensor] | None:
-    """What brings a tensor of this shape (or cells that broadcast to it) into the form (N, ...)."""
+def _terms(batch: _Batch, reduction: Callable[[], Reduction[R]], create_graph: bool) -> _Terms[R] | None:
+    """One pass; nothing where an operation's shape does not tell its examples apart."""
+    reducer, dtype = reduction(), accumulation_dtype(*batch.inputs)
+    sums: list[Tensor] = []
+    unclear: list[str] = []
+    with torch.inference_mode(False), torch.enable_grad():
+        trace, leaves, output = batch.traced(Trace, create_graph)
+        dtypes = {output.dtype, *(x.dtype for x in leaves)}
+
+        def take(operation: Operation, gradient: Tensor) -> None:
+            dtypes.add(gradient.dtype)
+            parts = _examples_first(operation, gradient, len(batch), dtype)
+            if parts is None:
+                unclear.append(operation.name)
+            else:
+                sums.append(reducer.add(Term(operation.name, *parts)))
+
+        gradients = trace.backward(output, take)
+        if unclear:
+            return None
+        at = leaves if create_graph else tuple(x.detach() for x in leaves)
+        products = [g.to(dtype) * x.to(dtype) for g, x in zip(gradients, at, strict=True)]
+        sums += [per_example(product) for product in products]
+    table = torch.stack([s.detach().double() for s in sums])
+    precision = max(dtypes & _TOLERANCE.keys(), key=_TOLERANCE.__getitem__)
+    output = output if create_graph else output.detach()
+    return _Terms(output, products, reducer, table.sum(0), table.abs().sum(0), precision)
+
+
+def _examples_first(
+    operation: Operation, gradient: Tensor, n: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Place | None] | None:
+    """df/dy, the factor and the place of an operation, examples first; None if its shape does not tell them apart."""
+    factor, place = operation.factor, operation.place
+    assert factor is not None
+    place = None if place is None else place.final()
+    layout = _layout(gradient.shape, n, place)
+    if layout is None:
+        return None
+    gradient, factor = layout(gradient), layout(factor)
+    if place is not None:
+        place = place.rearranged(lambda cells: layout(cells)[0])
+    if gradient.is_complex():  # <df/dy, r> of complex y is that of its real and imaginary parts
+        gradient, factor = (torch.view_as_real(t.resolve_conj()) for t in (gradient, factor))
+        place = None if place is None else place.rearranged(lambda cells: cells.unsqueeze(-1))
+    return gradient.to(dtype), factor.to(dtype), place
+
+
+def _layout(shape: torch.Size, n: int, place: Place | None) -> Callable[[Tensor], Tensor] | None:
+    """What brings a tensor of this shape (or one that broadcasts to it) into the form (N, ...)."""
     second = len(shape) > 1 and shape[1] == n
-    if second and place is not None and place.cells.size(0) > 1 and place.cells.size(1) == 1:
+    if second and place is not None and place.runs_along(0) and not place.runs_along(1):
         return lambda t: t.transpose(0, 1)  # positions run along the first dimension, so examples do not
     if shape and shape[0] == n:
         return lambda t: t
@@ -238,68 +268,106 @@ def _examples_first(shape: torch.Size, n: int, place: Place | None) -> Callable[
     return None
 
 
+def _alone(
+    batch: _Batch, i: int, together: float, reduction: Callable[[], Reduction[R]], create_graph: bool
+) -> _Terms[R]:
+    """The pass over example i by itself, whose output in the batch is known.
+
+    Raises:
+        IncompleteError: It cannot be run alone, is not complete, or gives another output.
+    """
+    one = batch.example(i)
+    try:
+        terms = _terms(one, reduction, create_graph)
+    except Exception as error:
+        raise IncompleteError(
+            f"the shapes inside the model do not tell its {len(batch)} examples apart, and it does not accept example "
+            f"{i} alone ({type(error).__name__}: {error}); hand what belongs to each example, such as masks or "
+            "lengths, through additional_forward_args, and pass examples one at a time if they depend on each other"
+        ) from error
+    if terms is None or not _is_complete(terms, one):
+        raise _diagnosis(one, terms)
+    alone = float(terms.output)
+    if abs(alone - together) > _TOLERANCE[terms.precision] * max(abs(together), float(terms.scale)):
+        raise IncompleteError(
+            f"the output of example {i} is {together:.6g} in this batch and {alone:.6g} alone: the model mixes "
+            "examples (or draws at random), so they have no full gradients of their own; pass them one at a time"
+        )
+    return terms
+
+
 def per_example(values: Tensor) -> Tensor:
     """Sums over all dimensions but the first, (N,)."""
     return values.reshape(len(values), -1).sum(1)
 
 
-def _is_complete(result: Sweep, model: Callable[..., Any], target: TargetType, args: Any) -> bool:
+# -- the guard
+
+
+def _is_complete(terms: _Terms[Any], batch: _Batch) -> bool:
     """Whether every example's terms sum to its output, up to what rounding explains of them."""
-    tolerance = _TOLERANCE[result.precision]
-    if bool((result.gap() <= tolerance).all()):
+    tolerance = _TOLERANCE[terms.precision]
+    if bool((terms.gap() <= tolerance).all()):
         return True
     # Large elements may cancel within a term: then their absolute values are the scale, and have to be summed for it.
-    error = (result.total - result.output.double()).abs()
-    at = tuple(x.detach() for x in result.inputs)
-    remeasured, magnitude = _attempt(model, at, target, args, _Magnitude, False)
-    if remeasured is None:
+    error = (terms.total - terms.output.double()).abs()
+    again = _terms(batch, _Magnitude, False)
+    if again is None:
         return False
-    inputs = zip(remeasured.gradients, remeasured.inputs, strict=True)
-    scale = magnitude.total + sum(per_example((g.double() * x.double()).abs()) for g, x in inputs)
-    if bool((error <= tolerance * scale).all()):
+    if bool((error <= tolerance * again.reduction.result(again.products)).all()):
         return True
     # They may also cancel between operations, as in log p of a sure prediction: a difference of large logits, all of
     # whose terms are as small as itself. Then the numbers that the largest operation works with are the scale, of
     # which rounding explains less; or numbers so small that there is no precision left.
-    remeasured, magnitude = _attempt(model, at, target, args, _Magnitude, False, sizes=True)
-    precision = torch.finfo(result.precision)
+    precision = torch.finfo(terms.precision)
     tolerance = min(0.1 * tolerance, 16 * precision.eps)
-    return remeasured is not None and bool((error <= tolerance * magnitude.largest + precision.tiny).all())
+    largest = _largest_rounding(batch)
+    return largest is not None and bool((error <= tolerance * largest + precision.tiny).all())
 
 
 class _Magnitude:
-    """Sums of absolute values per example: of all terms, and of the largest."""
+    """(N,) sum of the absolute values of all terms, float64."""
 
     def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.largest = torch.zeros(())
+        self._total: Tensor | None = None
 
     def add(self, term: Term) -> Tensor:
         values = term.values
         size = per_example(values.abs()).double()
-        self.total, self.largest = self.total + size, torch.maximum(self.largest.to(size), size)
+        self._total = size if self._total is None else self._total + size
         return per_example(values)
 
+    def result(self, products: list[Tensor]) -> Tensor:
+        sizes = [per_example(product.double().abs()) for product in products]
+        return torch.stack(sizes if self._total is None else [self._total, *sizes]).sum(0)
 
-def _example(values: Any, i: int, n: int) -> Any:
-    """Example i of every tensor that has n of them, as Captum reads additional arguments."""
-    if values is None:
-        return None
-    return tuple(v[i : i + 1] if isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == n else v for v in values)
-
-
-def _target_of(target: TargetType, i: int, n: int) -> TargetType:
-    one_each = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
-    return target[i : i + 1] if one_each else target
+    def join(self, results: list[Tensor]) -> Tensor:
+        return torch.cat(results)
 
 
-def _diagnose(
-    model: Callable[..., Any], inputs: tuple[Tensor, ...], target: TargetType, args: Any, result: Sweep | None
-) -> IncompleteError:
-    """Find the operation whose own identity fails, by a second, slow sweep that checks each against autograd."""
-    trace = AffineTrace(keep=True, check=True)
-    _run(trace, model, inputs, target, args, _Magnitude())
-    gap = "" if result is None else f" (relative gap {float(result.gap().max()):.2g})"
+def _largest_rounding(batch: _Batch) -> Tensor | None:
+    """(N,) of the operation where it is largest, |df/dy| times the numbers that rounding comes from, float64.
+
+    None where an operation's shape does not tell its examples apart.
+    """
+    sizes: list[Tensor | None] = []
+    with torch.inference_mode(False), torch.enable_grad():
+        trace, _, output = batch.traced(RoundingTrace, False)
+
+        def take(operation: Operation, gradient: Tensor) -> None:
+            parts = _examples_first(operation, gradient, len(batch), accumulation_dtype(*batch.inputs))
+            sizes.append(None if parts is None else per_example((parts[0] * parts[1]).abs()).double())
+
+        trace.backward(output, take)
+    clear = [size for size in sizes if size is not None]
+    return torch.stack(clear).amax(0) if clear and len(clear) == len(sizes) else None
+
+
+def _diagnosis(batch: _Batch, terms: _Terms[Any] | None) -> IncompleteError:
+    """What to say of a sum that is not met, from a second, slow pass that checks each operation against autograd."""
+    with torch.inference_mode(False), torch.enable_grad():
+        trace, _, _ = batch.traced(CulpritTrace, False)
+    gap = "" if terms is None else f" (relative gap {float(terms.gap().max()):.2g})"
     if trace.culprit is not None:
         return IncompleteError(
             f"{trace.culprit} differs from what its own gradient says{gap}; is it random, or stateful?"

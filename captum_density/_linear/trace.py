@@ -1,18 +1,17 @@
 """The engine: a PyTorch computation seen as a chain of locally affine operations.
 
-Every operation y = op(u_1, ..., u_k) of activations is, where it was evaluated, y = sum_j J_j u_j + r (`_remainder`).
+Every operation y = op(u_1, ..., u_k) of activations is, where it was evaluated, y = sum_j J_j u_j + r (`remainders`).
 Summing <df/dy, r> over all operations, plus <df/dx, x>, gives f(x) exactly, per example (Srinivas & Fleuret,
 "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019, arXiv:1905.00780, Proposition 1, there
 for ReLU networks).
 
-`AffineTrace` intercepts each torch function call while the model runs, finds r, and leaves a hook on y at that moment
-(so in-place operations are no exception). One backward pass then hands every (df/dy, r) to a consumer, last operation
-first, which reduces it on the spot: nothing but r is kept between the two passes.
+A `Trace` intercepts each torch function call while the model runs, finds r, and leaves a hook on y at that moment (so
+in-place operations are no exception). One backward pass then hands over every (df/dy, r), last operation first, to be
+reduced on the spot: nothing but r is kept between the two passes.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,18 +22,16 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
-from captum_density._linear.places import Place, Source, propagate, settle
-from captum_density._linear.remainder import Rule, remainders, reverse_mode_product, reverse_products, select_rule
+from captum_density._linear.jacobian import reverse_mode_product
+from captum_density._linear.operations import row
+from captum_density._linear.places import Place, Source, propagate
+from captum_density._linear.remainders import DERIVATIVE, Remainder
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.modules import ModuleStack, batch_statistics_error
 
-__all__ = ["AffineTrace", "IncompleteError", "OpaqueOperationError", "Operation"]
+__all__ = ["OpaqueOperationError", "Operation", "Trace"]
 
 _MARK = "_captum_density_activation"
-
-
-class IncompleteError(RuntimeError):
-    """The terms of an example do not sum to its output."""
 
 
 class OpaqueOperationError(RuntimeError):
@@ -43,18 +40,19 @@ class OpaqueOperationError(RuntimeError):
 
 @dataclass
 class Operation:
-    """One operation of the forward pass that has a bias.
+    """One operation of the forward pass that adds to f(x).
 
     Attributes:
         name: "module.path:operation", unique, numbered "#2", "#3", ... where an operation runs again.
         output_shape: Shape of its output y.
-        remainder: r, broadcastable to y; dropped once its gradient has been consumed.
+        factor: What df/dy is to be multiplied by, broadcastable to y: r, unless another kind of trace says otherwise.
+            Dropped after the backward pass.
         place: Where y's elements sit on an input's grid, if anywhere.
     """
 
     name: str
     output_shape: torch.Size
-    remainder: Tensor | None
+    factor: Tensor | None
     place: Place | None
 
 
@@ -66,26 +64,22 @@ class _Mark:
     place: Place | None
 
 
-class AffineTrace(TorchFunctionMode):
-    """Record the affine view of what runs inside `with trace:`.
+class Trace(TorchFunctionMode):
+    """Record the operations of what runs inside `with trace:`, each with its remainder r.
 
     Args:
-        create_graph: Whether the terms shall carry a graph of their own.
-        keep: Hold on to every activation, so that an operation the trace did not see can be taken as one step.
-        check: Compare each r with what autograd says of the graph; the first that differs is the `culprit`.
-        sizes: Of every operation, hand out the size of the numbers that its rounding comes from in place of r.
+        create_graph: Whether the remainders and gradients shall carry a graph of their own.
+        keep_activations: Hold on to every activation, so that an operation the trace did not see can be taken as one
+            step.
     """
 
-    def __init__(self, create_graph: bool = False, keep: bool = False, check: bool = False, sizes: bool = False):
+    def __init__(self, create_graph: bool = False, keep_activations: bool = False) -> None:
         super().__init__()
         self.create_graph = create_graph
-        self.keep = keep
-        self.check = check
-        self.sizes = sizes
-        self.culprit: str | None = None
+        self.keep_activations = keep_activations
         self.sources: list[Source] = []
         self.operations: list[Operation] = []
-        self.consumer: Callable[[Operation, Tensor], None] | None = None
+        self._receiver: Callable[[Operation, Tensor], None] | None = None
         self._leaves: list[Tensor] = []
         self._kept: dict[tuple[Node, int], Tensor] = {}
         self._constant_nodes: set[Node] = set()
@@ -106,29 +100,29 @@ class AffineTrace(TorchFunctionMode):
             copies.append(copy)
         return tuple(copies)
 
-    def backward(self, output: Tensor, consumer: Callable[[Operation, Tensor], None]) -> tuple[Tensor, ...]:
-        """Send df/dy of every operation to the consumer; returns df/dx for every input, zeros where f ignores it.
+    def backward(self, output: Tensor, receiver: Callable[[Operation, Tensor], None]) -> tuple[Tensor, ...]:
+        """Hand over df/dy of every operation; returns df/dx for every input, zeros where f ignores it.
 
         Args:
             output: f per example, of any shape: its sum is differentiated.
-            consumer: Called with each operation and its df/dy, in backward order.
+            receiver: Called with each operation and its df/dy, in backward order.
         """
-        self.consumer = consumer
+        self._receiver = receiver
         try:
             gradients = torch.autograd.grad(
                 output, self._leaves, torch.ones_like(output), create_graph=self.create_graph, allow_unused=True
             )
         finally:
-            self.consumer = None
+            self._receiver = None
             for operation in self.operations:
-                operation.remainder = None
+                operation.factor = None
             self._kept.clear()
             leaves, self._leaves = self._leaves, []
         return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True))
 
     # -- the function mode
 
-    def __enter__(self) -> AffineTrace:
+    def __enter__(self) -> Trace:
         self._modules.__enter__()
         super().__enter__()
         return self
@@ -149,33 +143,40 @@ class AffineTrace(TorchFunctionMode):
         if not activations:
             return func(*args, **kwargs)
         call = Call(func, args, kwargs, activations, mutated(func, args, kwargs))
-        rule = select_rule(call)
-        if rule.kind == "derivative":
-            self._refuse_batch_statistics(call)
-        if rule.kind == "derivative" or self.check:
-            call.record_rng(always=self.check)
-        if rule.kind == "symmetric":
-            call.record_edge()
-        places = [self._place(u) for u in activations]
-        for place in places:
-            settle(call, place)
+        remainder = row(call).remainder(call)
+        self._prepare(call, remainder)
         if call.mutated:
-            return self._run_in_place(call, rule, places)
+            return self._run_in_place(call, remainder)
         result = func(*args, **kwargs)
-        related = rule.kind == "derivative" and isinstance(result, tuple)
+        related = remainder is DERIVATIVE and isinstance(result, tuple)
         result = map_tensors(lambda y: self._on_its_own(y, related), result)
-        returned = list(tensors_in(result))
-        new = [y.requires_grad and not self._is_marked(y) for y in returned]
-        if any(new):
-            found = self._remainders(rule, call, returned)
-            for y, r, place, is_new in zip(
-                returned, found, propagate(call, places, returned, self.sources), new, strict=True
-            ):
-                if is_new:
-                    self._add(call.name, y, r, place)
-            if self.check and self.culprit is None:
-                self._compare(call, returned, found)
+        outputs = list(tensors_in(result))
+        if any(self._is_new(y) for y in outputs):
+            self.record(call, outputs, self._factors(remainder, call, outputs))
         return result
+
+    def record(self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Tensor | None]) -> None:
+        """Take what a call returned for activations.
+
+        A function mode that chooses another linear map for a call, entered inside the trace, sees the call first. It
+        can run it itself with the trace switched off, return outputs whose derivatives are that map, and tell the
+        trace here what the map leaves of them.
+
+        Args:
+            call: The call, its activations those of this trace.
+            outputs: What it returned, in order.
+            factors: r of each output, None for zero.
+        """
+        places = propagate(call, [self._place(u) for u in call.activations], outputs, self.sources)
+        for y, r, place in zip(outputs, factors, places, strict=True):
+            if self._is_new(y):
+                self._add(call.name, y, r, place)
+
+    def _prepare(self, call: Call, remainder: Remainder) -> None:
+        """What has to be done before the call runs."""
+        if remainder is DERIVATIVE:
+            self._refuse_batch_statistics(call)
+        remainder.prepare(call)
 
     def _on_its_own(self, y: Tensor, related: bool) -> Tensor:
         """An output whose gradient is that of its later uses alone, even if they overwrite it.
@@ -186,28 +187,21 @@ class AffineTrace(TorchFunctionMode):
         hidden = y.requires_grad and y._base is not None and not self._is_marked(y._base)
         return y.clone() if hidden or (related and y.requires_grad) else y
 
-    def _compare(self, call: Call, outputs: list[Tensor], found: list[Tensor | None]) -> None:
-        with contextlib.suppress(RuntimeError):  # no second derivative: nothing to compare with
-            for y, r, product in zip(outputs, found, reverse_products(call), strict=True):
-                if y.requires_grad:
-                    error = y.detach() - product if r is None else y.detach() - product - r.detach()
-                    if float(error.abs().max()) > 1e-3 * float(y.detach().abs().max()):
-                        self.culprit = self._name(call.name)
-
-    def _run_in_place(self, call: Call, rule: Rule, places: list[Place | None]) -> Any:
+    def _run_in_place(self, call: Call, remainder: Remainder) -> Any:
         """An operation that overwrites its argument: the activation is what stands there afterwards.
 
-        Where the argument is a view, gradients reach it through its base, so the bias is laid into the base's shape.
+        Where the argument is a view, gradients reach it through its base, so r is laid into the base's shape.
         """
-        record = call.frozen() if rule.evaluates else call
+        record = call.frozen() if remainder.evaluates else call
         bases = [t._base for t in call.mutated]
         constants = [b.detach().clone() if b is not None and not self._is_activation(b) else None for b in bases]
+        places = [self._place(u) for u in call.activations]
         base_places = [self._place(b) if b is not None else None for b in bases]
         result = call.func(*call.args, **call.kwargs)
-        found = self._remainders(rule, record, call.mutated)
+        factors = self._factors(remainder, record, call.mutated)
         new_places = propagate(call, places, call.mutated, self.sources)
         for t, base, constant, r, place, base_place in zip(
-            call.mutated, bases, constants, found, new_places, base_places, strict=True
+            call.mutated, bases, constants, factors, new_places, base_places, strict=True
         ):
             if not t.requires_grad:
                 continue
@@ -223,26 +217,26 @@ class AffineTrace(TorchFunctionMode):
             self._mark(t, place)
         return result
 
-    def _remainders(self, rule: Rule, call: Call, outputs: list[Tensor]) -> list[Tensor | None]:
-        if self.sizes:
-            return [_size(call, y) for y in outputs]
+    def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """What the gradient of each output is to be multiplied by, None for zero: here, r."""
         try:
-            return remainders(rule, call, outputs, self.create_graph)
+            with torch.set_grad_enabled(self.create_graph):
+                return remainder.of(call, outputs, self.create_graph)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"{self._name(call.name)}: {error}; no full gradient passes through it"
             ) from error
 
-    def _add(self, name: str, y: Tensor, r: Tensor | None, place: Place | None) -> None:
+    def _add(self, name: str, y: Tensor, factor: Tensor | None, place: Place | None) -> None:
         self._mark(y, place)
-        if r is None:
+        if factor is None:
             return
         full = self._name(name)
         self._counts[full] += 1
         unique = full if self._counts[full] == 1 else f"{full}#{self._counts[full]}"
-        operation = Operation(unique, y.shape, r, place)
+        operation = Operation(unique, y.shape, factor, place)
         self.operations.append(operation)
-        y.register_hook(lambda gradient: self.consumer(operation, gradient) if self.consumer else None)
+        y.register_hook(lambda gradient: self._receiver(operation, gradient) if self._receiver else None)
 
     def _name(self, operation: str) -> str:
         return f"{self._modules.path}:{operation}" if self._modules.path else operation
@@ -257,8 +251,11 @@ class AffineTrace(TorchFunctionMode):
 
     def _mark(self, t: Tensor, place: Place | None) -> None:
         setattr(t, _MARK, _Mark(self, place))
-        if self.keep and t.grad_fn is not None:
+        if self.keep_activations and t.grad_fn is not None:
             self._kept[t.grad_fn, t.output_nr] = t
+
+    def _is_new(self, y: Tensor) -> bool:
+        return y.requires_grad and not self._is_marked(y)
 
     def _is_marked(self, t: Tensor) -> bool:
         mark = getattr(t, _MARK, None)
@@ -285,7 +282,7 @@ class AffineTrace(TorchFunctionMode):
         if not operands:
             return False
         name = type(t.grad_fn).__name__
-        if not self.keep:
+        if not self.keep_activations:
             raise OpaqueOperationError(name)
         try:
             product = reverse_mode_product(t, operands, self.create_graph)
@@ -301,7 +298,7 @@ class AffineTrace(TorchFunctionMode):
     def _operands(self, start: Node) -> list[Tensor]:
         """The nearest known activations upstream of a node; just any sign of one unless they are kept."""
         leaves = {id(leaf) for leaf in self._leaves}
-        found: dict[int, Tensor] = {}
+        nearest: dict[int, Tensor] = {}
         seen: set[Node] = set()
         pending = [start]
         while pending:
@@ -312,31 +309,20 @@ class AffineTrace(TorchFunctionMode):
             for parent, index in node.next_functions:
                 if parent is None:
                     continue
-                known = self._kept.get((parent, index))
+                activation = self._kept.get((parent, index))
                 variable = getattr(parent, "variable", None)
-                if known is not None:
-                    found[id(known)] = known
+                if activation is not None:
+                    nearest[id(activation)] = activation
                 elif variable is not None:
                     if id(variable) in leaves:
-                        found[id(variable)] = variable
+                        nearest[id(variable)] = variable
                 else:
                     pending.append(parent)
-            if found and not self.keep:
+            if nearest and not self.keep_activations:
                 break
-        if not found:
+        if not nearest:
             self._constant_nodes |= seen
-        return list(found.values())
-
-
-def _size(call: Call, y: Tensor) -> Tensor:
-    """|y|, and the logarithm of the sum of exponentials (the largest u) where the operation subtracts it inside."""
-    size = y.detach().abs()
-    if call.name in ("log_softmax", "cross_entropy"):
-        u = call.argument(0, "input").detach()
-        dim = min(1, u.ndim - 1) if call.name == "cross_entropy" else call.argument(1, "dim")
-        top = u.amax(-1 if dim is None else dim, keepdim=True).abs()
-        size = size + (top if y.ndim == u.ndim else top.squeeze(dim) if y.ndim > 0 else top.max())
-    return torch.complex(size, size) if y.is_complex() else size
+        return list(nearest.values())
 
 
 def _reads_only(func: Callable[..., Any]) -> bool:

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from captum.attr import GradientAttribution
 from torch import Tensor
 
-from captum_density._linear.maps import SaliencyMaps, over_channels, rescaled
-from captum_density._linear.sweep import Sweep, sweep
+from captum_density._linear.sweep import Reduction, Sweep, sweep
 from captum_density._model.captum import TargetType, format_output, format_tensor_into_tuples
-from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model
 
-__all__ = ["FullGradAttribution", "as_tuple", "finish", "products_of", "saliency_maps"]
+__all__ = ["FullGradAttribution", "as_tuple", "finish"]
+
+R = TypeVar("R")
 
 
 class FullGradAttribution(GradientAttribution):
-    """What the three have in common: a model, no baseline, attributions in the inputs' form."""
+    """A model, no baseline, attributions in the inputs' form.
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    Args:
+        model: As `FullGrad`.
+        layer: As `FullGrad`.
+        forward_func: As `FullGrad`.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any] | None = None, *layer: NoReturn, forward_func: Callable[..., Any] | None = None
+    ) -> None:
+        name = type(self).__name__
+        if layer:
+            raise TypeError(
+                f"{name} explains inputs and takes one model; there is no form for a layer, as Captum's Layer methods "
+                f"are: to explain what a layer returns, pass {name} the part of the model after it; all settings are "
+                "passed by name"
+            )
+        if model is not None and forward_func is not None:
+            raise TypeError(f"model and forward_func are two names of one argument; pass {name}(model)")
+        model = forward_func if model is None else model
         check_model(model, "model")
         super().__init__(model)
+
+    def __repr__(self) -> str:
+        model = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
+        return f"{type(self).__name__}({', '.join([model, *self._settings()])})"
+
+    def _settings(self) -> list[str]:
+        """What `repr` shows beside the model."""
+        return []
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -34,10 +60,10 @@ class FullGradAttribution(GradientAttribution):
         inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object,
-        make_consumer: Callable[[], Any],
-        create_graph: bool,
-    ) -> list[tuple[Sweep, Any]]:
-        return sweep(self.forward_func, inputs, target, additional_forward_args, make_consumer, create_graph)
+        reduction: Callable[[], Reduction[R]],
+        create_graph: bool = False,
+    ) -> Sweep[R]:
+        return sweep(self.forward_func, inputs, target, additional_forward_args, reduction, create_graph)
 
 
 def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
@@ -49,17 +75,3 @@ def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
 def finish(is_tuple: bool, maps: Sequence[Tensor], inputs: tuple[Tensor, ...]) -> Any:
     """Contiguous, of the inputs' dtype, in the inputs' form."""
     return format_output(is_tuple, tuple(m.to(x.dtype).contiguous() for m, x in zip(maps, inputs, strict=True)))
-
-
-def products_of(result: Sweep) -> list[Tensor]:
-    dtype = accumulation_dtype(*result.inputs)
-    return [g.to(dtype) * x.to(dtype) for g, x in zip(result.gradients, result.inputs, strict=True)]
-
-
-def saliency_maps(products: Sequence[Tensor], inputs: Sequence[Tensor], consumer: SaliencyMaps) -> list[Tensor]:
-    """psi of the input terms plus psi of the bias terms, the latter shared out over the channels."""
-    maps = []
-    for index, product in enumerate(products):
-        own, placed = rescaled(product), consumer.on_input(index)
-        maps.append(own if placed is None else own + over_channels(placed, consumer.source(index, inputs[index])))
-    return maps

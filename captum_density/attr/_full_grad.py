@@ -2,24 +2,23 @@
 
 S. Srinivas and F. Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
 arXiv:1905.00780. The paper's words here: *full-gradient representation* is `FullGradients`, *bias-gradients* are its
-`biases`, *completeness* is equation (2), psi is `SaliencyMaps`.
+`biases`, *completeness* is equation (2), psi is what `SaliencyMaps` makes of a term.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NoReturn, overload
 
 import torch
-import torch.nn.functional as F
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_density._linear.maps import SaliencyMaps, SignedMaps, SimpleSaliencyMaps, Terms, over_channels
-from captum_density._linear.sweep import Sweep, per_example
+from captum_density._linear.maps import AllTerms, SaliencyMaps, SignedMaps, SimpleSaliencyMaps
+from captum_density._linear.sweep import per_example
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples
 from captum_density._model.precision import accumulation_dtype
-from captum_density.attr._common import FullGradAttribution, as_tuple, finish, products_of, saliency_maps
+from captum_density.attr._common import FullGradAttribution, as_tuple, finish
 from captum_density.attr._full_gradients import FullGradients
 
 __all__ = ["FullGrad", "SimpleFullGrad"]
@@ -39,10 +38,12 @@ class FullGrad(FullGradAttribution):
         model: An `nn.Module`, or a function of the inputs; DataParallel, DistributedDataParallel and compiled models
             are unwrapped. Put it in eval mode: batch norm on batch statistics is refused, and dropout is explained as
             drawn.
+        layer: Not taken: there is no form for a layer yet.
         complete: False for the paper's saliency map (equation 4), >= 0; True for signed attributions that sum to f(x).
+        forward_func: Captum's name for `model`.
 
     Raises:
-        TypeError: If `model` is not callable.
+        TypeError: If `model` is not callable, or a second argument is not named.
 
     References:
         S. Srinivas and F. Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
@@ -57,13 +58,44 @@ class FullGrad(FullGradAttribution):
         True
     """
 
-    def __init__(self, model: Callable[..., Any], complete: bool = False) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *layer: NoReturn,
+        complete: bool = False,
+        forward_func: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(model, *layer, forward_func=forward_func)
         self.complete = complete
+
+    def _settings(self) -> list[str]:
+        return [f"complete={self.complete}"]
 
     def has_convergence_delta(self) -> bool:
         """True for `complete=True`, whose delta is the sum minus f(x); the saliency map is not a sum."""
         return self.complete
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        return_convergence_delta: Literal[False] = False,
+        *,
+        create_graph: bool = False,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        return_convergence_delta: Literal[True],
+        create_graph: bool = False,
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
 
     @log_usage()
     def attribute(
@@ -106,30 +138,11 @@ class FullGrad(FullGradAttribution):
                 "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
             )
         xs = as_tuple(inputs)
-        make = SignedMaps if self.complete else SaliencyMaps
-        parts = self._sweep(xs, target, additional_forward_args, make, create_graph)
-        make_maps = self._complete_maps if self.complete else self._saliency
-        maps = [torch.cat(chunks) for chunks in zip(*(make_maps(result, c) for result, c in parts), strict=True)]
-        attributions = finish(isinstance(inputs, tuple), maps, xs)
-        if not return_convergence_delta:
-            return attributions
-        output = torch.cat([result.output for result, _ in parts])
-        return attributions, _delta(attributions, output)
-
-    def _saliency(self, result: Sweep, consumer: SaliencyMaps) -> list[Tensor]:
-        return saliency_maps(products_of(result), result.inputs, consumer)
-
-    def _complete_maps(self, result: Sweep, consumer: SignedMaps) -> list[Tensor]:
-        maps = products_of(result)
-        elements = sum(m[0].numel() for m in maps)
-        for index, own in enumerate(maps):
-            placed = consumer.on_input(index)
-            if placed is not None:
-                own = own + over_channels(placed, consumer.source(index, result.inputs[index]))
-            if consumer.unplaced is not None:
-                own = own + (consumer.unplaced / elements).view(-1, *[1] * (own.ndim - 1))
-            maps[index] = own
-        return maps
+        maps = self._sweep(
+            xs, target, additional_forward_args, SignedMaps if self.complete else SaliencyMaps, create_graph
+        )
+        attributions = finish(isinstance(inputs, tuple), maps.result, xs)
+        return (attributions, _delta(attributions, maps.output)) if return_convergence_delta else attributions
 
     def compute_convergence_delta(
         self,
@@ -147,8 +160,8 @@ class FullGrad(FullGradAttribution):
             raise ValueError(
                 "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
             )
-        parts = self._sweep(as_tuple(inputs), target, additional_forward_args, SignedMaps, False)
-        return _delta(attributions, torch.cat([result.output for result, _ in parts]))
+        output = self._sweep(as_tuple(inputs), target, additional_forward_args, SignedMaps).output
+        return _delta(attributions, output)
 
     def decompose(
         self,
@@ -182,26 +195,8 @@ class FullGrad(FullGradAttribution):
               linear              5  (1, 1)
               total              27  output 27
         """
-        xs = as_tuple(inputs)
-        parts = self._sweep(xs, target, additional_forward_args, Terms, create_graph)
-        names = list(dict.fromkeys(name for _, terms in parts for name in reversed(terms.biases)))
-        biases = {name: _joined([terms.biases.get(name) for _, terms in parts]) for name in names}
-        products = [torch.cat(chunks) for chunks in zip(*(products_of(result) for result, _ in parts), strict=True)]
-        return FullGradients(torch.cat([result.output for result, _ in parts]), tuple(products), biases)
-
-
-def _joined(chunks: list[Tensor | None]) -> Tensor:
-    """One batch of a term taken one by one; zeros where an example is shorter, or did not meet the operation."""
-    found = [chunk for chunk in chunks if chunk is not None]
-    if len(found) == 1 and len(chunks) == 1:
-        return found[0]
-    shape = [max(sizes) for sizes in zip(*(chunk.shape[1:] for chunk in found), strict=True)]
-    rows = []
-    for chunk in chunks:
-        row = found[0].new_zeros(1, *shape) if chunk is None else chunk
-        rows.append(F.pad(row, [p for size, full in zip(row.shape[:0:-1], shape[::-1], strict=True)
-                                for p in (0, full - size)]))  # fmt: skip
-    return torch.cat(rows)
+        terms = self._sweep(as_tuple(inputs), target, additional_forward_args, AllTerms, create_graph)
+        return FullGradients(terms.output, tuple(terms.result.products), terms.result.biases)
 
 
 def _delta(attributions: Any, output: Tensor) -> Tensor:
@@ -216,9 +211,11 @@ class SimpleFullGrad(FullGradAttribution):
 
     Args:
         model: As `FullGrad`.
+        layer: As `FullGrad`.
+        forward_func: As `FullGrad`.
 
     Raises:
-        TypeError: If `model` is not callable.
+        TypeError: As `FullGrad`.
 
     References:
         S. Srinivas and F. Fleuret, NeurIPS 2019, arXiv:1905.00780, `simple_fullgrad` of the published code.
@@ -239,7 +236,7 @@ class SimpleFullGrad(FullGradAttribution):
         additional_forward_args: object = None,
         *,
         create_graph: bool = False,
-    ) -> Any:
+    ) -> TensorOrTupleOfTensorsGeneric:
         """Saliency maps of the inputs' shape, >= 0, higher is more relevant.
 
         Args:
@@ -256,6 +253,5 @@ class SimpleFullGrad(FullGradAttribution):
             ValueError: As `FullGrad.attribute`.
         """
         xs = as_tuple(inputs)
-        parts = self._sweep(xs, target, additional_forward_args, SimpleSaliencyMaps, create_graph)
-        maps = (saliency_maps(products_of(result), result.inputs, consumer) for result, consumer in parts)
-        return finish(isinstance(inputs, tuple), [torch.cat(chunks) for chunks in zip(*maps, strict=True)], xs)
+        maps = self._sweep(xs, target, additional_forward_args, SimpleSaliencyMaps, create_graph)
+        return finish(isinstance(inputs, tuple), maps.result, xs)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_density._linear.maps import SaliencyMaps, SampleSums, over_channels, rescaled
-from captum_density._linear.sweep import Sweep, Term
+from captum_density._linear.maps import SampleSums, TermSums, smooth_maps
 from captum_density._model.captum import (
     ExpansionTypes,
     TargetType,
@@ -21,9 +18,8 @@ from captum_density._model.captum import (
     format_additional_forward_args,
 )
 from captum_density._model.modules import unwrap
-from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import validate_inputs
-from captum_density.attr._common import FullGradAttribution, as_tuple, finish, products_of
+from captum_density.attr._common import FullGradAttribution, as_tuple, finish
 
 __all__ = ["SmoothFullGrad"]
 
@@ -37,9 +33,11 @@ class SmoothFullGrad(FullGradAttribution):
 
     Args:
         model: As `FullGrad`.
+        layer: As `FullGrad`.
+        forward_func: As `FullGrad`.
 
     Raises:
-        TypeError: If `model` is not callable.
+        TypeError: As `FullGrad`.
 
     References:
         S. Srinivas and F. Fleuret, NeurIPS 2019, arXiv:1905.00780, `smooth_fullgrad` of the published code.
@@ -64,7 +62,7 @@ class SmoothFullGrad(FullGradAttribution):
         nt_samples_batch_size: int | None = None,
         stdevs: float | tuple[float, ...] | None = None,
         generator: torch.Generator | None = None,
-    ) -> Any:
+    ) -> TensorOrTupleOfTensorsGeneric:
         """Saliency maps of the inputs' shape, >= 0, higher is more relevant.
 
         Args:
@@ -94,8 +92,7 @@ class SmoothFullGrad(FullGradAttribution):
             )
         args = format_additional_forward_args(additional_forward_args)
         noise = [torch.randn((nt_samples, *x.shape), dtype=x.dtype, device=x.device, generator=generator) for x in xs]
-        products: list[Tensor] = [x.new_zeros(x.shape, dtype=accumulation_dtype(x)) for x in xs]
-        terms: dict[str, Term] = {}
+        sums: TermSums | None = None
         for start in range(0, nt_samples, batch):
             k = min(batch, nt_samples - start)
             # Copies of an example stand together, as Captum's repeat_interleave has them.
@@ -103,27 +100,10 @@ class SmoothFullGrad(FullGradAttribution):
                 xs, scales, noise, strict=True))  # fmt: skip
             copies = expand_target(target, k, ExpansionTypes.repeat_interleave)
             more = expand_additional_forward_args(args, k, ExpansionTypes.repeat_interleave)
-            parts = self._sweep(noisy, copies, more, partial(SampleSums, k), False)
-            for term in _merged(parts, k):
-                if term.name in terms:
-                    term = replace(term, gradient=terms[term.name].gradient + term.gradient)
-                terms[term.name] = term
-            for i in range(len(xs)):
-                product = torch.cat([products_of(result)[i] for result, _ in parts])
-                products[i] = products[i] + SampleSums(k).summed(product)
-        maps = SaliencyMaps()
-        for term in terms.values():
-            maps.add(term)
-        return finish(isinstance(inputs, tuple), [_smooth(i, p, x, maps) for i, (p, x) in enumerate(zip(
-            products, xs, strict=True))], xs)  # fmt: skip
-
-
-def _smooth(index: int, product: Tensor, x: Tensor, maps: SaliencyMaps) -> Tensor:
-    """psi of the averaged input term, its channels summed before as the published code does, plus the biases' part."""
-    source = maps.source(index, x)
-    channels = [d for d in range(1, product.ndim) if d not in source.final_positions()]
-    own, placed = rescaled(product.sum(channels) if channels else product), maps.on_input(index)
-    return over_channels(own if placed is None else own + placed, source)
+            of_batch = self._sweep(noisy, copies, more, partial(SampleSums, k)).result
+            sums = of_batch if sums is None else sums + of_batch
+        assert sums is not None  # as there is one sample at least
+        return finish(isinstance(inputs, tuple), smooth_maps(sums), xs)
 
 
 def _noise_scales(inputs: tuple[Tensor, ...], stdevs: float | tuple[float, ...] | None) -> list[Tensor]:
@@ -137,14 +117,3 @@ def _noise_scales(inputs: tuple[Tensor, ...], stdevs: float | tuple[float, ...] 
             f"stdevs must be one number >= 0, or one for each of the {len(inputs)} inputs, but is {stdevs!r}"
         )
     return [x.new_tensor(value) for x, value in zip(inputs, values, strict=True)]
-
-
-def _merged(parts: list[tuple[Sweep, SampleSums]], samples: int) -> list[Term]:
-    """The terms of all parts, each summed over its samples."""
-    if len(parts) == 1:
-        return list(parts[0][1].terms.values())
-    merged = []
-    for name, term in parts[0][1].terms.items():
-        values = SampleSums(samples).summed(torch.cat([consumer.terms[name].gradient for _, consumer in parts]))
-        merged.append(replace(term, gradient=values))
-    return merged

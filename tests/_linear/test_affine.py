@@ -10,17 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from captum_density._linear.remainder import (
-    _AFFINE,
-    _LINEAR,
-    _MULTILINEAR,
-    _POWERS,
-    _SYMMETRIC,
-    Rule,
-    remainders,
-    select_rule,
-)
-from captum_density._linear.trace import AffineTrace
+from captum_density._linear.operations import _TABLE, row
+from captum_density._linear.remainders import DERIVATIVE
+from captum_density._linear.trace import Trace
 from captum_density._model.calls import Call
 from captum_density.attr import FullGrad
 from captum_density.testing import assert_complete
@@ -417,32 +409,31 @@ def test_shortcuts_equal_the_derivative(function):
     c = torch.randn(4, 4, dtype=DOUBLE).abs() + 0.3
     seen = []
 
-    class Compare(AffineTrace):
-        def _remainders(self, rule, call, outputs):
-            found = super()._remainders(rule, call, outputs)
-            expected = remainders(Rule("derivative"), call, outputs, False)
-            for r, e, y in zip(found, expected, outputs, strict=True):
+    class ComparingTrace(Trace):
+        def _factors(self, remainder, call, outputs):
+            factors = super()._factors(remainder, call, outputs)
+            for r, e, y in zip(factors, super()._factors(DERIVATIVE, call, outputs), outputs, strict=True):
                 if y.requires_grad:
                     torch.testing.assert_close(torch.zeros_like(e) if r is None else r.expand_as(e), e)
             seen.append(call.name)
-            return found
+            return factors
 
-    trace = Compare()
+    trace = ComparingTrace()
     tracked = trace.track([t.clone().requires_grad_() for t in (u, v)])
     with trace:
         function(*tracked, c)
     assert seen
 
 
-def test_tables_do_not_overlap():
-    tables = [_LINEAR, _AFFINE, _MULTILINEAR, set(_POWERS), _SYMMETRIC]
-    names = [name for table in tables for name in table]
+def test_no_operation_has_two_rows():
+    names = [name for *_, names in _TABLE for name in names.split()]
     assert len(names) == len(set(names))
 
 
 def test_an_unknown_operation_goes_through_its_derivative():
     u = torch.rand(3, requires_grad=True)
-    assert select_rule(Call(torch.special.i0, (u,), {}, [u])).kind == "derivative"
+    call = Call(torch.special.i0, (u,), {}, [u])
+    assert row(call).remainder(call) is DERIVATIVE
 
 
 @pytest.mark.parametrize("fails", ["forward", "backward", "nothing"])

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from captum_density._linear.places import Place, area_matrix, linear_matrix, resize
-from captum_density._linear.trace import AffineTrace
+from captum_density._linear.grids import area_matrix, linear_matrix, resize
+from captum_density._linear.places import Place
+from captum_density._linear.trace import Trace
 from captum_density.attr import FullGrad, SimpleFullGrad
 
 
 def places(model, x):
     """The place of every operation with a bias, by name, with the shape of its output."""
-    trace = AffineTrace()
+    trace = Trace()
     leaf = x.clone().requires_grad_()
     (tracked,) = trace.track((leaf,))
     with torch.enable_grad(), trace:

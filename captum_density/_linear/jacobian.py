@@ -1,0 +1,106 @@
+"""sum_j J_j u_j of a call y = op(u_1, ..., u_k), where J_j = d op / d u_j."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from captum_density._model.calls import Call
+from captum_density._model.evaluation import load_forward_mode
+
+__all__ = ["finite", "jacobian_products", "reverse_mode_product", "reverse_products", "transposed_product"]
+
+
+def jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
+    """sum_j J_j u_j for each output: forward mode, or reverse mode twice where an operation has no forward mode.
+
+    Raises:
+        NotImplementedError: The operation has neither.
+    """
+
+    def point(u: Tensor) -> Tensor:
+        return u if create_graph else u.detach()
+
+    def dual(u: Tensor) -> Tensor:
+        # In-place operations write to both, so both must be copies then.
+        primal = point(u).clone() if call.mutated else point(u)
+        return forward_ad.make_dual(primal, finite(point(u)))
+
+    load_forward_mode()
+    try:
+        with forward_ad.dual_level():
+            pairs = [forward_ad.unpack_dual(y) for y in call.evaluate(dual)]
+            return [torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in pairs]
+    except (NotImplementedError, RuntimeError) as forward_error:
+        try:
+            return reverse_products(call, create_graph)
+        except (NotImplementedError, RuntimeError) as reverse_error:
+            raise NotImplementedError(
+                f"{call.name} has neither a forward-mode derivative ({forward_error}) nor a second reverse-mode "
+                f"derivative ({reverse_error})"
+            ) from reverse_error
+
+
+def reverse_products(call: Call, create_graph: bool = False) -> list[Tensor]:
+    """sum_j J_j u_j for each output of a call, by reverse mode twice over a second evaluation."""
+    points: list[Tensor] = []
+
+    def leaf(u: Tensor) -> Tensor:
+        points.append(u.view_as(u) if create_graph else u.detach().requires_grad_())
+        return points[-1].clone() if call.mutated else points[-1]
+
+    with torch.enable_grad():
+        outputs = call.evaluate(leaf)
+    return [reverse_mode_product(y, points, create_graph) for y in outputs]
+
+
+def reverse_mode_product(output: Tensor, points: Sequence[Tensor], create_graph: bool = False) -> Tensor:
+    """sum_j J_j u_j of an output with a graph to the points u_j: the derivative of v -> sum_j <J_j^T v, u_j>.
+
+    Raises:
+        RuntimeError: The backward of what made the output is not differentiable.
+    """
+    if not output.requires_grad:
+        return torch.zeros_like(output)
+    with torch.enable_grad():
+        cotangent = torch.ones_like(output, requires_grad=True)
+        pullback = torch.autograd.grad(output, points, cotangent, create_graph=True, allow_unused=True)
+        pairs = [(g, u if create_graph else u.detach()) for g, u in zip(pullback, points, strict=True) if g is not None]
+        linked = [(g * u.conj()).sum().real for g, u in pairs if g.requires_grad]
+        product = None
+        if linked:
+            pairing = torch.stack(linked).sum()
+            (product,) = torch.autograd.grad(pairing, cotangent, create_graph=create_graph, allow_unused=True)
+    # J^T v is linear in v: where it does not depend on v it is zero, or it was computed out of autograd's sight.
+    if any(bool(g.detach().any()) for g, _ in pairs if product is None or not g.requires_grad):
+        raise RuntimeError("its backward is not differentiable")
+    return torch.zeros_like(output) if product is None else product
+
+
+def transposed_product(call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor] | None:
+    """J^T u through the graph of the call itself, which is J u where J is symmetric.
+
+    None where the graph does not lead from the one output to the one activation.
+    """
+    (u,), (y,) = call.activations, outputs
+    if u.shape != y.shape or u.dtype != y.dtype or call.edge is None or not y.requires_grad:
+        return None
+    vector = finite(u) if call.name == "softmax" else u  # a masked score would spoil its whole row
+    (product,) = torch.autograd.grad(
+        y, [call.edge], vector if create_graph else vector.detach(), retain_graph=True, create_graph=create_graph,
+        allow_unused=True,
+    )  # fmt: skip
+    if product is None:
+        return None
+    if create_graph:
+        return [finite(product)]
+    # An infinite score has a derivative of zero, and adds nothing.
+    return [torch.nan_to_num_(product, nan=0.0, posinf=0.0, neginf=0.0)]
+
+
+def finite(t: Tensor) -> Tensor:
+    """The same with 0 in place of infinity; NaN stays, so that it is seen."""
+    return torch.nan_to_num(t, nan=float("nan"), posinf=0.0, neginf=0.0)

@@ -1,0 +1,254 @@
+"""The remainder of one operation: what is left of its output after its linear part at the point of evaluation.
+
+An operation y = op(u_1, ..., u_k) of activations is there equal to
+
+    y = sum_j J_j u_j + r,      r = y - sum_j J_j u_j,      J_j = d op / d u_j.
+
+r is always `y - jvp(op, u, u)`, which is `DERIVATIVE`. Euler's theorem and plain affinity give it for less: an
+operation that is positively homogeneous of degree p has sum_j J_j u_j = p y, so r = (1 - p) y; an affine one has
+r = op(0). The other ways to r are such shortcuts.
+
+The functions below are what the table of operations holds in its column: each looks at a call and says which way is
+the cheapest exact one.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_density._linear.jacobian import finite, jacobian_products, transposed_product
+from captum_density._model.calls import Call, is_continuous, tensors_in
+
+__all__ = [
+    "DERIVATIVE",
+    "Remainder",
+    "affine",
+    "any_call",
+    "autograd",
+    "batch_norm",
+    "biased",
+    "extremum",
+    "homogeneous",
+    "linear",
+    "multilinear",
+    "padding",
+    "power",
+    "quotient",
+    "symmetric",
+]
+
+# -- ways to r
+
+
+class Remainder:
+    """A way to r.
+
+    Attributes:
+        evaluates: Whether the call may be run a second time, so that what it overwrites must be kept.
+    """
+
+    evaluates: ClassVar[bool] = False
+
+    def prepare(self, call: Call) -> None:
+        """Note of a call that is about to run what cannot be found out afterwards."""
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        """r for each output of a call: a tensor that broadcasts to the output, or None for zero.
+
+        Args:
+            call: The call; where it `evaluates`, as `Call.frozen` recorded it.
+            outputs: The tensors it returned or wrote, as they are now.
+            create_graph: Whether r shall carry its own graph; gradients are to be enabled if so, else disabled.
+
+        Raises:
+            NotImplementedError: If the operation has neither a forward-mode nor a second reverse-mode derivative.
+        """
+        raise NotImplementedError
+
+
+class _Zero(Remainder):
+    """Of what is positively homogeneous of degree 1."""
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        return [None] * len(outputs)
+
+
+@dataclass(frozen=True)
+class _Degree(Remainder):
+    """(1 - p) y, of what is positively homogeneous of degree p."""
+
+    degree: float
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        return [(1 - self.degree) * y for y in outputs]
+
+
+@dataclass(frozen=True)
+class _Bias(Remainder):
+    """b of op(input, weight, b), which runs along an axis of the output."""
+
+    axis: int
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        bias = call.argument(2, "bias")
+        if bias is None:
+            return [None]
+        shape = [1] * outputs[0].ndim
+        shape[self.axis] = -1
+        return [bias.view(shape)]
+
+
+class _BatchNormBias(Remainder):
+    """beta - gamma * mean / sqrt(variance + eps), of a batch norm on stored statistics."""
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
+        gamma, beta, eps = call.argument(3, "weight"), call.argument(4, "bias"), call.argument(7, "eps")
+        shift = -mean * torch.rsqrt(variance + (1e-5 if eps is None else eps))
+        shift = shift if gamma is None else shift * gamma
+        shift = shift if beta is None else shift + beta
+        return [shift.view([1, -1] + [1] * (outputs[0].ndim - 2))]
+
+
+class _AtZero(Remainder):
+    """op(0), of what is affine in all its activations together."""
+
+    evaluates = True
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        # A masked score is -inf and has gradient zero: it adds nothing to f, where -inf * 0 would be NaN.
+        return [finite(y) if is_continuous(y) else None for y in call.evaluate(torch.zeros_like)]
+
+
+class _Derivative(Remainder):
+    """y - sum_j J_j u_j, of whatever has a derivative."""
+
+    evaluates = True
+
+    def prepare(self, call: Call) -> None:
+        call.record_rng()
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        return [y - product for y, product in zip(outputs, jacobian_products(call, create_graph), strict=True)]
+
+
+class _Symmetric(Remainder):
+    """y - J^T u, of what has a symmetric Jacobian: one step of the backward pass that is there anyway."""
+
+    evaluates = True
+
+    def prepare(self, call: Call) -> None:
+        call.record_edge()
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        products = transposed_product(call, outputs, create_graph)
+        if products is None:
+            products = jacobian_products(call, create_graph)
+        elif not create_graph:
+            return [product.neg_().add_(y) for y, product in zip(outputs, products, strict=True)]
+        return [y - product for y, product in zip(outputs, products, strict=True)]
+
+
+DERIVATIVE = _Derivative()
+_ZERO, _AT_ZERO, _SYMMETRIC, _BATCH_NORM = _Zero(), _AtZero(), _Symmetric(), _BatchNormBias()
+
+
+def _of_degree(degree: float) -> Remainder:
+    return _ZERO if degree == 1 else _Degree(degree)
+
+
+# -- what the table holds
+
+
+def any_call(call: Call) -> Remainder:
+    """An operation of which nothing is known."""
+    return DERIVATIVE
+
+
+def linear(call: Call) -> Remainder:
+    """Homogeneous of degree 1 in the one activation it reads; whatever else it reads scales, selects or shapes."""
+    return _ZERO if len(call.activations) == 1 else DERIVATIVE
+
+
+def affine(call: Call) -> Remainder:
+    """Affine in all the tensors it reads together."""
+    return _AT_ZERO if call.has_constants() else _ZERO
+
+
+def multilinear(call: Call) -> Remainder:
+    """Linear in each tensor it reads: homogeneous of degree (number of activations) in the activations together."""
+    return _of_degree(len(call.activations))
+
+
+def homogeneous(degree: float) -> Callable[[Call], Remainder]:
+    """Positively homogeneous in all the activations it reads together."""
+    remainder = _of_degree(degree)
+    return lambda call: remainder
+
+
+def biased(axis: int) -> Callable[[Call], Remainder]:
+    """op(input, weight, bias, ...): linear in the input, plus a bias along an axis of the output."""
+    remainder = _Bias(axis)
+
+    def way(call: Call) -> Remainder:
+        alone = len(call.activations) == 1 and call.is_activation(call.argument(0, "input"))
+        return remainder if alone else DERIVATIVE
+
+    return way
+
+
+def symmetric(call: Call) -> Remainder:
+    """With a symmetric Jacobian in its one activation, as every elementwise function has."""
+    # That of a holomorphic function, such as exp(z), is no symmetric 2x2.
+    return _SYMMETRIC if len(call.activations) == 1 and not call.activations[0].is_complex() else DERIVATIVE
+
+
+def quotient(call: Call) -> Remainder:
+    """u / v."""
+    if call.kwargs.get("rounding_mode") is not None:
+        return DERIVATIVE
+    above, below = (call.is_activation(call.argument(i, name)) for i, name in enumerate(("input", "other")))
+    return _of_degree(float(above) - float(below))
+
+
+def power(call: Call) -> Remainder:
+    """u ** p."""
+    exponent = call.argument(1, "exponent")
+    return _of_degree(float(exponent)) if isinstance(exponent, numbers.Real) else DERIVATIVE
+
+
+def extremum(call: Call) -> Remainder:
+    """max and min over dimensions, or of two tensors."""
+    if call.name in ("maximum", "minimum"):
+        return DERIVATIVE if call.has_constants() else _ZERO
+    return _ZERO if len(call.activations) == len(list(tensors_in(call.args))) else DERIVATIVE
+
+
+def padding(call: Call) -> Remainder:
+    """Padding with a number, or with what is there."""
+    is_constant = (call.argument(2, "mode") or "constant") == "constant"
+    return _AT_ZERO if is_constant and call.argument(3, "value") else _ZERO
+
+
+def batch_norm(call: Call) -> Remainder:
+    """`F.batch_norm` on stored statistics is affine per channel."""
+    stored = call.func is F.batch_norm and not call.argument(5, "training") and len(call.activations) == 1
+    return _BATCH_NORM if stored else DERIVATIVE
+
+
+def autograd(call: Call) -> Remainder:
+    """`torch.autograd.grad`, which cannot be seen through.
+
+    Raises:
+        NotImplementedError: If it is that.
+    """
+    if call.func is torch.autograd.grad:
+        raise NotImplementedError("torch.autograd.grad hides what it computes; use torch.func.grad under torch.vmap")
+    return DERIVATIVE
