@@ -1,4 +1,4 @@
-"""Attributions that a metric takes itself: what makes them, whether they ran the model, and what they are."""
+"""Attributions that a metric takes itself: whether they ran the model, and what they are."""
 
 from __future__ import annotations
 
@@ -8,43 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor
 
-from captum_density._model.validation import check_model
-
-__all__ = ["attribute_function", "check_functions", "flat", "runs"]
-
-
-def attribute_function(make_attribution: Callable[[Any], Any], model: Callable[..., Any]) -> Callable[..., Any]:
-    """The attribute function that `make_attribution` makes for a model.
-
-    Raises:
-        TypeError: It is none.
-    """
-    made = make_attribution(model)
-    attribute = made.attribute if isinstance(made, Attribution) else made
-    if not callable(attribute):
-        raise TypeError(
-            "make_attribution must return an attribute function, such as `Saliency(model).attribute`, but returned "
-            f"{type(attribute).__name__}"
-        )
-    return attribute
-
-
-def check_functions(make_attribution: Any, model: Any) -> None:
-    """Refuse what makes no attribution, or is no model.
-
-    Raises:
-        TypeError: An attribution that is already made, no function, or a class in place of a model.
-    """
-    bound = getattr(make_attribution, "__self__", make_attribution)
-    if not callable(make_attribution) or isinstance(bound, Attribution | torch.nn.Module):
-        raise TypeError(
-            "make_attribution must be a function of the model, such as Saliency or `lambda model: "
-            f"IntegratedGradients(model).attribute`, but belongs to an object of class {type(bound).__name__}"
-        )
-    check_model(model, "model")
+__all__ = ["flat", "runs"]
 
 
 @contextmanager

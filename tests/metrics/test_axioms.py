@@ -342,8 +342,8 @@ def test_methods_must_explain_what_they_are_given(network):
         implementation_gap(
             lambda model: Saliency(network).attribute, network, split_layer(network, "0"), normal(2, 3), target=0
         )
-    with pytest.raises(TypeError, match="make_attribution must be a function of the model"):
-        implementation_gap(Saliency(network), network, network, normal(2, 3), target=0)
+    with pytest.raises(TypeError, match="pass a function of the model"):
+        implementation_gap(network, network, network, normal(2, 3), target=0)
     layer = lambda model: LayerGradientXActivation(model, model[0])  # noqa: E731
     rewritten = insert_identity(network, "0")
     assert implementation_gap(layer, network, rewritten, normal(2, 3), target=0).max() < 1e-12
@@ -436,7 +436,7 @@ def test_table_reproduces_the_literature(table):
 
 def test_gradients_fail_where_the_function_is_flat(table):
     for method in ("gradient", "InputXGradient", "GuidedBackprop", "Deconvolution", "LRP, epsilon"):
-        found = table.found[method, "sensitivity"]
+        found = table.networks[method, "sensitivity"]
         assert found["min(x, 1) at 2"] == 1
         assert found["max(0, x - 10) at 15"] == 0
 
@@ -445,10 +445,10 @@ def test_figures_of_the_table(table):
     assert table.gaps.shape == (len(table.methods), 5)
     assert not table.gaps.isnan().any()
     assert table.gaps.min() >= 0
-    assert table.found["DeepLift", IMPLEMENTATION]["figure 7"] == pytest.approx(0.18524, abs=1e-5)
+    assert table.networks["DeepLift", IMPLEMENTATION]["figure 7"] == pytest.approx(0.18524, abs=1e-5)
     # An integral of 1000 steps misses a kink by at most one of them.
     assert 1e-6 < table.gaps[table.methods.index("IntegratedGradients"), 0] < 0.005
-    lrp = table.found["LRP, epsilon", IMPLEMENTATION]
+    lrp = table.networks["LRP, epsilon", IMPLEMENTATION]
     assert lrp["folded batch norm"].startswith("TypeError: Module of type")
     # Gradient times input, but for a relevance counted twice where an identity is inserted.
     assert max(lrp[name] for name in ("figure 7", "split layer", "permuted units", "dense convolution")) < 1e-6
@@ -457,7 +457,7 @@ def test_figures_of_the_table(table):
 
 def test_full_gradients_depend_on_what_a_bias_belongs_to(table):
     # Of a convolution it is spread over the pixels it covers, of a linear layer over all.
-    found = dict(table.found["FullGrad(complete=True)", IMPLEMENTATION])
+    found = dict(table.networks["FullGrad(complete=True)", IMPLEMENTATION])
     assert found.pop("dense convolution") > 0.1
     assert max(found.values()) < 1e-12
 
@@ -481,12 +481,12 @@ def test_table_as_plain_values(table):
     plain = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert plain["tolerance"] == 0.01
     cell = plain["methods"]["gradient"]["sensitivity"]
-    assert cell == {"gap": 1.0, "holds": False, "networks": table.found["gradient", "sensitivity"]}
+    assert cell == {"gap": 1.0, "holds": False, "networks": table.networks["gradient", "sensitivity"]}
 
 
 def test_lrp_with_positive_contributions_is_not_invariant(table):
     # What "DeepLift and LRP fail" is about: the rules that are used, not the one that is gradient times input.
-    assert table.found["LRP, alpha 1 beta 0", IMPLEMENTATION]["max(x1, x2) at (2, 1)"] > 0.1
+    assert table.networks["LRP, alpha 1 beta 0", IMPLEMENTATION]["max(x1, x2) at (2, 1)"] > 0.1
     assert table.holds["LRP, alpha 1 beta 0"] == dict.fromkeys(table.axioms, False)
 
 
@@ -509,12 +509,14 @@ def test_methods_that_raise_do_not_lose_the_others():
     assert "NotImplementedError: not for <this>" in made.table()
     assert "NotImplementedError: not for &lt;this&gt;" in made._repr_html_()
     assert "|            - |" in made.table().splitlines()[2]
-    assert dict(made.found["after", "symmetry"]) == dict(axiom_table({"x": InputXGradient}).found["x", "symmetry"])
+    assert dict(made.networks["after", "symmetry"]) == dict(
+        axiom_table({"x": InputXGradient}).networks["x", "symmetry"]
+    )
 
 
 def test_tolerance_decides():
     strict = axiom_table({"IG": lambda model: partial(IntegratedGradients(model).attribute, n_steps=5)}, tolerance=0.5)
-    loose = AxiomTable(strict.methods, strict.axioms, strict.found, 1e-9)
+    loose = AxiomTable(strict.methods, strict.axioms, strict.networks, 1e-9)
     assert strict.holds["IG"]["completeness"]
     assert not loose.holds["IG"]["completeness"]
     equal = AxiomTable(("m",), ("a",), {("m", "a"): {"n": 0.25}}, 0.25)
@@ -637,17 +639,38 @@ def test_bad_values(case):
 
 
 def test_bad_types():
-    for explanation in (Saliency, nn.Identity(), 3):
-        with pytest.raises(TypeError, match="explanation_func must be an attribute function, such as"):
+    for explanation in (nn.Identity(), nn.Identity, 3):
+        with pytest.raises(TypeError, match=r"pass such as `Saliency\(model\)`|must return an attribution"):
             sensitivity_gap(explanation, f, row(1))
-    with pytest.raises(TypeError, match=r"the network must be a torch\.nn\.Module or a function"):
+    with pytest.raises(TypeError, match="pass the model that it explains"):
         completeness_gap(Saliency(f), row(1), row(1))
     with pytest.raises(TypeError, match="non-empty tuple"):
         completeness_gap(f, (), row(1))
-    with pytest.raises(TypeError, match=r"methods\['x'\] must be a function of the model"):
-        axiom_table({"x": Saliency(f)})
+    with pytest.raises(TypeError, match=r"methods\['x'\] .* pass a function of the model"):
+        axiom_table({"x": nn.Identity()})
     with pytest.raises(TypeError, match="methods must be a mapping"):
         axiom_table([Saliency])
+
+
+def test_a_method_is_a_class_an_attribution_its_method_or_a_function(network):
+    x, rewritten = normal(2, 3), split_layer(network, "0")
+    own = InputXGradient(network)
+    forms = (own, own.attribute, partial(own.attribute), lambda model: InputXGradient(model).attribute)
+    gap = implementation_gap(InputXGradient, network, rewritten, x, target=0)
+    assert all(torch.equal(implementation_gap(form, network, rewritten, x, target=0), gap) for form in forms)
+    of_the_class, of_an_object = (axiom_table({"x": method}) for method in (InputXGradient, own))
+    assert of_the_class.to_dict() == of_an_object.to_dict()
+    f, x = (lambda x: x.sum(1)), x[:, :1].expand(2, 3)
+    for measure in (sensitivity_gap, partial(symmetry_gap, pairs=[(0, 1)])):
+        own = InputXGradient(f)
+        gap = measure(own.attribute, f, x)
+        assert all(torch.equal(measure(form, f, x), gap) for form in (own, InputXGradient, partial(InputXGradient)))
+
+
+def test_the_tables_former_name_for_its_results_warns():
+    table = AxiomTable(("m",), ("a",), {("m", "a"): {"n": 0.25}})
+    with pytest.deprecated_call(match="networks"):
+        assert table.found is table.networks
 
 
 def test_gaps_in_inference_mode():

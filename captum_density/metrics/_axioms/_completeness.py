@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._axioms._examples import Examples, quotient
+from captum_density.metrics._axioms._feature_vectors import FeatureVectors, quotient
 from captum_density.metrics._explained import flat
 
 __all__ = ["completeness_gap"]
@@ -64,9 +64,9 @@ def completeness_gap(
         raise ValueError(f"complete_to must be 'difference' or 'output', but is {complete_to!r}")
     if complete_to == "output" and baselines is not None:
         raise ValueError("complete_to='output' compares with f(x) alone; leave baselines out")
-    examples = Examples(forward_func, inputs, baselines, additional_forward_args, target)
-    a = flat(attributions, examples.n).to(examples.x.device)
-    change = examples.outputs(examples.x)
+    vectors = FeatureVectors(forward_func, inputs, baselines, additional_forward_args, target)
+    a = flat(attributions, vectors.n).to(vectors.x.device)
+    change = vectors.outputs(vectors.x)
     if complete_to == "difference":
-        change = change - examples.outputs(examples.baselines)
+        change = change - vectors.outputs(vectors.baselines)
     return quotient((a.sum(1) - change).abs(), torch.maximum(change.abs(), a.abs().sum(1)))

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._axioms._examples import Examples, explaining, quotient
-from captum_density.metrics._explained import attribute_function, check_functions, runs
+from captum_density._model.validation import check_model
+from captum_density.metrics._axioms._feature_vectors import FeatureVectors, explaining, quotient
+from captum_density.metrics._explained import runs
 
 __all__ = ["implementation_gap"]
 
@@ -18,7 +20,7 @@ _BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def implementation_gap(
-    make_attribution: Callable[[Any], Any],
+    make_attribution: Callable[..., Any],
     model: Callable[..., Any],
     rewritten: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -35,15 +37,13 @@ def implementation_gap(
     `captum_density.rewriting` makes such networks.
 
     Args:
-        make_attribution: Takes a model, returns the attribute function of it or the attribution itself: a Captum class
-            will do. Called for both networks. The function is given `baselines` (of the inputs' shape), `target` and
-            `additional_forward_args` as far as it takes them.
+        make_attribution: A function of a model that returns the attribute function of it or the attribution itself: a
+            Captum class will do. It is called for both networks. Or an attribution, which is made anew for both. The
+            attribute function is given `baselines` (of the inputs' shape), `target` and `additional_forward_args` as
+            far as it takes them.
         model: A network.
         rewritten: The other one. That both return the same is tried at the inputs, the baselines and points between.
-        inputs: Floating-point tensor (N, ...) or tuple of such.
-        baselines: A number, or a tensor that broadcasts to the input, or a tuple of them; None for 0.
-        additional_forward_args: As Captum's.
-        target: As Captum's.
+        inputs, baselines, additional_forward_args, target: As `completeness_gap`.
         kwargs: Further arguments of the attribute function, such as `n_steps`.
 
     Returns:
@@ -54,8 +54,7 @@ def implementation_gap(
         ValueError: Networks that compute different functions; attributions of different shapes; a method that ignores
             which network it is made for; shapes that do not fit; values that are not finite; or a model that draws
             random numbers (dropout in training mode).
-        TypeError: `make_attribution` is an attribution already made or returns no function; inputs that are not
-            floating-point.
+        TypeError: `make_attribution` is a model, or returns no function; inputs that are not floating-point.
 
     References:
         M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365,
@@ -70,23 +69,24 @@ def implementation_gap(
         >>> bool((implementation_gap(Saliency, model, split_layer(model, "0"), x, target=0) < 1e-9).all())
         True
     """
-    for network in (model, rewritten):
-        check_functions(make_attribution, network)
-    both = [Examples(network, inputs, baselines, additional_forward_args, target) for network in (model, rewritten)]
+    for network, name in ((model, "model"), (rewritten, "rewritten")):
+        check_model(network, name)
+    make = attribution_maker(make_attribution, "make_attribution")
+    both = [FeatureVectors(f, inputs, baselines, additional_forward_args, target) for f in (model, rewritten)]
     _check_equal(*both)
-    device, found = both[0].x.device, []
+    device, attributions = both[0].x.device, []
     with explaining(model, device) as rewind, explaining(rewritten, device):
-        for examples in both:
+        for vectors in both:
             rewind()
-            attribute = attribute_function(make_attribution, examples.model)
+            attribute = attribute_function(make(vectors.model), "make_attribution(model)")
             with runs(model) as model_runs, runs(rewritten) as rewritten_runs:
-                found.append(examples.explained(attribute, examples.x, examples.rows, kwargs))
+                attributions.append(vectors.attributions_at_once(attribute, vectors.x, vectors.rows, kwargs))
     if model_runs and not rewritten_runs:
         raise ValueError(
             "the attribution ran the first network and not the rewritten one; make_attribution must make it for the "
             "model it is given, as `lambda model: Saliency(model).attribute` does"
         )
-    a, b = found
+    a, b = attributions
     if a.shape != b.shape:
         raise ValueError(f"the two attributions have {a.shape[1]} and {b.shape[1]} elements an example")
     # By the largest element first, so that squares of very small or large ones are not lost.
@@ -95,7 +95,7 @@ def implementation_gap(
     return quotient((a - b).norm(dim=1), a.norm(dim=1) + b.norm(dim=1))
 
 
-def _check_equal(first: Examples, second: Examples) -> None:
+def _check_equal(first: FeatureVectors, second: FeatureVectors) -> None:
     scale, difference = 0.0, 0.0
     for t in _BETWEEN:
         points = first.baselines + t * (first.x - first.baselines)

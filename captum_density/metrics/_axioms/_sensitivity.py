@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._axioms._examples import Examples, attribute_of, explaining, quotient
+from captum_density.metrics._axioms._feature_vectors import FeatureVectors, attribute_of, explaining, quotient
 
 __all__ = ["sensitivity_gap"]
 
@@ -37,14 +37,11 @@ def sensitivity_gap(
     attributions are of the right size.
 
     Args:
-        explanation_func: The method's attribute function, as `captum.metrics.sensitivity_max` takes it, or the Captum
-            attribution. It is given `baselines` (of the inputs' shape), `target` and `additional_forward_args` as far
-            as it takes them.
+        explanation_func: The method: a Captum class or attribution, or an attribute function, as
+            `captum.metrics.sensitivity_max` takes it. It is given `baselines` (of the inputs' shape), `target` and
+            `additional_forward_args` as far as it takes them.
         forward_func: f, which the method explains. It runs with batch norm on its running statistics.
-        inputs: x, a floating-point tensor (N, ...) or tuple of such.
-        baselines: x': a number, or a tensor that broadcasts to the input, or a tuple of them; None for 0.
-        additional_forward_args: As Captum's.
-        target: As Captum's.
+        inputs, baselines, additional_forward_args, target: As `completeness_gap`.
         features: Which elements to try, counted over all inputs of an example, flattened; None for all of them, each
             of which costs an evaluation and up to one attribution a batch.
         tolerance: An attribution is zero if it is at most so many times both the change of the output and the change a
@@ -76,26 +73,26 @@ def sensitivity_gap(
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), but is {tolerance}")
-    attribute = attribute_of(explanation_func)
-    examples = Examples(forward_func, inputs, baselines, additional_forward_args, target, max_examples_per_batch)
-    tried = _checked(features, examples.d).to(examples.x.device)
-    at_baseline = examples.outputs(examples.baselines)
+    attribute = attribute_of(explanation_func, forward_func)
+    vectors = FeatureVectors(forward_func, inputs, baselines, additional_forward_args, target, max_examples_per_batch)
+    candidates = _checked(features, vectors.d).to(vectors.x.device)
+    at_baseline = vectors.outputs(vectors.baselines)
 
-    with explaining(forward_func, examples.x.device):
-        missed, changing = torch.zeros(2, examples.n, dtype=torch.float64, device=examples.x.device)
+    with explaining(forward_func, vectors.x.device):
+        missed, changing = torch.zeros(2, vectors.n, dtype=torch.float64, device=vectors.x.device)
         # So many features at a time as fill a batch.
-        for part in tried.split(max(1, (max_examples_per_batch or 1) // examples.n)):
-            feature, rows = part.repeat_interleave(examples.n), examples.rows.repeat(len(part))
-            points = examples.baselines[rows]
-            points.scatter_(1, feature[:, None], examples.x[rows, feature][:, None])
-            outputs = examples.outputs(points, rows)
+        for part in candidates.split(max(1, (max_examples_per_batch or 1) // vectors.n)):
+            feature, rows = part.repeat_interleave(vectors.n), vectors.rows.repeat(len(part))
+            points = vectors.baselines[rows]
+            points.scatter_(1, feature[:, None], vectors.x[rows, feature][:, None])
+            outputs = vectors.outputs(points, rows)
             change = (outputs - at_baseline[rows]).abs()
-            changes = change > 64 * examples.eps * torch.maximum(outputs.abs(), at_baseline[rows].abs())
+            changes = change > 64 * vectors.eps * torch.maximum(outputs.abs(), at_baseline[rows].abs())
             if not bool(changes.any()):
                 continue
             feature, rows, points, change = feature[changes], rows[changes], points[changes], change[changes]
-            a = examples.attributions(attribute, points, rows, kwargs)
-            moved = (examples.x[rows, feature].double() - examples.baselines[rows, feature].double()).abs()
+            a = vectors.attributions(attribute, points, rows, kwargs)
+            moved = (vectors.x[rows, feature].double() - vectors.baselines[rows, feature].double()).abs()
             smallest = torch.minimum(change, change / moved)
             zero = a[torch.arange(len(rows), device=rows.device), feature].abs() <= tolerance * smallest
             changing.index_add_(0, rows, torch.ones_like(change))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._axioms._examples import Examples, attribute_of, explaining, quotient
+from captum_density.metrics._axioms._feature_vectors import FeatureVectors, attribute_of, explaining, quotient
 
 __all__ = ["symmetry_gap"]
 
@@ -32,15 +32,9 @@ def symmetry_gap(
     all pairs counts. That f is symmetric is tried at random points between baseline and input.
 
     Args:
-        explanation_func: The method's attribute function, as `captum.metrics.sensitivity_max` takes it, or the Captum
-            attribution. It is given `baselines` (of the inputs' shape), `target` and `additional_forward_args` as far
-            as it takes them.
-        forward_func: f, which the method explains. It runs with batch norm on its running statistics.
-        inputs: x, a floating-point tensor (N, ...) or tuple of such.
+        explanation_func, forward_func: As `sensitivity_gap`.
+        inputs, baselines, additional_forward_args, target: As `completeness_gap`.
         pairs: Indices (i, j) of elements, counted over all inputs of an example, flattened.
-        baselines: x': a number, or a tensor that broadcasts to the input, or a tuple of them; None for 0.
-        additional_forward_args: As Captum's.
-        target: As Captum's.
         kwargs: Further arguments of the attribute function, such as `n_steps`.
 
     Returns:
@@ -63,10 +57,10 @@ def symmetry_gap(
         >>> symmetry_gap(lambda x: f(x)[:, None] * torch.tensor([[0.75, 0.25]]), f, x, [(0, 1)]).item()
         0.5
     """
-    attribute = attribute_of(explanation_func)
-    examples = Examples(forward_func, inputs, baselines, additional_forward_args, target)
-    i, j = _checked(pairs, examples.d).to(examples.x.device)
-    for values, what in ((examples.x, "inputs"), (examples.baselines, "baselines")):
+    attribute = attribute_of(explanation_func, forward_func)
+    vectors = FeatureVectors(forward_func, inputs, baselines, additional_forward_args, target)
+    i, j = _checked(pairs, vectors.d).to(vectors.x.device)
+    for values, what in ((vectors.x, "inputs"), (vectors.baselines, "baselines")):
         differs = (values[:, i] != values[:, j]).any(0)
         if bool(differs.any()):
             at = int(differs.nonzero()[0])
@@ -74,11 +68,11 @@ def symmetry_gap(
                 f"the {what} differ in features {int(i[at])} and {int(j[at])}; the axiom asks for equal ones"
             )
     for first, second in zip(i.tolist(), j.tolist(), strict=True):
-        _check_symmetric(examples, first, second)
-    with explaining(forward_func, examples.x.device):
-        a = examples.attributions(attribute, examples.x, None, kwargs)
+        _check_symmetric(vectors, first, second)
+    with explaining(forward_func, vectors.x.device):
+        a = vectors.attributions(attribute, vectors.x, None, kwargs)
     size = a[:, i].abs() + a[:, j].abs()
-    size = size.where(size > 64 * examples.eps * a.abs().amax(1, keepdim=True), 0.0)
+    size = size.where(size > 64 * vectors.eps * a.abs().amax(1, keepdim=True), 0.0)
     return quotient((a[:, i] - a[:, j]).abs(), size).amax(1)
 
 
@@ -92,10 +86,10 @@ def _checked(pairs: Sequence[tuple[int, int]], d: int) -> Tensor:
     return torch.tensor(chosen).T
 
 
-def _check_symmetric(examples: Examples, first: int, second: int) -> None:
+def _check_symmetric(vectors: FeatureVectors, first: int, second: int) -> None:
     """Swap two features where they differ."""
     generator = torch.Generator("cpu").manual_seed(0)
-    x, baselines = examples.x, examples.baselines
+    x, baselines = vectors.x, vectors.baselines
     reach = (x - baselines).abs().amax(1, keepdim=True)
     reach = reach.where(reach > 0, 1.0)
     scale, differences = 0.0, 0.0
@@ -106,10 +100,10 @@ def _check_symmetric(examples: Examples, first: int, second: int) -> None:
         points[:, both] = (baselines + off * reach)[:, both]
         swapped = points.clone()
         swapped[:, both] = points[:, both[::-1]]
-        outputs, others = examples.outputs(points), examples.outputs(swapped)
+        outputs, others = vectors.outputs(points), vectors.outputs(swapped)
         scale = max(scale, float(outputs.abs().max()), float(others.abs().max()))
         differences = max(differences, float((outputs - others).abs().max()))
-    if differences > examples.eps**0.5 * scale:
+    if differences > vectors.eps**0.5 * scale:
         raise ValueError(
             f"the function is not symmetric in features {first} and {second}: swapping them changes an output by "
             f"{differences:.2g}"

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum.attr import Attribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_density._display.tables import markdown
+from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density.metrics._axioms._completeness import completeness_gap
-from captum_density.metrics._axioms._examples import Examples, explaining
+from captum_density.metrics._axioms._feature_vectors import FeatureVectors, explaining
 from captum_density.metrics._axioms._implementation import implementation_gap
 from captum_density.metrics._axioms._methods import default_methods
 from captum_density.metrics._axioms._networks import AXIOMS, Case, cases
 from captum_density.metrics._axioms._sensitivity import sensitivity_gap
 from captum_density.metrics._axioms._symmetry import symmetry_gap
-from captum_density.metrics._explained import attribute_function
 
 __all__ = ["AxiomTable", "axiom_table"]
 
@@ -43,7 +42,7 @@ class AxiomTable:
     Args:
         methods: M names.
         axioms: A names.
-        found: (method, axiom) to network to the worst gap over its examples, or why the method refused it.
+        networks: (method, axiom) to network to the worst gap over its examples, or why the method refused it.
         tolerance: The largest gap that counts as none.
 
     Example:
@@ -56,8 +55,14 @@ class AxiomTable:
 
     methods: tuple[str, ...]
     axioms: tuple[str, ...]
-    found: Mapping[tuple[str, str], Mapping[str, float | str]]
+    networks: Mapping[tuple[str, str], Mapping[str, float | str]]
     tolerance: float = 0.01
+
+    @property
+    def found(self) -> Mapping[tuple[str, str], Mapping[str, float | str]]:
+        """`networks`, by its former name."""
+        warnings.warn("AxiomTable.found is now AxiomTable.networks", DeprecationWarning, stacklevel=2)
+        return self.networks
 
     @property
     def gaps(self) -> Tensor:
@@ -82,8 +87,8 @@ class AxiomTable:
         """All figures as plain values.
 
         Returns:
-            By "methods": method, then axiom, to its gap (None for no figure), whether it holds, and what was found on
-            each network, a figure or a reason; by "tolerance": that.
+            By "methods": method, then axiom, to its gap (None for no figure), whether it holds, and the result on each
+            network, a figure or a reason; by "tolerance": that.
         """
         return {
             "methods": {
@@ -91,7 +96,7 @@ class AxiomTable:
                     axiom: {
                         "gap": self._worst(method, axiom),
                         "holds": self._holds(method, axiom),
-                        "networks": dict(self.found[method, axiom]),
+                        "networks": dict(self.networks[method, axiom]),
                     }
                     for axiom in self.axioms
                 }
@@ -102,8 +107,8 @@ class AxiomTable:
 
     def __repr__(self) -> str:
         satisfied = (
-            f"{method}: {', '.join(axiom for axiom, holds in found.items() if holds) or 'none'}"
-            for method, found in self.holds.items()
+            f"{method}: {', '.join(axiom for axiom, holds in axioms.items() if holds) or 'none'}"
+            for method, axioms in self.holds.items()
         )
         return f"AxiomTable({'; '.join(satisfied)})"
 
@@ -116,7 +121,7 @@ class AxiomTable:
         return f"<table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table><ul>{words}</ul>"
 
     def _figures(self, method: str, axiom: str) -> list[float]:
-        return [gap for gap in self.found[method, axiom].values() if not isinstance(gap, str)]
+        return [gap for gap in self.networks[method, axiom].values() if not isinstance(gap, str)]
 
     def _worst(self, method: str, axiom: str) -> float | None:
         return max(self._figures(method, axiom), default=None)
@@ -132,15 +137,15 @@ class AxiomTable:
         gap = self._worst(method, axiom)
         if gap is None:
             return "-"
-        star = "*" if len(self._figures(method, axiom)) < len(self.found[method, axiom]) else ""
+        star = "*" if len(self._figures(method, axiom)) < len(self.networks[method, axiom]) else ""
         figure = "0" if gap == 0 else "<1e-6" if gap < 1e-6 else f"{gap:.2g}"
         return f"{'yes' if self._holds(method, axiom) else 'no'}{star} {figure}"
 
     def _words(self) -> list[str]:
         lines = [line.format(tolerance=self.tolerance) for line in _LEGEND]
         refused: dict[tuple[str, str], list[str]] = {}
-        for (method, _), found in self.found.items():
-            for network, reason in found.items():
+        for (method, _), gaps in self.networks.items():
+            for network, reason in gaps.items():
                 if isinstance(reason, str) and network not in refused.setdefault((method, reason), []):
                     refused[method, reason].append(network)
         if refused:
@@ -148,7 +153,7 @@ class AxiomTable:
         return lines + [f"{method} refuses {', '.join(networks)}: {why}" for (method, why), networks in refused.items()]
 
 
-def axiom_table(methods: Mapping[str, Callable[[Any], Any]] | None = None, *, tolerance: float = 0.01) -> AxiomTable:
+def axiom_table(methods: Mapping[str, Callable[..., Any]] | None = None, *, tolerance: float = 0.01) -> AxiomTable:
     """Try attribution methods on small networks, and tabulate which axioms they satisfy.
 
     The networks are min(x, 1), max(0, x - 10), the two of figure 7, min(x1, x2), max(x1, x2), and random ones with
@@ -162,8 +167,8 @@ def axiom_table(methods: Mapping[str, Callable[[Any], Any]] | None = None, *, to
     single feature is always zero, as it is rescaled.
 
     Args:
-        methods: Name to what takes a model and returns the attribute function of it, or the attribution itself: a
-            Captum class will do. None for ten of Captum's, FullGrad and PathIntegratedGradients along three paths.
+        methods: Name to method, as `implementation_gap` takes it: a Captum class will do. None for ten of Captum's,
+            FullGrad and PathIntegratedGradients along three paths.
         tolerance: The largest gap that counts as none, in [0, 1). Integrals of 1000 steps come to 0.005 where a path
             crosses a kink, all else that holds to rounding.
 
@@ -171,7 +176,7 @@ def axiom_table(methods: Mapping[str, Callable[[Any], Any]] | None = None, *, to
         An `AxiomTable`; print its `table()`. A network that a method refuses does not count, and the reason is noted.
 
     Raises:
-        TypeError: `methods` is no mapping to functions.
+        TypeError: `methods` is no mapping, or a method is none.
         ValueError: No methods, or a tolerance out of range.
 
     References:
@@ -189,32 +194,28 @@ def axiom_table(methods: Mapping[str, Callable[[Any], Any]] | None = None, *, to
         True
     """
     methods = default_methods() if methods is None else methods
-    _check(methods, tolerance)
+    makers = _makers(methods)
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be in [0, 1), but is {tolerance}")
     networks = cases()
-    found = {
-        (method, axiom): {case.name: _tried(make, axiom, copy.deepcopy(case)) for case in networks[axiom]}
-        for method, make in methods.items()
+    worst = {
+        (method, axiom): {case.name: _worst_gap(make, axiom, copy.deepcopy(case)) for case in networks[axiom]}
+        for method, make in makers.items()
         for axiom in AXIOMS
     }
-    return AxiomTable(tuple(methods), AXIOMS, found, tolerance)
+    return AxiomTable(tuple(methods), AXIOMS, worst, tolerance)
 
 
-def _check(methods: Mapping[str, Callable[[Any], Any]], tolerance: float) -> None:
+def _makers(methods: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
+    """By name, what makes the method for any network."""
     if not isinstance(methods, Mapping):
         raise TypeError(f"methods must be a mapping of names to functions, but is {type(methods).__name__}")
     if not methods:
         raise ValueError("methods is empty; leave it out for the usual ones")
-    for name, make in methods.items():
-        if not callable(make) or isinstance(make, Attribution | nn.Module):
-            raise TypeError(
-                f"methods[{name!r}] must be a function of the model, such as the class Saliency, but is an object of "
-                f"class {type(make).__name__}"
-            )
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [0, 1), but is {tolerance}")
+    return {name: attribution_maker(method, f"methods[{name!r}]") for name, method in methods.items()}
 
 
-def _tried(make: Callable[[Any], Any], axiom: str, case: Case) -> float | str:
+def _worst_gap(make: Callable[[Any], Any], axiom: str, case: Case) -> float | str:
     """The worst gap over the case's examples, or why there is none."""
     try:
         with warnings.catch_warnings():
@@ -228,12 +229,12 @@ def _gap(make: Callable[[Any], Any], axiom: str, case: Case) -> Tensor:
     model, x = case.model, case.inputs
     if axiom == "implementation invariance":
         return implementation_gap(make, model, case.rewritten or model, x)
-    attribute = attribute_function(make, model)
+    attribute = attribute_function(make(model), "the method of a model")
     if axiom == "sensitivity":
         return sensitivity_gap(attribute, model, x)
     if axiom == "symmetry":
         return symmetry_gap(attribute, model, x, case.pairs)
-    examples = Examples(model, x, None, None, None)
+    vectors = FeatureVectors(model, x, None, None, None)
     with explaining(model, x.device):
-        a = examples.attributions(attribute, examples.x, None, {})
+        a = vectors.attributions(attribute, vectors.x, None, {})
     return completeness_gap(model, x, a, complete_to="difference" if axiom == "completeness" else "output")

@@ -1,17 +1,16 @@
-"""A batch of examples with their baselines, what a network makes of points between, and what a method attributes."""
+"""Examples as vectors of their features, what a network makes of such vectors, and what a method attributes to them."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor
 
+from captum_density._model.attribution import attribute_function, attribution_maker, parameters_of
 from captum_density._model.captum import TargetType, format_additional_forward_args, run_forward
 from captum_density._model.evaluation import full_precision, refuse_random_numbers
 from captum_density._model.fixed_modules import fixed_modules
@@ -25,11 +24,11 @@ from captum_density._model.validation import (
 )
 from captum_density.metrics._explained import flat
 
-__all__ = ["Examples", "attribute_of", "explaining", "quotient"]
+__all__ = ["FeatureVectors", "attribute_of", "explaining", "quotient"]
 
 
-class Examples:
-    """N examples of d features, all inputs side by side, and their baselines.
+class FeatureVectors:
+    """N examples as vectors of d features, all inputs side by side, and their baselines.
 
     Args:
         model: f.
@@ -64,7 +63,7 @@ class Examples:
             raise ValueError("the inputs have no features")
         self.model = model
         self.n = len(self._parts[0])
-        self.given_baselines = baselines
+        self._user_baselines = baselines
         self.x = _joined(self._parts)
         self.baselines = _joined(expanded_baselines(baselines, self._parts))
         self.d = self.x.shape[1]
@@ -88,13 +87,13 @@ class Examples:
         Raises:
             ValueError: The output is not finite, or the model draws random numbers or changes itself.
         """
-        found = []
+        outputs = []
         with torch.no_grad(), full_precision(points.device), fixed_modules(self.model, compared=True):
             for chunk, part in self._chunks(points, rows):
                 with refuse_random_numbers(points):
                     output = run_forward(self.model, self._split(chunk), None, self._args_of(part))
-                found.append(selected_output(output, self._target_of(part), len(chunk)).double())
-        values = torch.cat(found)
+                outputs.append(selected_output(output, self._target_of(part), len(chunk)).double())
+        values = torch.cat(outputs)
         if not bool(values.isfinite().all()):
             raise ValueError("the network's output contains NaN or infinity, with which nothing can be compared")
         return values
@@ -114,31 +113,32 @@ class Examples:
             ValueError: Attributions of another shape than the inputs', NaN or infinite.
             TypeError: The function returns no tensors.
         """
-        found = []
+        attributions = []
         for chunk, part in self._chunks(points, rows):
-            a = self.explained(attribute, chunk, part, options)
+            a = self.attributions_at_once(attribute, chunk, part, options)
             if a.shape[1] != self.d:
                 raise ValueError(
                     f"there must be an attribution of each of {self.d} features, but there are {a.shape[1]}"
                 )
-            found.append(a)
-        return torch.cat(found)
+            attributions.append(a)
+        return torch.cat(attributions)
 
-    def explained(
+    def attributions_at_once(
         self, attribute: Callable[..., Any], points: Tensor, rows: Tensor, options: Mapping[str, Any]
     ) -> Tensor:
-        """As `attributions`, in one call, of whatever size they are."""
-        takes, takes_any = _parameters(attribute)
+        """As `attributions`, in one call of the method, and of whatever size they are."""
+        parameters = parameters_of(attribute)
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         more: dict[str, Any] = {}
         # None is what they default to; but a baseline has to be the one that is meant.
-        if "baselines" in takes or (takes_any and self.given_baselines is not None):
-            more["baselines"] = self._given(self._split(self.baselines[rows]))
+        if "baselines" in parameters or (takes_any and self._user_baselines is not None):
+            more["baselines"] = self._in_users_form(self._split(self.baselines[rows]))
         for name, value in (("target", self._target_of(rows)), ("additional_forward_args", self._args_of(rows))):
-            if value is not None and (name in takes or takes_any):
+            if value is not None and (name in parameters or takes_any):
                 more[name] = value
-        return flat(attribute(self._given(self._split(points)), **more, **options), len(points))
+        return flat(attribute(self._in_users_form(self._split(points)), **more, **options), len(points))
 
-    def _given(self, parts: tuple[Tensor, ...]) -> Any:
+    def _in_users_form(self, parts: tuple[Tensor, ...]) -> Any:
         return parts if self.is_tuple else parts[0]
 
     def _split(self, points: Tensor) -> tuple[Tensor, ...]:
@@ -173,28 +173,15 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([x.detach().reshape(len(x), -1) for x in parts], dim=1)
 
 
-def _parameters(function: Callable[..., Any]) -> tuple[set[str], bool]:
-    """The names a function takes, and whether it takes any others."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return set(), False
-    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def attribute_of(explanation_func: Any) -> Callable[..., Any]:
-    """The attribute function that is meant.
+def attribute_of(explanation_func: Any, forward_func: Callable[..., Any]) -> Callable[..., Any]:
+    """The attribute function that is meant; a class is made for the model first.
 
     Raises:
-        TypeError: It is none.
+        TypeError: There is none.
     """
-    function = explanation_func.attribute if isinstance(explanation_func, Attribution) else explanation_func
-    if not callable(function) or isinstance(function, type | torch.nn.Module):
-        name = getattr(function, "__name__", type(function).__name__)
-        raise TypeError(
-            f"explanation_func must be an attribute function, such as `Saliency(model).attribute`, but is {name}"
-        )
-    return function
+    if isinstance(getattr(explanation_func, "func", explanation_func), type):
+        explanation_func = attribution_maker(explanation_func, "explanation_func")(forward_func)
+    return attribute_function(explanation_func, "explanation_func")
 
 
 @contextmanager
