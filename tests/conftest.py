@@ -1,11 +1,12 @@
 """What every test gets: a seed, a skip where there is no GPU, and a check that it leaves PyTorch as it found it."""
 
+import gc
 import os
 from collections.abc import Iterator
 
-# Read when PyTorch loads. Threads that wait by spinning make small networks many times slower on a machine that has
-# other work to do (five times, measured on two cores beside one busy process).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Read when PyTorch loads, here and in the processes that tests start. The tests' networks are too small for more than
+# one thread, and each core has its own worker of pytest.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest
@@ -26,6 +27,12 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     if isinstance(val, torch.Tensor):
         return f"tensor{tuple(val.shape)}"
     return None
+
+
+def pytest_collection_finish() -> None:
+    # Modules and tests stay to the end: a collection of garbage need not walk all of them, hundreds of times.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -133,7 +133,10 @@ def peak_bytes(case: Case, *, device: str = "cpu", threads: int = 1) -> int:
     Raises:
         MeasurementFailedError: the case raised or its process died; the message says how.
     """
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit this process's peak
+    # A child forked from this process would inherit its peak; one forked from a server that has done nothing but load
+    # PyTorch does not, and need not load it again.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_peak, args=(case, device, threads, sender))
     process.start()

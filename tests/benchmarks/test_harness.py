@@ -1,6 +1,5 @@
 import json
 import os
-import time
 from functools import partial
 
 import pytest
@@ -10,10 +9,6 @@ from tests.benchmarks import harness
 from tests.benchmarks.harness import Comparison, Measurement, MeasurementFailedError, compare, peak_bytes
 
 MEGABYTE = 2**20
-
-
-def sleeping(seconds):
-    return lambda: time.sleep(seconds)
 
 
 def allocating(megabytes, before=0):
@@ -36,21 +31,38 @@ def recording(name, order):
     return lambda: order.append(name)
 
 
-def test_times_are_ordered_and_ratios_taken_to_the_reference():
-    cases = {"short": partial(sleeping, 0.01), "long": partial(sleeping, 0.03)}
-    found = compare("naps", cases, reference="short", runs=5, memory=False)
-    assert found.ratio("short", "seconds") == 1
-    assert 2 < found.ratio("long", "seconds") < 4
-    assert found.ratio("long", "peak_bytes") is None
-    short = found.measurements["short"]
-    assert short.fastest <= short.seconds <= short.slowest
+class Clock:
+    """In place of the module `time`: each call takes as long as it says."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def taking(self, *seconds):
+        turns = iter(seconds)
+
+        def call():
+            self.now += next(turns)
+
+        return lambda: call
+
+
+def test_medians_spread_and_ratios_leave_out_the_warm_up(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(harness, "time", clock)
+    cases = {"short": clock.taking(9, 1, 3, 2), "long": clock.taking(90, 6, 5, 7)}
+    naps = compare("naps", cases, reference="short", runs=3, warm_up=1, memory=False)
+    assert naps.measurements == {"short": Measurement(2, 1, 3), "long": Measurement(6, 5, 7)}
+    assert (naps.ratio("short", "seconds"), naps.ratio("long", "seconds")) == (1, 3)
+    assert naps.ratio("long", "peak_bytes") is None
 
 
 def test_rounds_are_interleaved_after_the_warm_up():
     order = []
     cases = {name: lambda name=name: recording(name, order) for name in "ab"}
-    compare("order", cases, reference="a", runs=3, warm_up=2, memory=False)
-    assert "".join(order) == "ab" * 5
+    compare("order", cases, reference="a", runs=2, warm_up=1, memory=False)
+    assert "".join(order) == "ab" * 3
 
 
 def test_peak_memory_is_that_of_the_call_and_not_of_its_setup():
@@ -82,12 +94,12 @@ def test_failure_in_the_process_is_told(case, message):
 @pytest.mark.parametrize("memory", [False, True])
 def test_one_failure_leaves_the_others_measured(memory):
     cases = {"broken": raising, "fine": partial(allocating, 50)}
-    found = compare("mixed", cases, reference="fine", runs=2, memory=memory)
-    assert list(found.measurements) == ["broken", "fine"]
-    assert found.measurements["broken"] == Measurement(failure="RuntimeError: no kernel for this")
-    assert found.measurements["fine"].seconds > 0
-    assert (found.measurements["fine"].peak_bytes is not None) == memory
-    assert found.ratio("broken", "seconds") is None
+    mixed = compare("mixed", cases, reference="fine", runs=1, warm_up=1, memory=memory)
+    assert list(mixed.measurements) == ["broken", "fine"]
+    assert mixed.measurements["broken"] == Measurement(failure="RuntimeError: no kernel for this")
+    assert mixed.measurements["fine"].seconds > 0
+    assert (mixed.measurements["fine"].peak_bytes is not None) == memory
+    assert mixed.ratio("broken", "seconds") is None
 
 
 def test_settings_hold_during_a_call_and_are_given_back():
