@@ -1,11 +1,28 @@
-"""Find out whether a model's gradients can be trusted as explanations: FullGrad and its family, beside Captum."""
+"""Find out whether a model's gradients can be trusted as explanations: FullGrad and its family, beside Captum.
 
-from importlib import import_module
-from typing import Any
+`captum_density.audit(model, data)` asks that of a model in one call. The namespaces:
+
+- `attr`: attribution methods beside Captum's: FullGrad and its family, path methods, attention.
+- `audit`: the audit, which is called as a function, what it takes and what it returns.
+- `metrics`: what attributions and models are worth: retraining, perturbation, shifts, axioms, densities.
+- `softmax_shift`: what is added to all logits moves gradients and no prediction; shifts, and the cure.
+- `density`: the density hidden in a classifier, its scores and Hessian traces.
+- `losses`: training for gradients that explain, or that mislead, and distillation by Jacobians.
+- `samplers`: samples of that density.
+- `retraining`: many small models trained on whatever computes, which ROAR and DiffROAR stand on.
+- `rewriting`: a network as another that computes the same function.
+- `datasets`: images and tables to try an explanation on; in some, the part that matters is known.
+- `plots`: pictures of attributions, samples, curves and erased attention.
+- `testing`: checks of attributors of your own, and networks to run them on.
+"""
+
+import importlib as _importlib
+from types import ModuleType as _ModuleType
 
 __version__ = "0.1.0"
 
 # Loaded when they are first named, so that `import captum_density` is quick and `captum_density.audit(...)` works.
+# Type checkers read __init__.pyi instead.
 _NAMESPACES = (
     "attr",
     "audit",
@@ -22,11 +39,11 @@ _NAMESPACES = (
 )
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _ModuleType:
     if name in _NAMESPACES:
-        return import_module(f"{__name__}.{name}")
+        return _importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_NAMESPACES])
+    return ["__doc__", "__version__", *_NAMESPACES]

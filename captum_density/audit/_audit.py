@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,17 +20,18 @@ from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.generators import replayable
 from captum_density._model.validation import check_limit, class_targets
 from captum_density.audit._catalogue import methods_of
-from captum_density.audit._cells import Cells
-from captum_density.audit._examples import Examples, taken
-from captum_density.audit._measures import METHOD_MEASURES, MODEL_MEASURES, Measured, chosen
+from captum_density.audit._explanation import Explanation
+from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
+from captum_density.audit._maps import Maps
+from captum_density.audit._measurements import Measurements
 from captum_density.audit._methods import Method
-from captum_density.audit._of_method import OF_METHOD, Explained, Replay
-from captum_density.audit._of_model import OF_MODEL
 from captum_density.audit._report import AuditReport
-from captum_density.audit._setting import Retraining, Setting, deviation, logits_of
-from captum_density.audit._shown import Shown
+from captum_density.audit._results import Measured
+from captum_density.audit._retraining import Retraining
+from captum_density.audit._sample import Sample, draw_sample
+from captum_density.audit._setting import Setting, deviation, logits_of
 
-__all__ = ["audit"]
+__all__ = ["audit", "check_names"]
 
 # Of the inputs' standard deviation, so that both are small in any unit: 0.11 and 0.02 for digits in [0, 1].
 _NOISE, _RADIUS = 0.3, 0.05
@@ -116,37 +117,24 @@ def audit(
         ['IG', 'grad']
         >>> report.methods["IG"]["completeness_gap"].value < 1e-3, report.methods["grad"]["completeness_gap"].text()
         (True, '-')
-        >>> found = report.methods["IG"]["infidelity"]
-        >>> found.value < 1e-5 * found.reference  # a linear model is explained in full
+        >>> infidelity = report.methods["IG"]["infidelity"]
+        >>> infidelity.value < 1e-5 * infidelity.reference  # a linear model is explained in full
         True
     """
-    wanted = chosen(metrics)
+    names = selected(metrics)
     check_limit(max_examples_per_batch)
     _check_numbers(seed, noise_std, perturb_radius, infidelity_samples, sensitivity_samples)
-    for what, argument, given in (("gan_test", "proxy", proxy), ("diff_roar", "retraining", retraining)):
-        if what in wanted and given is None:
-            raise ValueError(f"the metric {what!r} needs the argument {argument}")
-        if what not in wanted and given is not None:
-            raise ValueError(f"{argument} is for the metric {what!r}; ask for it, as in metrics=['default', {what!r}]")
-    examples = taken(data, limit, seed)
-    inputs = examples.inputs.to(_device_of(model, examples.inputs))
+    _check_needs(names, proxy=proxy, retraining=retraining)
+    sample = draw_sample(data, limit, seed)
+    inputs = sample.inputs.to(_device_of(model, sample.inputs))
     if retraining is not None:
         retraining, skipped = retraining.gathered(seed)
-        examples = replace(examples, skipped=tuple(dict.fromkeys((*examples.skipped, *skipped))))
+        sample = replace(sample, skipped=tuple(dict.fromkeys((*sample.skipped, *skipped))))
     methods = methods_of(attributions, inputs)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        replayable(inputs.device),
-        evaluation_mode(model),
-        evaluation_mode(proxy or model),
-        warnings.catch_warnings(),
-    ):
+    with _measuring(inputs.device, model, proxy or model):
         inputs = inputs.clone() if inputs.is_inference() else inputs
-        warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
-        warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes", UserWarning)
         logits = logits_of(model, inputs, max_examples_per_batch)
-        labels, no_labels = _fitting_labels(examples, logits)
+        labels, no_labels = _fitting_labels(sample, logits)
         setting = Setting(
             model=model,
             inputs=inputs,
@@ -162,46 +150,78 @@ def audit(
             batch=max_examples_per_batch,
             proxy=proxy,
             retraining=retraining,
-            cells=None if store is None else Path(store) / "retraining",
+            jobs=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
         )
-        found = _measured(setting, methods, wanted, None if store is None else Store(Path(store)), name)
-        return replace(found, skipped=examples.skipped)
+        settings = {"model": name or _name_of(model), **_settings(setting)}
+        rows, row, maps = _measure(setting, methods, names, None if store is None else Store(Path(store)))
+        return AuditReport(rows, row, settings, sample.skipped, Maps.of(inputs, setting.target, maps))
 
 
-def _measured(
-    setting: Setting,
-    methods: Mapping[str, Method],
-    wanted: tuple[str, ...],
-    store: Store | None,
-    name: str | None,
-) -> AuditReport:
-    of_model = [measure.name for measure in MODEL_MEASURES if measure.name in wanted]
-    of_method = [measure.name for measure in METHOD_MEASURES if measure.name in wanted]
+def check_names(
+    attributions: Mapping[str, Callable[[Any], Attribution] | Method | str] | Iterable[str] | None = None,
+    metrics: Iterable[str] | None = None,
+) -> None:
+    """Raise what `audit` would of its methods and figures, before a model is trained or data are read for it.
+
+    Args:
+        attributions: As `audit`'s.
+        metrics: As `audit`'s.
+
+    Raises:
+        TypeError: Something else than names and functions of the model.
+        ValueError: No methods or figures, or unknown ones.
+
+    Example:
+        >>> import torch
+        >>> check_names(["Saliency", "FullGrad, centered"], ["infidelity"])
+        >>> check_names(["Salience"])
+        Traceback (most recent call last):
+        ValueError: there is no attribution 'Salience'; there are 'Saliency', ...
+    """
+    selected(metrics)
+    methods_of(attributions, torch.zeros(1, 1, 1, 1))  # the options, which inputs decide, are not used
+
+
+@contextmanager
+def _measuring(device: torch.device, *models: Callable[..., Any]) -> Iterator[None]:
+    """Within, models are in evaluation mode, gradients exist, and random states are left as they were."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        replayable(device),
+        evaluation_mode(models[0]),
+        evaluation_mode(models[1]),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
+        warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes", UserWarning)
+        yield
+
+
+def _measure(
+    setting: Setting, methods: Mapping[str, Method], names: tuple[str, ...], store: Store | None
+) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured], dict[str, Tensor]]:
+    """What is measured of the methods and of the model, and what is drawn of the methods."""
+    of_model = [figure for figure in MODEL_FIGURES if figure.name in names]
+    of_method = [figure for figure in METHOD_FIGURES if figure.name in names]
     total = len(of_model) + len(methods) * (len(of_method) + bool(of_method))
+    rows: dict[str, dict[str, Measured]] = {name: {} for name in methods}
+    maps: dict[str, Tensor] = {}
     with tqdm(total=total, desc="audit", unit="figure", disable=not setting.show_progress) as bar:
-        cells = Cells(setting, store, bar)
-        model = {
-            each: cells.figure("the model", each, ("model", each), partial(OF_MODEL[each], setting))
-            for each in of_model
-        }
-        found: dict[str, dict[str, Measured]] = {}
-        maps: dict[str, Tensor] = {}
-        replays: dict[int, Replay] = {}
-        for title, method in methods.items():
-            explained = Explained(setting, title, method, replays)
-            identity = cells.identity_of(explained)
-            found[title] = {}
-            for each in of_method:
-                key = None if identity is None else ("method", identity, each)
-                found[title][each] = cells.figure(title, each, key, partial(OF_METHOD[each], explained), explained)
-            shown = (
-                cells.shown(None if identity is None else ("method", identity, "map"), explained) if of_method else None
-            )
-            if shown is not None:
-                maps[title] = shown
-    settings = {
-        "model": name or _name_of(setting.model),
+        measurements = Measurements(setting, store, bar)
+        row = {figure.name: measurements.of_model(figure) for figure in of_model}
+        for name, method in methods.items() if of_method else ():
+            explanation = Explanation(setting, name, method)
+            rows[name] = {figure.name: measurements.of_method(figure, explanation) for figure in of_method}
+            drawn = measurements.maps(explanation)
+            if drawn is not None:
+                maps[name] = drawn
+    return rows, row, maps
+
+
+def _settings(setting: Setting) -> dict[str, Any]:
+    return {
         "examples": len(setting.inputs),
         "shape": list(setting.inputs.shape[1:]),
         "classes": setting.classes,
@@ -215,7 +235,19 @@ def _measured(
         "sensitivity_samples": setting.sensitivity_samples,
         "torch": torch.__version__,
     }
-    return AuditReport(found, model, settings, shown=Shown.of(setting.inputs, setting.target, maps))
+
+
+def _check_needs(names: tuple[str, ...], **arguments: Any) -> None:
+    """What a figure needs with the figure, and what only a figure needs with it."""
+    for name, figure in FIGURES.items():
+        if figure.needs is not None:
+            argument = arguments[figure.needs]
+            if name in names and argument is None:
+                raise ValueError(f"the metric {name!r} needs the argument {figure.needs}")
+            if name not in names and argument is not None:
+                raise ValueError(
+                    f"{figure.needs} is for the metric {name!r}; ask for it, as in metrics=['default', {name!r}]"
+                )
 
 
 def _check_numbers(
@@ -240,27 +272,21 @@ def _name_of(model: Any) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", type(model).__name__)
 
 
-def _fitting_labels(examples: Examples, logits: Tensor) -> tuple[Tensor | None, str]:
-    if examples.labels is None:
+def _fitting_labels(sample: Sample, logits: Tensor) -> tuple[Tensor | None, str]:
+    """The labels as numbers of the model's outputs; where there are none, why."""
+    labels, classes, categories = sample.labels, sample.classes, sample.categories
+    if labels is None:
         return None, "the data have no labels"
-    highest = max(2, logits.shape[1]) - 1
-    classes, categories = examples.classes, examples.categories
-    if (
-        classes is not None
-        and categories is not None
-        and len(categories) == highest + 1
-        and {*classes} <= {*categories}
-    ):
-        places = torch.tensor([categories.index(each) for each in classes])
-        return places[examples.labels].to(logits.device), ""
-    if classes is not None and len(classes) != highest + 1:
+    n = max(2, logits.shape[1])
+    if classes is not None and categories is not None and len(categories) == n and {*classes} <= {*categories}:
+        outputs = torch.tensor([categories.index(name) for name in classes])
+        return outputs[labels].to(logits.device), ""
+    if classes is not None and len(classes) != n:
         return None, f"the data have {len(classes)} classes and the model {logits.shape[1]} outputs"
-    if examples.labels.min() < 0 or examples.labels.max() > highest:
-        return (
-            None,
-            f"labels reach from {int(examples.labels.min())} to {int(examples.labels.max())}, outputs to {highest}",
-        )
-    return examples.labels.to(logits.device), ""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= n:
+        return None, f"labels reach from {low} to {high}, outputs to {n - 1}"
+    return labels.to(logits.device), ""
 
 
 def _targets(target: Any, logits: Tensor, labels: Tensor | None) -> Tensor:

@@ -22,14 +22,12 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_density.attr import FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
-from captum_density.audit._measures import chosen
-from captum_density.audit._methods import Method, named
+from captum_density.audit._methods import CENTERED, Method, describe
 from captum_density.audit._setting import deviation
 from captum_density.softmax_shift import CenteredLogits
 
-__all__ = ["DEFAULT", "catalogue", "check_names", "methods_of"]
+__all__ = ["DEFAULT", "catalogue", "methods_of"]
 
-_CENTERED = ", centered"
 DEFAULT = (
     "Saliency",
     "Saliency, centered",
@@ -75,7 +73,7 @@ def catalogue(inputs: Tensor) -> dict[str, Method]:
         "SimpleFullGrad": Method(SimpleFullGrad),
         "SmoothFullGrad": Method(SmoothFullGrad, noise),
     }
-    centered = {f"{name}{_CENTERED}": _centered(method) for name, method in plain.items()}
+    centered = {f"{name}{CENTERED}": _centered(method) for name, method in plain.items()}
     return plain | centered
 
 
@@ -97,48 +95,35 @@ def methods_of(
         TypeError: Something else, such as an attribution already made.
         ValueError: No methods, or an unknown name.
     """
-    if attributions is None or isinstance(attributions, Iterable):
-        known = catalogue(inputs)
-        names = DEFAULT if attributions is None else [attributions] if isinstance(attributions, str) else attributions
-        given: Mapping[str, Any] = names if isinstance(names, Mapping) else {name: name for name in names}
-        unknown = [value for value in given.values() if isinstance(value, str) and value not in known]
-        if unknown:
-            listed = ", ".join(repr(name) for name in known if not name.endswith(_CENTERED))
-            raise ValueError(
-                f"there is no attribution {unknown[0]!r}; there are {listed}, and each of them with {_CENTERED!r} "
-                "after its name; others are given by a mapping from names to functions of the model"
-            )
-        found = named({name: known[value] if isinstance(value, str) else value for name, value in given.items()})
-    else:
+    if attributions is None:
+        attributions = DEFAULT
+    elif isinstance(attributions, str):
+        attributions = [attributions]
+    elif not isinstance(attributions, Iterable):
         raise TypeError(
-            "attributions must map names to functions of the model, or list names, but is an object of class "
-            f"{type(attributions).__name__}"
+            f"attributions must map names to functions of the model, or list names, but is {describe(attributions)}"
         )
-    if not found:
+    if not isinstance(attributions, Mapping):
+        attributions = {name: name for name in attributions}
+    if not attributions:
         raise ValueError("attributions is empty: give at least one {name: function of the model}, or a name")
-    return found
+    by_name = catalogue(inputs)
+    return {name: _method(name, value, by_name) for name, value in attributions.items()}
 
 
-def check_names(
-    attributions: Mapping[str, Callable[[Any], Attribution] | Method | str] | Iterable[str] | None = None,
-    metrics: Iterable[str] | None = None,
-) -> None:
-    """Raise what `audit` would of its methods and figures, before a model is trained or data are read for it.
-
-    Args:
-        attributions: As `audit`'s.
-        metrics: As `audit`'s.
-
-    Raises:
-        TypeError: Something else than names and functions of the model.
-        ValueError: No methods or figures, or unknown ones.
-
-    Example:
-        >>> import torch
-        >>> check_names(["Saliency", "FullGrad, centered"], ["infidelity"])
-        >>> check_names(["Salience"])
-        Traceback (most recent call last):
-        ValueError: there is no attribution 'Salience'; there are 'Saliency', ...
-    """
-    chosen(metrics)
-    methods_of(attributions, torch.zeros(1, 1, 1, 1))  # the options, which inputs decide, are not used
+def _method(name: Any, value: Any, by_name: Mapping[str, Method]) -> Method:
+    """A method, of whatever stands for one; an error names the one which is none."""
+    if not isinstance(name, str):
+        raise TypeError(f"attributions must have texts for names, but one is {name!r}")
+    if isinstance(value, str):
+        if value not in by_name:
+            names = ", ".join(repr(each) for each in by_name if not each.endswith(CENTERED))
+            raise ValueError(
+                f"there is no attribution {value!r}; there are {names}, and each of them with {CENTERED!r} after its "
+                "name; others are given by a mapping from names to functions of the model"
+            )
+        return by_name[value]
+    try:
+        return value if isinstance(value, Method) else Method(value)
+    except TypeError as error:
+        raise TypeError(f"attributions[{name!r}]: {error}") from error

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 
 from captum_density._display.tables import markdown
-from captum_density.audit._html import KINDS, fragment, page
-from captum_density.audit._measures import MEASURES, METHOD_MEASURES, MODEL_MEASURES, Measured, counted_examples
+from captum_density.audit._figures import FIGURES, MODEL_FIGURES, columns
+from captum_density.audit._figures.figure import Figure
+from captum_density.audit._figures.words import counted_examples
+from captum_density.audit._findings import KINDS, findings, verdict
+from captum_density.audit._maps import Maps
+from captum_density.audit._page import fragment, page
 from captum_density.audit._pictures import draw_figures, draw_maps
-from captum_density.audit._shown import Shown
-from captum_density.audit._summary import Finding, findings, verdict
+from captum_density.audit._results import Finding, Measured, Results
 
 __all__ = ["AuditReport"]
 
@@ -25,7 +28,7 @@ _SKIPPED = 3
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(Results):
     """What `audit` found.
 
     Args:
@@ -45,30 +48,15 @@ class AuditReport:
         True
     """
 
-    methods: Mapping[str, Mapping[str, Measured]]
-    model: Mapping[str, Measured]
-    settings: Mapping[str, Any]
-    skipped: tuple[str, ...] = ()
-    shown: Shown | None = field(default=None, repr=False)
-
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What follows from the figures, and what to do about it."""
-        told = self.settings
-        return findings(
-            self.methods,
-            self.model,
-            told["examples"],
-            told["classes"],
-            outputs=told.get("outputs", "logits"),
-            explained=told.get("explained_classes"),
-        )
+        return findings(self)
 
     @property
     def verdict(self) -> str:
         """The answer to "can I trust this model's gradients?" in one sentence."""
-        rows = (self.model, *self.methods.values())
-        return verdict(self.findings, any(figure.failed for row in rows for figure in row.values()))
+        return verdict(self)
 
     def summary(self) -> str:
         """Return the verdict and the findings as text.
@@ -77,15 +65,14 @@ class AuditReport:
             Lines without a newline at the end: the verdict, and a list of findings in favour, against, and notes.
         """
         lines = [
-            f"- {KINDS[found.kind]}: {' '.join(filter(None, (found.text, found.advice)))}" for found in self.findings
+            f"- {KINDS[finding.kind]}: {' '.join(filter(None, (finding.text, finding.advice)))}"
+            for finding in self.findings
         ]
         if self.skipped:
-            shown = "; ".join(self.skipped[:_SKIPPED])
+            first = "; ".join(self.skipped[:_SKIPPED])
             more = "" if len(self.skipped) <= _SKIPPED else f"; and {len(self.skipped) - _SKIPPED} more"
-            counted = counted_examples(len(self.skipped))
-            lines.append(f"- note: {counted} skipped that could not be read: {shown}{more}")
-        told = [_filled(line) for line in lines]
-        return "\n".join([f"Can I trust this model's gradients? {self.verdict}", "", *told])
+            lines.append(f"- note: {counted_examples(len(self.skipped))} skipped that could not be read: {first}{more}")
+        return "\n".join([f"Can I trust this model's gradients? {self.verdict}", "", *map(_filled, lines)])
 
     def table(self) -> str:
         """Return the figures as aligned Markdown tables, followed by what each means.
@@ -95,13 +82,15 @@ class AuditReport:
         """
         parts = []
         if self.model:
-            rows = [[MEASURES[each].title, figure.text(), MEASURES[each].better] for each, figure in self.model.items()]
+            rows = [
+                [FIGURES[name].title, measured.text(), FIGURES[name].better] for name, measured in self.model.items()
+            ]
             parts.append(markdown([["model", "", ""], *rows]))
-        columns = self._columns()
-        if columns:
-            rows = [[name, *(figures[each].text() for each in columns)] for name, figures in self.methods.items()]
-            parts.append(markdown([["method", *(MEASURES[each].title for each in columns)], *rows]))
-        parts.append("\n".join(_filled(line) for line in self._legend()))
+        figures = columns(self)
+        if figures:
+            rows = [[name, *(row[figure.name].text() for figure in figures)] for name, row in self.methods.items()]
+            parts.append(markdown([["method", *(figure.title for figure in figures)], *rows]))
+        parts.append("\n".join(map(_filled, self._legend())))
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,19 +104,15 @@ class AuditReport:
             "captum_density_audit": _VERSION,
             "settings": dict(self.settings),
             "verdict": self.verdict,
-            "findings": [asdict(found) for found in self.findings],
-            "model": {each: asdict(figure) for each, figure in self.model.items()},
+            "findings": [asdict(finding) for finding in self.findings],
+            "model": {name: asdict(measured) for name, measured in self.model.items()},
             "methods": {
-                name: {each: asdict(figure) for each, figure in figures.items()}
-                for name, figures in self.methods.items()
+                method: {name: asdict(measured) for name, measured in row.items()}
+                for method, row in self.methods.items()
             },
             "figures": {
-                each: {
-                    "title": MEASURES[each].title,
-                    "better": MEASURES[each].better,
-                    "meaning": MEASURES[each].meaning,
-                }
-                for each in (*self.model, *self._columns())
+                name: {"title": FIGURES[name].title, "better": FIGURES[name].better, "meaning": FIGURES[name].meaning}
+                for name in (*self.model, *(figure.name for figure in columns(self)))
             },
             "skipped": list(self.skipped),
             "shown": None if self.shown is None else self.shown.to_dict(),
@@ -157,11 +142,11 @@ class AuditReport:
         if not isinstance(found, Mapping) or found.get("captum_density_audit") != _VERSION:
             raise ValueError(f"this is no audit of version {_VERSION}, which AuditReport.to_json writes")
         methods = {
-            name: {each: Measured(**figure) for each, figure in figures.items()}
-            for name, figures in found["methods"].items()
+            method: {name: Measured(**measured) for name, measured in row.items()}
+            for method, row in found["methods"].items()
         }
-        model = {each: Measured(**figure) for each, figure in found["model"].items()}
-        shown = None if found["shown"] is None else Shown.from_dict(found["shown"])
+        model = {name: Measured(**measured) for name, measured in found["model"].items()}
+        shown = None if found["shown"] is None else Maps.from_dict(found["shown"])
         return cls(methods, model, dict(found["settings"]), tuple(found["skipped"]), shown)
 
     @classmethod
@@ -179,7 +164,7 @@ class AuditReport:
         """
         return cls.from_dict(json.loads(text))
 
-    def figure(self, metrics: Iterable[str] | None = None) -> Figure:
+    def figure(self, metrics: Iterable[str] | None = None) -> Picture:
         """Draw the methods' figures, one panel each: dots, with intervals or standard deviations.
 
         Args:
@@ -191,9 +176,10 @@ class AuditReport:
         Raises:
             ValueError: None of them was measured.
         """
-        return draw_figures(self.methods, self._columns() if metrics is None else list(metrics))
+        names = [figure.name for figure in columns(self)] if metrics is None else list(metrics)
+        return draw_figures(self.methods, names)
 
-    def maps(self) -> Figure:
+    def maps(self) -> Picture:
         """Draw some of the examples beside their attributions by each method, each map on a scale of its own.
 
         Returns:
@@ -236,10 +222,10 @@ class AuditReport:
         written = list(texts)
         for name, draw in (("figures.png", self.figure), ("saliency.png", self.maps)):
             try:
-                figure = draw()
+                picture = draw()
             except ValueError:  # there is nothing to draw
                 continue
-            figure.savefig(out / name, dpi=150)
+            picture.savefig(out / name, dpi=150)
             written.append(name)
         return written
 
@@ -249,32 +235,25 @@ class AuditReport:
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.summary()}"
 
-    def _columns(self) -> list[str]:
-        measured = {each for figures in self.methods.values() for each in figures}
-        return [measure.name for measure in METHOD_MEASURES if measure.name in measured]
-
     def _legend(self) -> list[str]:
-        shown = {*self.model, *self._columns()}
         settings = self.settings
         lines = [
             f"Means over {settings['examples']} examples, ± standard deviation over them, or [95% interval] of the "
             f"mean; noise {settings['noise_std']:.2g}, sensitivity radius {settings['perturb_radius']:.2g}, in the "
             "inputs' unit."
         ]
-        for measure in (*MODEL_MEASURES, *METHOD_MEASURES):
-            if measure.name in shown:
-                lines.append(f"{measure.title}, {measure.better}: {measure.meaning}{self._references(measure.name)}")
+        figures: list[Figure[Any]] = [figure for figure in MODEL_FIGURES if figure.name in self.model]
+        for figure in [*figures, *columns(self)]:
+            lines.append(f"{figure.title}, {figure.better}: {figure.meaning}{self._references(figure.name)}")
         return lines
 
     def _references(self, name: str) -> str:
         """What to compare a figure with: one value, or those of the views."""
-        if name in self.model:
-            values = [self.model[name].reference]
-        else:
-            values = [figures[name].reference for figures in self.methods.values() if name in figures]
-        told = list(dict.fromkeys(f"{value:.2g}" for value in values if value is not None))
-        by = ", by what is explained" if len(told) > 1 else ""
-        return f" For {MEASURES[name].reference}: {' or '.join(told)}{by}." if told else ""
+        rows = [self.model] if name in self.model else self.methods.values()
+        references = [row[name].reference for row in rows if name in row]
+        texts = list(dict.fromkeys(f"{reference:.2g}" for reference in references if reference is not None))
+        by = ", by what is explained" if len(texts) > 1 else ""
+        return f" For {FIGURES[name].reference}: {' or '.join(texts)}{by}." if texts else ""
 
 
 def _filled(line: str) -> str:

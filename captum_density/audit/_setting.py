@@ -3,75 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_density._model.errors import one_line
-from captum_density._model.generators import derived_seed, seed_generators
+from captum_density._model.generators import seed_generators
 from captum_density._model.validation import are_probabilities
-from captum_density.audit._examples import taken
-from captum_density.metrics import pixel_perturbation
+from captum_density.audit._retraining import Retraining
 
-__all__ = ["Retraining", "Setting", "deviation", "logits_of"]
+__all__ = ["Setting", "deviation", "logits_of"]
 
-_RANDOM_RANKINGS = 5
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """What DiffROAR needs beside a model: something to retrain, and data to do it on.
-
-    Args:
-        make_model: Returns a new, untrained classifier, (N, C) logits.
-        train: Inputs (N, ...) and labels (N,); or a data set or loader of such, of which all is read into memory.
-        test: Inputs (M, ...) and labels (M,), or the same; some hundreds, as accuracies of fewer tell little apart.
-        options: Further arguments of `captum_density.metrics.diff_roar`, such as ``fractions``, ``runs`` or ``fit``.
-
-    Example:
-        >>> import torch
-        >>> x, y = torch.rand(100, 4), torch.randint(2, (100,))
-        >>> retraining = Retraining(lambda: torch.nn.Linear(4, 2), (x[:50], y[:50]), (x[50:], y[50:]), {"runs": 3})
-        >>> retraining.options["runs"]
-        3
-    """
-
-    make_model: Callable[[], nn.Module]
-    train: Any
-    test: Any
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def gathered(self, seed: int) -> tuple[Retraining, tuple[str, ...]]:
-        """Return the same with tensors for data.
-
-        Args:
-            seed: Of the order, which matters nowhere.
-
-        Returns:
-            A `Retraining` of pairs (inputs, labels), and a line for each example that could not be read.
-
-        Raises:
-            TypeError: Data of a wrong kind.
-            ValueError: Data without labels, or that cannot be read.
-        """
-        pairs: list[tuple[Tensor, Tensor]] = []
-        skipped: list[str] = []
-        for what, data in (("train", self.train), ("test", self.test)):
-            try:
-                examples = taken(data, None, seed)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"the data to {what} models on: {error}") from error
-            if examples.labels is None:
-                raise ValueError(f"the data to {what} models on have no labels")
-            pairs.append((examples.inputs, examples.labels))
-            skipped += examples.skipped
-        return replace(self, train=pairs[0], test=pairs[1]), tuple(skipped)
+_FEW = 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,7 +43,7 @@ class Setting:
         batch: Most examples that run at once.
         proxy: The classifier that judges samples, or None.
         retraining: What DiffROAR needs, or None.
-        cells: Where DiffROAR keeps finished models.
+        jobs: Where DiffROAR keeps finished models.
         show_progress: Whether long work shows a bar of its own.
     """
 
@@ -111,8 +61,9 @@ class Setting:
     batch: int
     proxy: Callable[..., Tensor] | None
     retraining: Retraining | None
-    cells: Path | None
+    jobs: Path | None
     show_progress: bool
+    _shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the examples, none longer than the batch."""
@@ -147,33 +98,27 @@ class Setting:
         """Whether the inputs are images, whose channels are ranked together."""
         return self.inputs.ndim == 4
 
-    def kept_area(self, ranking: Tensor) -> Tensor:
-        """(N,) float64 area under the explained class's probability when the highest-ranking pixels are kept."""
-        fill = self.inputs.mean(dim=0, keepdim=True)
-        areas = [
-            pixel_perturbation(
-                self.model,
-                self.inputs[at],
-                ranking[at],
-                fill,
-                target=self.target[at],
-                channels="together" if self.has_channels else "singly",
-                max_examples_per_batch=self.batch,
-            ).area
-            for at in self.chunks()
-        ]
-        return torch.cat(areas).double().cpu()
+    @property
+    def few(self) -> Tensor:
+        """(n, ...) the first examples, whose outputs tell one model from another."""
+        return self.inputs[:_FEW]
 
-    @cached_property
-    def random_area(self) -> Tensor:
-        """(N,) the mean of that area over random rankings."""
-        shape = (len(self.inputs), 1, *self.inputs.shape[2:]) if self.has_channels else self.inputs.shape
-        rankings = torch.Generator().manual_seed(derived_seed(self.seed, "random rankings"))
-        areas = [
-            self.kept_area(torch.rand(shape, generator=rankings, dtype=torch.float64).to(self.inputs))
-            for _ in range(_RANDOM_RANKINGS)
-        ]
-        return torch.stack(areas).mean(dim=0)
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What figures of several methods have in common, made when the first of them needs it."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        value: T = self._shared[key]
+        return value
+
+    def at_once(self, at: slice, samples: int) -> int:
+        """What Captum's metrics take for most examples at once without a warning: no more than there are."""
+        return min(self.batch, samples * len(self.inputs[at]))
+
+    def elapsed(self, start: float) -> float:
+        """Seconds since `time.perf_counter` gave the start, all work on the device done."""
+        if self.inputs.is_cuda:
+            torch.cuda.synchronize(self.inputs.device)
+        return time.perf_counter() - start
 
 
 def deviation(inputs: Tensor) -> float:
@@ -188,31 +133,31 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
         TypeError: It returns no tensor.
         ValueError: It fails on the inputs, returns another shape, or NaN or infinity.
     """
-    outputs = []
+    parts = []
     for start in range(0, len(inputs), batch):
         part = inputs[start : start + batch]
         try:
             with torch.no_grad():
-                found = model(part)
+                outputs = model(part)
         except Exception as error:  # whatever a user's model does
             raise ValueError(
                 f"the model fails on inputs of shape {tuple(part.shape)}: {one_line(error)}; if it is made for other "
                 "inputs, give the data a transform"
             ) from error
-        if not isinstance(found, Tensor):
-            keys = f" with the keys {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
+        if not isinstance(outputs, Tensor):
+            keys = f" with the keys {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
             raise TypeError(
                 "the model must return a tensor of logits, but returns an object of class "
-                f"{type(found).__name__}{keys}; wrap it in a module whose forward returns one, such as `return "
+                f"{type(outputs).__name__}{keys}; wrap it in a module whose forward returns one, such as `return "
                 "self.model(x)['logits']`"
             )
-        if found.ndim != 2 or len(found) != len(part) or not found.is_floating_point():
+        if outputs.ndim != 2 or len(outputs) != len(part) or not outputs.is_floating_point():
             raise ValueError(
-                f"the model must return logits of shape (N, classes), but gives {found.dtype} of shape "
-                f"{tuple(found.shape)} for {len(part)} examples"
+                f"the model must return logits of shape (N, classes), but gives {outputs.dtype} of shape "
+                f"{tuple(outputs.shape)} for {len(part)} examples"
             )
-        outputs.append(found.detach())
-    logits = torch.cat(outputs)
+        parts.append(outputs.detach())
+    logits = torch.cat(parts)
     if not logits.isfinite().all():
         raise ValueError(f"the model returns {int((~logits.isfinite()).sum())} NaN or infinite logits")
     return logits

@@ -19,7 +19,7 @@ from torchvision.models import ResNet18_Weights
 from torchvision.transforms import ToTensor
 
 from captum_density.__main__ import _interrupted_after, main
-from captum_density.audit import AuditReport, _html, _report, audit
+from captum_density.audit import AuditReport, _page, _report, audit
 
 MODEL = '''
 import torch
@@ -253,7 +253,7 @@ def user(tmp_path, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without what takes most of the time of a small audit."""
-    for module in (_html, _report):
+    for module in (_page, _report):
         for name in ("draw_figures", "draw_maps"):
             monkeypatch.setattr(module, name, lambda *_, **__: Figure(), raising=False)
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)

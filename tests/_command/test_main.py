@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import captum_density
 from captum_density.__main__ import main
 from captum_density.audit import AuditReport
-from captum_density.audit._measures import MEASURES
+from captum_density.audit._figures import FIGURES
 from captum_density.datasets import digits
 
 METHODS = [
@@ -347,4 +347,4 @@ def test_help_and_version(capsys):
         assert stop.value.code == 0
         printed = capsys.readouterr().out
         assert expected in printed
-        assert argument != "--help" or all(name in printed for name in MEASURES)
+        assert argument != "--help" or all(name in printed for name in FIGURES)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from captum_density.audit import audit
-from captum_density.audit._examples import taken
+from captum_density.audit._sample import draw_sample
 
 X = torch.arange(40.0).reshape(20, 2)
 Y = torch.arange(20) % 3
@@ -63,28 +63,28 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_all_examples_in_order(source):
     for limit in (None, 20, 1000):
-        found = taken(SOURCES[source](), limit, 0)
+        found = draw_sample(SOURCES[source](), limit, 0)
         assert torch.equal(found.inputs, X) and torch.equal(found.labels, Y)
         assert found.labels.dtype == torch.int64 and found.skipped == () and found.classes is None
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_limit(source):
-    found = taken(SOURCES[source](), 9, 5)
+    found = draw_sample(SOURCES[source](), 9, 5)
     assert len(found.inputs) == len(found.labels) == len(set(rows(found))) == 9  # without replacement
     assert rows(found) == sorted(rows(found))
     assert torch.equal(found.labels, Y[rows(found)])
-    again = taken(SOURCES[source](), 9, 5)
+    again = draw_sample(SOURCES[source](), 9, 5)
     assert rows(again) == rows(found)
     drawn = source not in ("DataLoader", "IterableDataset", "list of batches", "generator")
-    assert (rows(taken(SOURCES[source](), 9, 6)) == rows(found)) != drawn
+    assert (rows(draw_sample(SOURCES[source](), 9, 6)) == rows(found)) != drawn
     assert (rows(found) == list(range(9))) != drawn
 
 
 def test_the_drawing_is_uniform():
     counts = torch.zeros(20)
     for seed in range(500):
-        counts[rows(taken(X, 5, seed))] += 1
+        counts[rows(draw_sample(X, 5, seed))] += 1
     # Each is one of five in twenty: 125 times, with a standard deviation of sqrt(500 * .25 * .75) = 9.7.
     assert (counts - 125).abs().max() < 4 * 9.7 and counts.sum() == 2500
 
@@ -103,51 +103,51 @@ def test_without_labels(data):
     found = data()
     if isinstance(found, TensorDataset):  # its items are tuples of one
         with pytest.raises(TypeError, match="must yield tensors, but yields an object of class tuple"):
-            taken(found, None, 0)
+            draw_sample(found, None, 0)
     else:
-        found = taken(found, None, 0)
+        found = draw_sample(found, None, 0)
         assert torch.equal(found.inputs, X) and found.labels is None
 
 
 def test_no_more_is_read_than_is_needed():
     stream = Stream(BATCHES)
-    assert len(taken(stream, 9, 0).inputs) == 9 and stream.given == 2
+    assert len(draw_sample(stream, 9, 0).inputs) == 9 and stream.given == 2
     stream = Stream(BATCHES)
-    assert len(taken(stream, 8, 0).inputs) == 8 and stream.given == 1
+    assert len(draw_sample(stream, 8, 0).inputs) == 8 and stream.given == 1
     items = Items(PAIRS)
-    taken(items, 4, 0)
+    draw_sample(items, 4, 0)
     assert len(items.asked) == len(set(items.asked)) == 4
 
 
 def test_examples_that_cannot_be_read_are_skipped_and_named():
     items = list(PAIRS)
     items[3], items[11] = OSError("truncated\n file"), SyntaxError("not a PNG")
-    found = taken(Items(items), None, 0)
+    found = draw_sample(Items(items), None, 0)
     assert rows(found) == [i for i in range(20) if i not in (3, 11)]
     assert torch.equal(found.labels, Y[rows(found)])
     assert found.skipped == ("example 3 (OSError: truncated file)", "example 11 (SyntaxError: not a PNG)")
     # Others take their places, as long as there are any.
-    few = taken(Items(items), 17, 0)
+    few = draw_sample(Items(items), 17, 0)
     assert len(few.inputs) == 17 and set(rows(few)) <= set(rows(found))
-    assert len(taken(Items(items), 19, 0).inputs) == 18
+    assert len(draw_sample(Items(items), 19, 0).inputs) == 18
     for data in (Items([OSError("bad")] * 3), Items([])):
         with pytest.raises(ValueError, match="the data hold no examples"):
-            taken(data, None, 0)
+            draw_sample(data, None, 0)
     with pytest.raises(ValueError, match=r"none of 3 can be read, first example 0 \(OSError: bad\)"):
-        taken(Items([OSError("bad")] * 3), None, 0)
+        draw_sample(Items([OSError("bad")] * 3), None, 0)
 
 
 def test_folders_name_files_and_count_classes():
     folder = Items([*PAIRS[:4], ValueError("broken")])
     folder.samples = [(f"cat/{i}.png", 0) for i in range(5)]
     folder.classes = ["cat", "dog", "eel"]
-    found = taken(folder, None, 0)
+    found = draw_sample(folder, None, 0)
     assert found.skipped == ("cat/4.png (ValueError: broken)",) and found.classes == ("cat", "dog", "eel")
     folder.samples[4] = ("cat/\udcff\x1b[2J.png", 0)  # bytes that are no text, and what clears a terminal
-    assert taken(folder, None, 0).skipped == ("cat/\\xff\\x1b[2J.png (ValueError: broken)",)
+    assert draw_sample(folder, None, 0).skipped == ("cat/\\xff\\x1b[2J.png (ValueError: broken)",)
     folder.items[1] = (torch.zeros(3), 0)
     with pytest.raises(ValueError, match=r"cat/0.png has \(2,\), cat/1.png has \(3,\); give the data a transform"):
-        taken(folder, None, 0)
+        draw_sample(folder, None, 0)
 
 
 def test_the_report_names_what_was_skipped():
@@ -171,14 +171,14 @@ def test_random_states_are_left_and_inputs_detached():
             return torch.rand(2) + random.random(), i % 2
 
     states = torch.get_rng_state(), random.getstate()
-    first, second = (taken(Drawing(PAIRS), None, seed) for seed in (1, 1))
+    first, second = (draw_sample(Drawing(PAIRS), None, seed) for seed in (1, 1))
     assert torch.equal(first.inputs, second.inputs)
-    assert not torch.equal(first.inputs, taken(Drawing(PAIRS), None, 2).inputs)
-    taken(DataLoader(Items(PAIRS), batch_size=3, shuffle=True), 4, 0)
+    assert not torch.equal(first.inputs, draw_sample(Drawing(PAIRS), None, 2).inputs)
+    draw_sample(DataLoader(Items(PAIRS), batch_size=3, shuffle=True), 4, 0)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     x = X.clone().requires_grad_()
     for data in (x, (x, Y), Items(list(x)), [x]):
-        assert not taken(data, None, 0).inputs.requires_grad
+        assert not draw_sample(data, None, 0).inputs.requires_grad
     assert x.requires_grad
 
 
@@ -209,10 +209,10 @@ def test_random_states_are_left_and_inputs_detached():
 )
 def test_bad_data(data, error, message):
     with pytest.raises(error, match=message):
-        taken(data, None, 0)
+        draw_sample(data, None, 0)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.0, True, "3"])
 def test_bad_limit(limit):
     with pytest.raises(ValueError, match="limit must be a positive integer or None, but is"):
-        taken(X, limit, 0)
+        draw_sample(X, limit, 0)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 
-from captum_density.audit._measures import MEASURES, Measured, counted_examples
-from captum_density.audit._pictures import CAPTION, described, draw_figures, draw_maps
+from captum_density.audit._figures import FIGURES, columns
+from captum_density.audit._figures.figure import Figure
+from captum_density.audit._figures.words import counted_examples
+from captum_density.audit._findings import KINDS, findings, verdict
+from captum_density.audit._pictures import CAPTION, draw_figures, draw_maps, panel_text
+from captum_density.audit._results import Measured, Results, by_method
 
-if TYPE_CHECKING:
-    from captum_density.audit._report import AuditReport
+__all__ = ["fragment", "page"]
 
-__all__ = ["KINDS", "fragment", "page"]
-
-KINDS = {"good": "in favour", "warning": "against", "note": "note"}
 _FAILED = '<span class="failed">failed</span>'
 _DPI = 96  # a page's inch; pictures have twice as many pixels, for screens that do and for print
 _MAPS = 6  # at most so many maps side by side
@@ -86,44 +86,44 @@ _STYLE = """
 """
 
 
-def page(report: AuditReport) -> str:
+def page(results: Results) -> str:
     """The whole page; its policy forbids a browser to load anything."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        f"style-src 'unsafe-inline'\">\n<title>Audit of {escape(str(report.settings['model']))}</title>\n<style>body "
+        f"style-src 'unsafe-inline'\">\n<title>Audit of {escape(str(results.settings['model']))}</title>\n<style>body "
         f"{{margin: 0; background: #fff}}{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{_body(report)}\n</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{_body(results)}\n</main>\n</body>\n</html>\n"
     )
 
 
-def fragment(report: AuditReport) -> str:
+def fragment(results: Results) -> str:
     """The same for a notebook."""
-    return f"<style>{_STYLE}</style>\n{_body(report)}"
+    return f"<style>{_STYLE}</style>\n{_body(results)}"
 
 
-def _body(report: AuditReport) -> str:
+def _body(results: Results) -> str:
     parts = [
         '<div class="captum-density">',
         "<h1>Can I trust this model's gradients?</h1>",
-        f'<p class="verdict">{escape(report.verdict)}</p>',
-        f'<p class="about">{escape(_about(report))}</p>',
+        f'<p class="verdict">{escape(verdict(results))}</p>',
+        f'<p class="about">{escape(_about(results))}</p>',
         "<h2>What the figures say, and what to do next</h2>",
-        _findings(report),
-        _model(report),
-        _methods(report),
-        _panels(report),
-        _maps(report),
-        _meanings(report),
-        _skipped(report),
+        _findings(results),
+        _model(results),
+        _methods(results),
+        _panels(results),
+        _maps(results),
+        _meanings(results),
+        _skipped(results),
         "</div>",
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _about(report: AuditReport) -> str:
-    settings = report.settings
+def _about(results: Results) -> str:
+    settings = results.settings
     shape = " x ".join(map(str, settings["shape"]))
     return (
         f"{settings['model']}: {settings['classes']} outputs, {settings['examples']} examples of shape {shape}, seed "
@@ -131,69 +131,71 @@ def _about(report: AuditReport) -> str:
     )
 
 
-def _findings(report: AuditReport) -> str:
+def _findings(results: Results) -> str:
     items = []
-    for found in report.findings:
-        code = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(found.advice))
+    for finding in findings(results):
+        code = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(finding.advice))
         advice = f' <span class="advice">{code}</span>' if code else ""
-        kind = f'<span class="kind">{KINDS[found.kind]}:</span>'
-        items.append(f'<li class="{found.kind}">{kind} {escape(found.text)}{advice}</li>')
+        kind = f'<span class="kind">{KINDS[finding.kind]}:</span>'
+        items.append(f'<li class="{finding.kind}">{kind} {escape(finding.text)}{advice}</li>')
     return f'<ul class="findings">\n{chr(10).join(items)}\n</ul>'
 
 
-def _model(report: AuditReport) -> str:
-    if not report.model:
+def _model(results: Results) -> str:
+    if not results.model:
         return ""
-    rows = [
-        f'<tr><th scope="row">{escape(MEASURES[each].title)}</th>{_cell(figure, "found", with_note=True)}'
-        f'<td class="words" data-label="better">{escape(MEASURES[each].better)}</td>'
-        f'<td class="words" data-label="meaning">{escape(MEASURES[each].meaning)}</td></tr>'
-        for each, figure in report.model.items()
-    ]
+    rows = [_model_row(FIGURES[name], measured) for name, measured in results.model.items()]
     heads = '<th scope="col">figure</th><th scope="col">found</th>' + "".join(
         f'<th scope="col" class="words">{head}</th>' for head in ("better", "meaning")
     )
     return f"<h2>The model</h2>\n{_table(heads, rows)}"
 
 
-def _methods(report: AuditReport) -> str:
-    columns = [each for each in MEASURES if any(each in figures for figures in report.methods.values())]
-    if not columns:
+def _model_row(figure: Figure[Any], measured: Measured) -> str:
+    return (
+        f'<tr><th scope="row">{escape(figure.title)}</th>{_cell(measured, "found", with_note=True)}'
+        f'<td class="words" data-label="better">{escape(figure.better)}</td>'
+        f'<td class="words" data-label="meaning">{escape(figure.meaning)}</td></tr>'
+    )
+
+
+def _methods(results: Results) -> str:
+    figures = columns(results)
+    if not figures:
         return ""
-    rows = [row for name, figures in report.methods.items() for row in _rows(name, figures, columns)]
+    rows = [line for name, row in results.methods.items() for line in _method_rows(name, row, figures)]
     heads = '<th scope="col">method</th>' + "".join(
-        f'<th scope="col">{escape(MEASURES[each].title)}<br><small>{escape(MEASURES[each].better)}</small></th>'
-        for each in columns
+        f'<th scope="col">{escape(figure.title)}<br><small>{escape(figure.better)}</small></th>' for figure in figures
     )
     lines = ["Means over the examples, ± standard deviation over them, or [95% interval of the mean]."]
-    lines += [f"No {MEASURES[each].title}, '-': {note}." for each in columns for note in _why_none(report, each)]
-    notes = "\n".join(f'<p class="small">{escape(line)}</p>' for line in lines)
-    return f"<h2>The attribution methods</h2>\n{_table(heads, rows)}\n{notes}"
+    for figure in figures:
+        measured = [row[figure.name] for row in results.methods.values()]
+        notes = dict.fromkeys(each.note for each in measured if each.value is None and each.note and not each.failed)
+        lines += [f"No {figure.title}, '-': {note}." for note in notes]
+    small = "\n".join(f'<p class="small">{escape(line)}</p>' for line in lines)
+    return f"<h2>The attribution methods</h2>\n{_table(heads, rows)}\n{small}"
 
 
-def _rows(name: str, figures: Mapping[str, Measured], columns: list[str]) -> Iterator[str]:
+def _method_rows(name: str, row: Mapping[str, Measured], figures: Sequence[Figure[Any]]) -> Iterator[str]:
     """A method's row; each error once, in place of the figures or, where there are some, in a row below."""
     head = f'<th scope="row">{escape(name)}</th>'
-    errors = {each: figures[each].note for each in columns if figures[each].failed}
-    if len(errors) == len(columns) and len(set(errors.values())) == 1:
-        note = next(iter(errors.values()))
-        yield f'<tr>{head}<td class="words" colspan="{len(columns)}">{_FAILED}: {escape(note)}</td></tr>'
-        return
-    cells = "".join(_cell(figures[each], MEASURES[each].title) for each in columns)
-    why = "".join(
-        f"<div>{_FAILED} at {escape(', '.join(MEASURES[each].title for each in errors if errors[each] == note))}: "
-        f"{escape(note)}</div>"
-        for note in dict.fromkeys(errors.values())
-    )
-    row = '<tr class="partly">' if why else "<tr>"
-    yield f"{row}{head}{cells}</tr>"
-    if why:
-        yield f'<tr><td class="words" colspan="{1 + len(columns)}">{why}</td></tr>'
-
-
-def _why_none(report: AuditReport, each: str) -> list[str]:
-    figures = [row[each] for row in report.methods.values()]
-    return list(dict.fromkeys(f.note for f in figures if f.value is None and f.note and not f.failed))
+    titles_of: dict[str, list[str]] = {}  # by the error
+    for figure in figures:
+        if row[figure.name].failed:
+            titles_of.setdefault(row[figure.name].note, []).append(figure.title)
+    for error, titles in titles_of.items():
+        if len(titles) == len(figures):
+            yield f'<tr>{head}<td class="words" colspan="{len(figures)}">{_FAILED}: {escape(error)}</td></tr>'
+            return
+    cells = "".join(_cell(row[figure.name], figure.title) for figure in figures)
+    row_tag = '<tr class="partly">' if titles_of else "<tr>"
+    yield f"{row_tag}{head}{cells}</tr>"
+    if titles_of:
+        errors = "".join(
+            f"<div>{_FAILED} at {escape(', '.join(titles))}: {escape(error)}</div>"
+            for error, titles in titles_of.items()
+        )
+        yield f'<tr><td class="words" colspan="{1 + len(figures)}">{errors}</td></tr>'
 
 
 def _table(heads: str, rows: Iterable[str]) -> str:
@@ -201,71 +203,67 @@ def _table(heads: str, rows: Iterable[str]) -> str:
     return f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def _cell(figure: Measured, label: str, with_note: bool = False) -> str:
-    text = _FAILED if figure.failed else f"<span>{escape(figure.text())}</span>"
-    note = f"<small>{escape(figure.note)}</small>" if with_note and figure.note else ""
+def _cell(measured: Measured, label: str, with_note: bool = False) -> str:
+    text = _FAILED if measured.failed else f"<span>{escape(measured.text())}</span>"
+    note = f"<small>{escape(measured.note)}</small>" if with_note and measured.note else ""
     return f'<td data-label="{escape(label)}">{text}{note}</td>'
 
 
-def _panels(report: AuditReport) -> str:
-    drawn = []
-    for each in MEASURES:
-        if any(each in figures and figures[each].value is not None for figures in report.methods.values()):
-            figure = draw_figures(report.methods, [each], panel=2.2)
-            drawn.append(_image(figure, described(report.methods, each)))
-    if not drawn:
+def _panels(results: Results) -> str:
+    panels = [
+        _image(draw_figures(results.methods, [figure.name], panel=2.2), panel_text(results.methods, figure.name))
+        for figure in columns(results)
+        if by_method(results, figure.name)
+    ]
+    if not panels:
         return ""
-    return f'<h2>The methods compared</h2>\n<div class="panels">\n{chr(10).join(drawn)}\n</div>'
+    return f'<h2>The methods compared</h2>\n<div class="panels">\n{chr(10).join(panels)}\n</div>'
 
 
-def _maps(report: AuditReport) -> str:
-    shown = report.shown
-    if shown is None or not shown.maps or not len(shown.images):
+def _maps(results: Results) -> str:
+    maps = results.shown
+    if maps is None or not maps.maps or not len(maps.images):
         return ""
-    names = list(shown.maps)
+    names = list(maps.maps)
     groups = -(-len(names) // _MAPS)
     size = -(-len(names) // groups)
-    parts = [names[start : start + size] for start in range(0, len(names), size)]
-    drawn = []
-    for part in parts:
-        figure = draw_maps(replace(shown, maps={name: shown.maps[name] for name in part}), caption=False)
+    images = []
+    for start in range(0, len(names), size):
+        part = names[start : start + size]
+        picture = draw_maps(replace(maps, maps={name: maps.maps[name] for name in part}), caption=False)
         text = (
-            f"{len(shown.images)} of the audited images, of the explained classes "
-            f"{', '.join(map(str, shown.targets))}, each beside its attributions by {', '.join(part)}"
+            f"{len(maps.images)} of the audited images, of the explained classes "
+            f"{', '.join(map(str, maps.targets))}, each beside its attributions by {', '.join(part)}"
         )
-        drawn.append(f'<div class="scroll">{_image(figure, text)}</div>')
+        images.append(f'<div class="scroll">{_image(picture, text)}</div>')
     return (
-        f"<h2>What the methods show</h2>\n{chr(10).join(drawn)}\n"
+        f"<h2>What the methods show</h2>\n{chr(10).join(images)}\n"
         f'<p class="small">{escape(CAPTION[0].upper() + CAPTION[1:])}.</p>'
     )
 
 
-def _image(figure: Figure, text: str) -> str:
+def _image(picture: Picture, text: str) -> str:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=2 * _DPI, metadata={"Software": None})
+    picture.savefig(file, format="png", dpi=2 * _DPI, metadata={"Software": None})
     data = base64.b64encode(file.getvalue()).decode("ascii")
-    width, height = (round(_DPI * side) for side in figure.get_size_inches())
+    width, height = (round(_DPI * side) for side in picture.get_size_inches())
     return (
         f'<figure><img alt="{escape(text)}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
         "</figure>"
     )
 
 
-def _meanings(report: AuditReport) -> str:
-    shown = [each for each in MEASURES if any(each in figures for figures in report.methods.values())]
-    if not shown:
-        return ""
+def _meanings(results: Results) -> str:
     items = "\n".join(
-        f"<dt>{escape(MEASURES[each].title)} ({escape(MEASURES[each].better)})</dt>"
-        f"<dd>{escape(MEASURES[each].meaning)}</dd>"
-        for each in shown
+        f"<dt>{escape(figure.title)} ({escape(figure.better)})</dt><dd>{escape(figure.meaning)}</dd>"
+        for figure in columns(results)
     )
-    return f"<h2>What the methods' figures mean</h2>\n<dl>\n{items}\n</dl>"
+    return f"<h2>What the methods' figures mean</h2>\n<dl>\n{items}\n</dl>" if items else ""
 
 
-def _skipped(report: AuditReport) -> str:
-    if not report.skipped:
+def _skipped(results: Results) -> str:
+    if not results.skipped:
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in report.skipped)
-    heading = f"{counted_examples(len(report.skipped))} skipped that could not be read"
+    items = "".join(f"<li>{escape(line)}</li>" for line in results.skipped)
+    heading = f"{counted_examples(len(results.skipped))} skipped that could not be read"
     return f"<h2>{heading}</h2>\n<ul>{items}</ul>"

@@ -14,11 +14,11 @@ from torch.utils.data import Dataset, IterableDataset
 from captum_density._model.errors import one_line
 from captum_density._model.generators import seeded
 
-__all__ = ["Examples", "taken"]
+__all__ = ["Sample", "draw_sample"]
 
 
 @dataclass(frozen=True)
-class Examples:
+class Sample:
     """What is audited.
 
     Args:
@@ -36,7 +36,7 @@ class Examples:
     categories: tuple[str, ...] | None = None
 
 
-def taken(data: Any, limit: int | None, seed: int) -> Examples:
+def draw_sample(data: Any, limit: int | None, seed: int) -> Sample:
     """Take examples.
 
     Args:
@@ -56,7 +56,7 @@ def taken(data: Any, limit: int | None, seed: int) -> Examples:
         _check_inputs(inputs)
         labels = None if labels is None else _checked_labels(labels, len(inputs))
         at = torch.tensor(_places(len(inputs), limit, seed), device=inputs.device)
-        return _finite(Examples(inputs.detach()[at], None if labels is None else labels.to(inputs.device)[at]))
+        return _finite(Sample(inputs.detach()[at], None if labels is None else labels.to(inputs.device)[at]))
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         with seeded(seed, torch.device("cpu")):
             return _finite(_from_dataset(data, limit, seed))
@@ -80,15 +80,15 @@ def _places(n: int, limit: int | None, seed: int) -> list[int]:
     return sorted(order[:limit].tolist())
 
 
-def _from_dataset(data: Any, limit: int | None, seed: int) -> Examples:
+def _from_dataset(data: Any, limit: int | None, seed: int) -> Sample:
     n = len(data)
     order = list(range(n))
     if limit is not None and n > limit:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    found: dict[int, tuple[Tensor, Any]] = {}
+    items: dict[int, tuple[Tensor, Any]] = {}
     skipped: list[str] = []
     for i in order:
-        if len(found) == (limit or n):
+        if len(items) == (limit or n):
             break
         try:
             item = data[i]
@@ -96,17 +96,17 @@ def _from_dataset(data: Any, limit: int | None, seed: int) -> Examples:
         except Exception as error:
             skipped.append(f"{_name_of(data, i)} ({one_line(error)})")
             continue
-        found[i] = _split(item)
-    if not found:
+        items[i] = _split(item)
+    if not items:
         why = f"; none of {n} can be read, first {skipped[0]}" if skipped else ""
         raise ValueError(f"the data hold no examples{why}")
-    places = sorted(found)
-    joined = _joined([found[i] for i in places], [_name_of(data, i) for i in places])
-    named, categories = getattr(data, "classes", None), getattr(data, "categories", None)
+    places = sorted(items)
+    joined = _joined([items[i] for i in places], [_name_of(data, i) for i in places])
+    classes, categories = getattr(data, "classes", None), getattr(data, "categories", None)
     return replace(
         joined,
         skipped=tuple(skipped),
-        classes=tuple(map(str, named)) if isinstance(named, Sequence) else None,
+        classes=tuple(map(str, classes)) if isinstance(classes, Sequence) else None,
         categories=tuple(map(str, categories)) if isinstance(categories, Sequence) else None,
     )
 
@@ -134,7 +134,7 @@ def _split(item: Any) -> tuple[Tensor, Any]:
     return x, y
 
 
-def _joined(items: list[tuple[Tensor, Any]], names: list[str]) -> Examples:
+def _joined(items: list[tuple[Tensor, Any]], names: list[str]) -> Sample:
     first = items[0][0]
     for (x, _), name in zip(items, names, strict=True):
         if x.shape != first.shape:
@@ -144,18 +144,18 @@ def _joined(items: list[tuple[Tensor, Any]], names: list[str]) -> Examples:
             )
     inputs = torch.stack([x for x, _ in items]).detach()
     _check_inputs(inputs)
-    given = [y for _, y in items]
-    if all(y is None for y in given):
-        return Examples(inputs, None)
+    labels = [y for _, y in items]
+    if all(y is None for y in labels):
+        return Sample(inputs, None)
     try:
-        labels = torch.tensor(given)
+        joined = torch.tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        kinds = sorted({type(y).__name__ for y in given})
+        kinds = sorted({type(y).__name__ for y in labels})
         raise TypeError(f"labels must be integers, one for each example, got {' and '.join(kinds)}") from error
-    return Examples(inputs, _checked_labels(labels, len(given)))
+    return Sample(inputs, _checked_labels(joined, len(labels)))
 
 
-def _from_batches(data: Iterable[Any], limit: int | None) -> Examples:
+def _from_batches(data: Iterable[Any], limit: int | None) -> Sample:
     parts = list(_batches(data, limit))
     if not parts:
         raise ValueError("the data hold no examples")
@@ -168,7 +168,7 @@ def _from_batches(data: Iterable[Any], limit: int | None) -> Examples:
             f"examples differ in shape: one batch is of {shapes[0]}, another of {shapes[1]}; make them equal"
         )
     joined = None if labels[0] is None else torch.cat([y for y in labels if y is not None])
-    return Examples(torch.cat([x for x, _ in parts]), joined)
+    return Sample(torch.cat([x for x, _ in parts]), joined)
 
 
 def _batches(data: Iterable[Any], limit: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -211,15 +211,15 @@ def _check_inputs(inputs: Any) -> None:
 
 def _checked_labels(labels: Any, n: int) -> Tensor:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or tuple(labels.shape) != (n,):
-        given = (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
+        kind = (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(
-            f"labels must be integers, one for each of {n} examples, got {given}; without classes, leave labels out"
+            f"labels must be integers, one for each of {n} examples, got {kind}; without classes, leave labels out"
         )
     return labels.detach().to(torch.int64)
 
 
-def _finite(examples: Examples) -> Examples:
-    x = examples.inputs
+def _finite(sample: Sample) -> Sample:
+    x = sample.inputs
     if not x.isfinite().all():
         raise ValueError(f"inputs must be finite, got {int((~x.isfinite()).sum())} NaN or infinite values")
-    return examples
+    return sample

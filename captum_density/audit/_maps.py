@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-__all__ = ["Shown", "shown_map"]
+__all__ = ["Maps", "drawn_maps"]
 
 _ROWS, _SIDE = 5, 96
 
 
 @dataclass(frozen=True)
-class Shown:
+class Maps:
     """Images and maps of them, at most 5 and 96 pixels a side.
 
     Args:
@@ -38,8 +38,8 @@ class Shown:
         return inputs.ndim == 4 and inputs.shape[1] in (1, 3)
 
     @classmethod
-    def of(cls, inputs: Tensor, targets: Tensor, maps: Mapping[str, Tensor]) -> Shown:
-        """Some of the audited examples, with maps made by `shown_map`."""
+    def of(cls, inputs: Tensor, targets: Tensor, maps: Mapping[str, Tensor]) -> Maps:
+        """Some of the audited examples, with maps made by `drawn_maps`."""
         if not cls.can_show(inputs):
             return cls(torch.zeros(0, 1, 1, 1))
         low, high = inputs.min(), inputs.max()
@@ -54,10 +54,10 @@ class Shown:
         return {"images": self.packed(self.images), "targets": list(self.targets), "maps": maps}
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Shown:
+    def from_dict(cls, content: Mapping[str, Any]) -> Maps:
         """The reverse of `to_dict`."""
-        maps = {name: cls.unpacked(values) for name, values in found["maps"].items()}
-        return cls(cls.unpacked(found["images"]), tuple(found["targets"]), maps)
+        maps = {name: cls.unpacked(values) for name, values in content["maps"].items()}
+        return cls(cls.unpacked(content["images"]), tuple(content["targets"]), maps)
 
     @staticmethod
     def packed(values: Tensor) -> dict[str, Any]:
@@ -66,18 +66,18 @@ class Shown:
         return {"shape": list(values.shape), "float16_zlib": base64.b64encode(raw).decode("ascii")}
 
     @staticmethod
-    def unpacked(found: Mapping[str, Any]) -> Tensor:
+    def unpacked(content: Mapping[str, Any]) -> Tensor:
         """The tensor again, float32."""
-        raw = zlib.decompress(base64.b64decode(found["float16_zlib"], validate=True))
-        return torch.from_numpy(np.frombuffer(raw, dtype="<f2").astype(np.float32).reshape(found["shape"]))
+        raw = zlib.decompress(base64.b64decode(content["float16_zlib"], validate=True))
+        return torch.from_numpy(np.frombuffer(raw, dtype="<f2").astype(np.float32).reshape(content["shape"]))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shown) and self.to_dict() == other.to_dict()
+        return isinstance(other, Maps) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def shown_map(attributions: Tensor) -> Tensor:
+def drawn_maps(attributions: Tensor) -> Tensor:
     """The maps that are drawn, (K, 1, h, w) on the CPU, channels summed and scaled one by one.
 
     Args:

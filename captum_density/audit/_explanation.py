@@ -1,0 +1,164 @@
+"""One attribution method on the audited examples: made once, run once, asked by every figure."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_density._model.errors import one_line
+from captum_density.audit._methods import Method, describe
+from captum_density.audit._setting import Setting
+
+__all__ = ["Explanation"]
+
+# NoiseTunnel's sums of squares and variances, whose deltas are of what was not squared.
+_NO_SUM = ("smoothgrad_sq", "vargrad")
+
+
+class Explanation:
+    """What a method says of the audited examples, computed when the first figure needs it.
+
+    Where the method cannot be made, or fails on the examples, `failure` says why, and every figure with it.
+
+    Args:
+        setting: What all methods share.
+        name: As in the report.
+        method: How to make it.
+    """
+
+    def __init__(self, setting: Setting, name: str, method: Method) -> None:
+        self.setting, self.name, self.method = setting, name, method
+        self.failure: str | None = None
+
+    @cached_property
+    def _parts(self) -> tuple[Callable[..., Tensor], Attribution]:
+        with self._failing():
+            self.setting.reseed()
+            function = self._viewed(self.setting.model)
+            return function, self._make(function)
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """What is explained: the model, or the method's view of it."""
+        return self._parts[0]
+
+    @property
+    def attribution(self) -> Attribution:
+        """The method, made for what is explained."""
+        return self._parts[1]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `attribute`."""
+        return {**_frugal(self.attribution, self.setting.batch), **self.method.options}
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether a feature's attribution is its contribution and not a slope."""
+        declared = self.method.multiplies_by_inputs
+        return bool(self.attribution.multiplies_by_inputs if declared is None else declared)
+
+    def attribute_of(self, model: Callable[..., Tensor]) -> Callable[..., Any]:
+        """The attribute function for the audited model, or for another one."""
+        if model is self.setting.model:
+            return self.attribution.attribute
+        return self._make(self._viewed(model)).attribute
+
+    def attribute(self, inputs: Tensor, target: Tensor | int, **extra: bool) -> Any:
+        """What the method returns for any inputs."""
+        return self.attribution.attribute(inputs, target=target, **self.options, **extra)
+
+    @property
+    def attributions(self) -> Tensor:
+        """(N, ...) of all examples."""
+        return self._pass[0]
+
+    @property
+    def deltas(self) -> Tensor | None:
+        """(N,) by how much each example's attributions exceed what ought to be their sum; None without a promise."""
+        return self._pass[1]
+
+    @property
+    def first_pass(self) -> float:
+        """Seconds of the pass over all examples that made the attributions."""
+        return self._pass[2]
+
+    def of_one(self) -> Tensor:
+        """(1, ...) of the first example, from the same seed."""
+        _ = self.attribution
+        self.setting.reseed()
+        return self.attribute(self.setting.inputs[:1], self.setting.target[:1]).detach()
+
+    @cached_property
+    def _pass(self) -> tuple[Tensor, Tensor | None, float]:
+        with self._failing():
+            options, setting = self.options, self.setting
+            has_sum = self.attribution.has_convergence_delta() and "nt_samples_batch_size" not in options
+            has_sum = has_sum and options.get("nt_type") not in _NO_SUM
+            setting.reseed()
+            start = time.perf_counter()
+            parts, deltas = [], []
+            for at in setting.chunks():
+                inputs, target = setting.inputs[at], setting.target[at]
+                if has_sum:
+                    part, delta = self.attribute(inputs, target, return_convergence_delta=True)
+                    # NoiseTunnel gives a delta per noisy sample; its attributions are the mean over the samples.
+                    deltas.append(delta.detach().reshape(len(part), -1).mean(dim=1))
+                else:
+                    part = self.attribute(inputs, target)
+                parts.append(part.detach())
+            seconds = setting.elapsed(start)
+            attributions = torch.cat(parts)
+            self._check(attributions)
+            return attributions, torch.cat(deltas) if has_sum else None, seconds
+
+    def _check(self, attributions: Tensor) -> None:
+        x = self.setting.inputs
+        shapes = {tuple(x.shape), *([(len(x), 1, *x.shape[2:])] if self.setting.has_channels else [])}
+        if tuple(attributions.shape) not in shapes:
+            raise ValueError(
+                f"attributions must have the inputs' shape, {tuple(x.shape)}, but have {tuple(attributions.shape)}; "
+                "of a layer's, take `captum.attr.LayerAttribution.interpolate`"
+            )
+        if not attributions.isfinite().all():
+            raise ValueError(f"{int((~attributions.isfinite()).sum())} of the attributions are NaN or infinite")
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = one_line(error)
+            raise
+
+    def _viewed(self, model: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if self.method.view is None:
+            return model
+        view = self.method.view(model)
+        return view.eval() if isinstance(view, nn.Module) else view
+
+    def _make(self, function: Callable[..., Tensor]) -> Attribution:
+        attribution = self.method.make(function)
+        if not isinstance(attribution, Attribution):
+            raise TypeError(
+                f"attributions[{self.name!r}] must make a captum.attr.Attribution for a model, but made "
+                f"{describe(attribution)}"
+            )
+        return attribution
+
+
+def _frugal(attribution: Attribution, batch: int) -> dict[str, Any]:
+    """Options by which Captum's methods run no more copies of the examples at once than there are examples."""
+    parameters = inspect.signature(attribution.attribute).parameters
+    options = {"internal_batch_size": batch}
+    if not attribution.has_convergence_delta():  # NoiseTunnel's deltas of samples in parts are in another order
+        options["nt_samples_batch_size"] = 1
+    return {name: value for name, value in options.items() if name in parameters}

@@ -1,0 +1,124 @@
+"""How well attributions foretell what erasing part of the input does: Captum's `infidelity`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from captum.metrics import infidelity, infidelity_perturb_func_decorator
+from torch import Tensor
+
+from captum_density.audit._explanation import Explanation
+from captum_density.audit._figures.figure import Figure, Panel, of_examples
+from captum_density.audit._figures.words import listed, verb
+from captum_density.audit._results import Finding, Measured, Results, by_method
+
+__all__ = ["INFIDELITY"]
+
+_NAME = "infidelity"
+_ERASED = 0.2
+# Of a map of zeros: where little of a map is left to read.
+_NO_BETTER = 0.9
+# Bytes of outputs that are kept for the next method; a model of more is run again.
+_KEPT_BYTES = 2**28
+
+
+class _Replay:
+    """A model whose outputs are kept for methods that are measured on the same inputs in the same order.
+
+    Captum's infidelity runs the model on all perturbed inputs for each method; seeded alike, they are the same.
+
+    Args:
+        model: (N, ...) to (N, classes).
+    """
+
+    def __init__(self, model: Callable[..., Tensor]) -> None:
+        self._model = model
+        self._calls: list[tuple[tuple[object, ...], Tensor]] = []
+        self._next = self._bytes = 0
+
+    def rewind(self) -> None:
+        """Start again from the first call."""
+        self._next = 0
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The outputs, computed only where this call's inputs are not those of the call in this place before."""
+        weights = torch.linspace(1, 2, inputs[0].numel(), dtype=torch.float64, device=inputs.device)
+        sums = inputs.detach().double().flatten(1) @ weights
+        key = (tuple(inputs.shape), *sums.tolist())
+        at, self._next = self._next, self._next + 1
+        if at < len(self._calls) and self._calls[at][0] == key:
+            return self._calls[at][1]
+        outputs = self._model(inputs).detach()
+        if at <= len(self._calls) and self._bytes < _KEPT_BYTES:
+            self._calls[at:] = [(key, outputs)]
+            self._bytes += outputs.nbytes
+        return outputs
+
+
+def _measure(explanation: Explanation) -> Measured:
+    zero = _infidelities(explanation, torch.zeros_like(explanation.setting.inputs), True)
+    values = _infidelities(explanation, explanation.attributions, explanation.multiplies_by_inputs)
+    return of_examples(values, reference=zero.mean().item())
+
+
+def _infidelities(explanation: Explanation, attributions: Tensor, multiplies_by_inputs: bool) -> Tensor:
+    setting, generator = explanation.setting, explanation.setting.generator()
+    # By what is explained, which several methods have in common.
+    replay = setting.shared((_NAME, id(explanation.method.view)), lambda: _Replay(explanation.function))
+
+    # Captum's decorator lets a contribution vanish with its feature and a slope act on its change.
+    @infidelity_perturb_func_decorator(multiplies_by_inputs)
+    def erase(inputs: Tensor) -> Tensor:
+        erased = torch.rand(inputs.shape, generator=generator).to(inputs.device) < _ERASED
+        return inputs.masked_fill(erased, 0)
+
+    replay.rewind()
+    values = [
+        infidelity(
+            replay,
+            erase,
+            setting.inputs[at],
+            attributions[at].expand_as(setting.inputs[at]),
+            target=setting.target[at],
+            n_perturb_samples=setting.infidelity_samples,
+            max_examples_per_batch=setting.at_once(at, setting.infidelity_samples),
+            normalize=True,
+        )
+        for at in setting.chunks()
+    ]
+    return torch.cat(values).double()
+
+
+def _findings(results: Results) -> Iterator[Finding]:
+    # Of a map of zeros, whose own infidelity is another for logits than for a view of them.
+    shares = {
+        name: (measured.value or 0.0) / measured.reference
+        for name, measured in by_method(results, _NAME).items()
+        if measured.reference
+    }
+    unfaithful = [name for name, share in shares.items() if share >= _NO_BETTER]
+    others = [name for name, share in shares.items() if share < _NO_BETTER]
+    if unfaithful:
+        best = min(others, key=shares.__getitem__, default="")
+        yield Finding(
+            "warning",
+            f"{listed(unfaithful)} {verb('foretell', unfaithful)} what erasing part of the input does hardly better "
+            "than a map of zeros.",
+            f"For such questions, {listed([best])} does best here." if best else "",
+        )
+
+
+INFIDELITY = Figure(
+    name=_NAME,
+    title="infidelity",
+    better="lower is better",
+    meaning="Mean squared error of the change in output that the attributions foretell, in squared units of the "
+    "output, when a random fifth of the input is set to 0, the attributions' scale and sign fitted; a map of zeros is "
+    "what to compare with.",
+    measure=_measure,
+    findings=_findings,
+    priority=1,
+    reference="a map of zeros",
+    panel=Panel(relative=True, logarithmic_below=0.02, line=(1.0, "a map of zeros")),
+)

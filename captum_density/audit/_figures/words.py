@@ -1,0 +1,29 @@
+"""Names, verbs and numbers as findings say them."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+__all__ = ["counted_examples", "listed", "span", "verb"]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, those with a comma quoted: "IG, Saliency and 'FullGrad, complete'"."""
+    quoted = [f"'{name}'" if "," in name else name for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def verb(infinitive: str, names: Collection[str]) -> str:
+    """What one or several do: "ranks" or "rank"."""
+    ending = "es" if infinitive.endswith("s") else "s"
+    return infinitive + (ending if len(names) == 1 else "")
+
+
+def span(values: Iterable[float]) -> str:
+    """The smallest and the largest value, or what both round to."""
+    ordered = sorted(values)
+    low, high = f"{ordered[0]:.2g}", f"{ordered[-1]:.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def counted_examples(n: int) -> str:
+    """So many examples, in words."""
+    return f"{n} example{'' if n == 1 else 's'}"

@@ -1,0 +1,86 @@
+"""What follows from an audit's figures, in words: nothing is said that a figure does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES
+from captum_density.audit._figures.accuracy import predicts_better_than_chance
+from captum_density.audit._figures.figure import Figure
+from captum_density.audit._figures.words import counted_examples
+from captum_density.audit._results import Finding, Results
+
+__all__ = ["KINDS", "findings", "verdict"]
+
+KINDS = {"good": "in favour", "warning": "against", "note": "note"}
+_FEW = 30  # examples
+_ENOUGH = 3  # findings for a yes
+
+
+def findings(results: Results) -> tuple[Finding, ...]:
+    """All conclusions: those about the model, about the methods, and about the audit itself."""
+    figures: list[Figure[Any]] = [*MODEL_FIGURES, *sorted(METHOD_FIGURES, key=lambda figure: -figure.priority)]
+    of_figures = (finding for figure in figures for finding in figure.findings(results))
+    return (*_of_outputs(results), *of_figures, *_failures(results), *_of_examples(results))
+
+
+def verdict(results: Results) -> str:
+    """The answer in one sentence, or two where something failed."""
+    rows = (results.model, *results.methods.values())
+    failed = any(measured.failed for row in rows for measured in row.values())
+    answer = _answer(results)
+    return f"{answer} Some of it could not be measured." if failed else answer
+
+
+def _answer(results: Results) -> str:
+    kinds = [finding.kind for finding in findings(results)]
+    against, good = kinds.count("warning"), kinds.count("good")
+    if predicts_better_than_chance(results) is False:
+        return "No: it predicts these data no better than chance, so that there is nothing to explain."
+    if not against and not good:
+        return "These figures do not tell."
+    if not against and good < _ENOUGH:
+        return "These figures do not tell: nothing speaks against it, but few checks could speak for it."
+    if not against:
+        return "As far as these checks go, yes: none of them found anything against it."
+    if against + good == 1:
+        return "Not without care: the one finding speaks against it."
+    return f"Not without care: {against} of {against + good} findings speak{'s' if against == 1 else ''} against it."
+
+
+def _of_outputs(results: Results) -> Iterator[Finding]:
+    outputs = results.settings.get("outputs", "logits")
+    if outputs != "logits":
+        yield Finding(
+            "warning",
+            f"The model's outputs look like {outputs}: figures of the density and of shifts are not of its logits.",
+            "Audit the model without its last softmax.",
+        )
+    elif results.settings["classes"] == 1:
+        yield Finding(
+            "note",
+            "The model has one output, whose softmax is constant: shifts and pixels are not measured.",
+            "See it as two classes, by a module that returns the output beside a zero.",
+        )
+
+
+def _failures(results: Results) -> Iterator[Finding]:
+    for name, row in {**results.methods, "the model": results.model}.items():
+        failures = {figure: measured.note for figure, measured in row.items() if measured.failed}
+        for note in dict.fromkeys(failures.values()):
+            titles = [FIGURES[figure].title for figure, text in failures.items() if text == note]
+            where = "" if len(titles) == len(row) else f" at {', '.join(titles)}"
+            yield Finding("note", f"{name} failed{where}: {note}")
+
+
+def _of_examples(results: Results) -> Iterator[Finding]:
+    examples, classes = results.settings["examples"], results.settings["classes"]
+    if results.settings.get("explained_classes") == 1 and min(classes, examples) > 1:
+        yield Finding("note", "All examples are explained as one class.", "Audit examples of several classes.")
+    if examples < _FEW:
+        yield Finding(
+            "note",
+            f"{counted_examples(examples)} make{'s' if examples == 1 else ''} rough figures.",
+            f"Audit {_FEW} or more before you rely on them.",
+        )
