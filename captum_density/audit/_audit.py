@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_density._cache.store import Store
+from captum_density._model.attribution import attribution_maker
 from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.generators import replayable
-from captum_density._model.validation import check_limit, class_targets
+from captum_density._model.validation import check_limit, check_model, class_targets
 from captum_density.audit._catalogue import methods_of
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
@@ -40,7 +41,7 @@ _NOISE, _RADIUS = 0.3, 0.05
 def audit(
     model: Callable[..., Tensor],
     data: Any,
-    attributions: Mapping[str, Callable[[Any], Attribution] | Method | str] | Iterable[str] | None = None,
+    attributions: Mapping[str, Callable[..., Any] | Attribution | Method | str] | Iterable[str] | None = None,
     *,
     metrics: Iterable[str] | None = None,
     target: Tensor | Literal["predicted", "label"] = "predicted",
@@ -72,8 +73,9 @@ def audit(
         data: Inputs (N, ...), floating-point; a pair (inputs, labels); a data set of such items; or a `DataLoader`.
             Examples of a data set that raise when they are read are skipped and named in the report.
         attributions: Name to a function that makes the attribution for a model, which a Captum class is
-            (``{"IG": IntegratedGradients}``), or to a `Method` where options are needed; or names that the report knows
-            (``["Saliency", "FullGrad, centered"]``); None for eight of them.
+            (``{"IG": IntegratedGradients}``), to an attribution of this model (``Saliency(model)``), or to a `Method`
+            where options are needed; or names that the report knows (``["Saliency", "FullGrad, centered"]``); None for
+            eight of them.
         metrics: Names of the figures; "default" for all but "diff_roar" and "gan_test", "all" for all.
         target: Which output to explain: that of the predicted class, of the label, or those in a tensor (N,), one for
             each audited example.
@@ -97,10 +99,11 @@ def audit(
         An `AuditReport`.
 
     Raises:
-        TypeError: Data, inputs or labels of the wrong kind; a model that returns no tensor; a method that is an
-            attribution already made.
+        TypeError: Data, inputs or labels of the wrong kind; a model that is none or returns no tensor; a method that
+            is neither an attribution nor a function of the model.
         ValueError: No examples, NaN or infinite ones, a model that fails on them or returns no (N, classes), a target
-            that does not fit, no methods, unknown names, or a figure asked for without what it needs.
+            that does not fit, no methods, a method made for another model, unknown names, or a figure asked for
+            without what it needs.
         OSError: The store cannot be written to.
 
     References:
@@ -122,6 +125,9 @@ def audit(
         True
     """
     names = selected(metrics)
+    check_model(model, "model")
+    if proxy is not None:
+        check_model(proxy, "proxy")
     check_limit(max_examples_per_batch)
     _check_numbers(seed, noise_std, perturb_radius, infidelity_samples, sensitivity_samples)
     _check_needs(names, proxy=proxy, retraining=retraining)
@@ -131,6 +137,8 @@ def audit(
         retraining, skipped = retraining.gathered(seed)
         sample = replace(sample, skipped=tuple(dict.fromkeys((*sample.skipped, *skipped))))
     methods = methods_of(attributions, inputs)
+    for title, method in methods.items():
+        attribution_maker(method.make, f"attributions[{title!r}]", model=model)
     with _measuring(inputs.device, model, proxy or model):
         inputs = inputs.clone() if inputs.is_inference() else inputs
         logits = logits_of(model, inputs, max_examples_per_batch)
@@ -159,7 +167,7 @@ def audit(
 
 
 def check_names(
-    attributions: Mapping[str, Callable[[Any], Attribution] | Method | str] | Iterable[str] | None = None,
+    attributions: Mapping[str, Callable[..., Any] | Attribution | Method | str] | Iterable[str] | None = None,
     metrics: Iterable[str] | None = None,
 ) -> None:
     """Raise what `audit` would of its methods and figures, before a model is trained or data are read for it.

@@ -21,8 +21,9 @@ from captum.attr import (
 )
 from torch import Tensor
 
+from captum_density._model.errors import describe
 from captum_density.attr import FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
-from captum_density.audit._methods import CENTERED, Method, describe
+from captum_density.audit._methods import CENTERED, Method
 from captum_density.audit._setting import deviation
 from captum_density.softmax_shift import CenteredLogits
 
@@ -82,7 +83,7 @@ def _centered(method: Method) -> Method:
 
 
 def methods_of(
-    attributions: Mapping[str, Callable[[Any], Attribution] | Method | str] | Iterable[str] | None, inputs: Tensor
+    attributions: Mapping[str, Callable[..., Any] | Attribution | Method | str] | Iterable[str] | None, inputs: Tensor
 ) -> dict[str, Method]:
     """The methods to measure.
 
@@ -92,7 +93,7 @@ def methods_of(
         inputs: (N, ...), what is audited.
 
     Raises:
-        TypeError: Something else, such as an attribution already made.
+        TypeError: Something else.
         ValueError: No methods, or an unknown name.
     """
     if attributions is None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_density._model.errors import one_line
-from captum_density.audit._methods import Method, describe
+from captum_density._model.attribution import attribution_maker, attribution_of
+from captum_density._model.errors import describe, one_line
+from captum_density.audit._methods import Method
 from captum_density.audit._setting import Setting
 
 __all__ = ["Explanation"]
@@ -38,12 +39,12 @@ class Explanation:
         self.setting, self.name, self.method = setting, name, method
         self.failure: str | None = None
 
-    @cached_property
-    def _parts(self) -> tuple[Callable[..., Tensor], Attribution]:
+    @functools.cached_property
+    def _parts(self) -> tuple[Callable[..., Tensor], Attribution, dict[str, Any]]:
         with self._failing():
             self.setting.reseed()
             function = self._viewed(self.setting.model)
-            return function, self._make(function)
+            return function, *self._make(function)
 
     @property
     def function(self) -> Callable[..., Tensor]:
@@ -55,10 +56,10 @@ class Explanation:
         """The method, made for what is explained."""
         return self._parts[1]
 
-    @cached_property
+    @functools.cached_property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `attribute`."""
-        return {**_frugal(self.attribution, self.setting.batch), **self.method.options}
+        return {**_frugal(self.attribution, self.setting.batch), **self._parts[2], **self.method.options}
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -70,7 +71,7 @@ class Explanation:
         """The attribute function for the audited model, or for another one."""
         if model is self.setting.model:
             return self.attribution.attribute
-        return self._make(self._viewed(model)).attribute
+        return self._make(self._viewed(model))[0].attribute
 
     def attribute(self, inputs: Tensor, target: Tensor | int, **extra: bool) -> Any:
         """What the method returns for any inputs."""
@@ -97,7 +98,7 @@ class Explanation:
         self.setting.reseed()
         return self.attribute(self.setting.inputs[:1], self.setting.target[:1]).detach()
 
-    @cached_property
+    @functools.cached_property
     def _pass(self) -> tuple[Tensor, Tensor | None, float]:
         with self._failing():
             options, setting = self.options, self.setting
@@ -145,14 +146,18 @@ class Explanation:
         view = self.method.view(model)
         return view.eval() if isinstance(view, nn.Module) else view
 
-    def _make(self, function: Callable[..., Tensor]) -> Attribution:
-        attribution = self.method.make(function)
-        if not isinstance(attribution, Attribution):
-            raise TypeError(
-                f"attributions[{self.name!r}] must make a captum.attr.Attribution for a model, but made "
-                f"{describe(attribution)}"
-            )
-        return attribution
+    def _make(self, function: Callable[..., Tensor]) -> tuple[Attribution, dict[str, Any]]:
+        """The attribution, and options that a `functools.partial` of its method sets."""
+        name = f"attributions[{self.name!r}]"
+        attributor = attribution_maker(self.method.make, name)(function)
+        attribution = attribution_of(attributor)
+        if attribution is None:
+            raise TypeError(f"{name} must make a captum.attr.Attribution for a model, but made {describe(attributor)}")
+        options: dict[str, Any] = {}
+        while isinstance(attributor, functools.partial):
+            options = {**attributor.keywords, **options}
+            attributor = attributor.func
+        return attribution, options
 
 
 def _frugal(attribution: Attribution, batch: int) -> dict[str, Any]:

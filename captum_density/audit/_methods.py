@@ -1,4 +1,4 @@
-"""Attribution methods as `audit` takes them: functions of the model, which it calls for more than one."""
+"""Attribution methods as `audit` takes them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,10 @@ from typing import Any
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-__all__ = ["CENTERED", "Method", "describe"]
+from captum_density._model.attribution import attribution_maker
+from captum_density._model.errors import describe
+
+__all__ = ["CENTERED", "Method"]
 
 CENTERED = ", centered"  # ends the name of a method that explains centered logits
 
@@ -18,7 +21,8 @@ class Method:
 
     Args:
         make: Takes a model, returns a Captum attribution on it: a class (``IntegratedGradients``), or a function such
-            as ``lambda model: NoiseTunnel(Saliency(model))``.
+            as ``lambda model: NoiseTunnel(Saliency(model))``. Or an attribution of the audited model, such as
+            ``Saliency(model)``, or its ``attribute``, which is made anew for a view or another model.
         options: Keyword arguments of its ``attribute`` beside ``inputs`` and ``target``, such as ``nt_samples``.
         multiplies_by_inputs: Whether a feature's attribution is its contribution (IntegratedGradients) and not a
             slope (Saliency); infidelity compares the two differently. None asks the attribution itself.
@@ -27,7 +31,7 @@ class Method:
             itself.
 
     Raises:
-        TypeError: ``make`` or ``view`` is not a function of a model: an attribution already made, for example.
+        TypeError: ``make`` is neither an attribution nor a function of a model, or ``view`` is no such function.
 
     Example:
         >>> import torch
@@ -41,24 +45,14 @@ class Method:
         [False, True]
     """
 
-    make: Callable[[Any], Attribution]
+    make: Callable[..., Any] | Attribution
     options: Mapping[str, Any] = field(default_factory=dict)
     multiplies_by_inputs: bool | None = None
     view: Callable[[Any], Callable[..., Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        made = self.make if isinstance(self.make, Attribution | nn.Module) else getattr(self.make, "__self__", None)
-        if isinstance(made, Attribution | nn.Module) or not callable(self.make):
-            raise TypeError(
-                "a method must be a function of the model, as it is made for other models too, but is "
-                f"{describe(self.make)}; pass the class, such as IntegratedGradients, or a function, such as `lambda "
-                "model: NoiseTunnel(Saliency(model))`"
-            )
+        attribution_maker(self.make, "make")
         if self.view is not None and (not callable(self.view) or isinstance(self.view, nn.Module)):
             raise TypeError(
                 f"view must be a function of the model, such as CenteredLogits, but is {describe(self.view)}"
             )
-
-
-def describe(value: object) -> str:
-    return value.__name__ if isinstance(value, type) else f"an object of class {type(value).__name__}"

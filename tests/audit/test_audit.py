@@ -1,3 +1,4 @@
+import functools
 import random
 import threading
 
@@ -320,7 +321,8 @@ class Smaller(Saliency):
         (Undefined, "ValueError: 6 of the attributions are NaN or infinite"),
         (Smaller, "ValueError: attributions must have the inputs' shape, (3, 2), but have (3, 1)"),
         (lambda model: model, "TypeError: attributions['bad'] must make a captum.attr.Attribution"),
-        (lambda model: Saliency, "but made Saliency"),
+        (lambda model: 3, "TypeError: attributions['bad'] must return an attribution"),
+        (lambda model: Saliency, "but made the class Saliency"),
         (GuidedBackprop, "AssertionError: Given model must be an instance of torch.nn.Module"),
     ],
 )
@@ -636,9 +638,20 @@ def test_cuda(inputs, target):
         ({"attributions": "Salience"}, ValueError, "there is no attribution 'Salience'"),
         ({"attributions": 3}, TypeError, "must map names .* or list names"),
         ({"attributions": ["Salience"]}, ValueError, "there is no attribution 'Salience'; there are 'Saliency'"),
-        ({"attributions": {"a": Saliency(TwoProducts())}}, TypeError, r"attributions\['a'\].*pass the class"),
-        ({"attributions": {"a": Saliency(TwoProducts()).attribute}}, TypeError, r"attributions\['a'\].*pass the class"),
-        ({"attributions": {"a": 3}}, TypeError, r"attributions\['a'\].*class int; pass the class"),
+        (
+            {"attributions": {"a": Saliency(TwoProducts())}},
+            ValueError,
+            r"\['a'\] is made for another model",
+        ),
+        (
+            {"attributions": {"a": Saliency(TwoProducts()).attribute}},
+            ValueError,
+            r"\['a'\] is made for another",
+        ),
+        ({"attributions": {"a": 3}}, TypeError, r"attributions\['a'\].*class int; pass a function of the model"),
+        ({"attributions": {"a": TwoProducts()}}, TypeError, r"attributions\['a'\].*pass a function of the model"),
+        ({"model": 3}, TypeError, "model must be a torch.nn.Module or a function"),
+        ({"model": TwoProducts}, TypeError, "make an object of it"),
         ({"metrics": ["infidelty"]}, ValueError, "no metric 'infidelty'; there are default, all, completeness_gap"),
         ({"metrics": "infidelty"}, ValueError, "no metric 'infidelty'"),
         ({"metrics": []}, ValueError, "metrics is empty"),
@@ -658,10 +671,26 @@ def test_bad_input_names_what_is_wrong(inputs, change, error, message):
         audit(**arguments)
 
 
-def test_a_method_refuses_an_attribution_and_a_view_that_is_no_function():
-    with pytest.raises(TypeError, match=r"class IntegratedGradients; pass the class"):
-        Method(IntegratedGradients(TwoProducts()))
-    with pytest.raises(TypeError, match=r"class NoiseTunnel.*lambda model: NoiseTunnel\(Saliency\(model\)\)"):
-        Method(NoiseTunnel(Saliency(TwoProducts())))
+def test_an_attribution_of_the_model_is_made_anew_for_a_view_and_for_the_shifted_twin(target):
+    model, inputs = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(3, 6)
+    signed = {"abs": False}
+    made = {
+        "instance": Method(Saliency(model), signed),
+        "method": Method(Saliency(model).attribute, signed),
+        "partial": functools.partial(Saliency(model).attribute, abs=False),
+        "function": lambda model: functools.partial(Saliency(model).attribute, abs=False),
+        "centered": Method(Saliency(model), signed, view=CenteredLogits),
+    }
+    found = untimed(audit(model, inputs, made, target=target, **FEW))
+    classes = {"any": Method(Saliency, signed), "centered": Method(Saliency, signed, view=CenteredLogits)}
+    expected = untimed(audit(model, inputs, classes, target=target, **FEW))
+    assert not any(figure.failed for row in found.values() for figure in row.values())
+    assert found.pop("centered") == expected["centered"] != expected["any"]
+    assert all(row == expected["any"] for row in found.values())
+
+
+def test_a_method_refuses_a_model_and_a_view_that_is_no_function():
+    with pytest.raises(TypeError, match="pass a function of the model"):
+        Method(TwoProducts())
     with pytest.raises(TypeError, match=r"view.*such as CenteredLogits, but is an object of class str"):
         Method(Saliency, view="CenteredLogits")

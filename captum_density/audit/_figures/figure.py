@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Generic, Literal, TypeVar
 
-import numpy as np
 from torch import Tensor
 
+from captum_density._display.intervals import mean_interval
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
 
@@ -31,16 +31,12 @@ def of_examples(values: Tensor, *, reference: float | None = None, seed: int | N
     Raises:
         ValueError: A value is NaN or infinite.
     """
-    x = values.detach().double().cpu().numpy()
-    if not np.isfinite(x).all():
+    x = values.detach().double().cpu()
+    if not x.isfinite().all():
         raise ValueError("the figure is NaN or infinite")
-    mean, spread = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None
-    if seed is None or len(x) < 2:
-        return Measured(mean, spread, reference=reference)
-    random = np.random.default_rng(seed)
-    means = x[random.integers(0, len(x), (2000, len(x)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Measured(mean, spread, float(low), float(high), reference)
+    mean, spread = x.mean().item(), x.std().item() if len(x) > 1 else None
+    low, high = (None, None) if seed is None or len(x) < 2 else mean_interval(x, seed)
+    return Measured(mean, spread, low, high, reference)
 
 
 def measured_share(right: int, n: int, reference: float | None = None) -> Measured:
