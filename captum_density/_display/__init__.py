@@ -1,1 +1,1 @@
-"""What tables and pictures have in common."""
+"""How figures are shown: the style of pictures, aligned tables, intervals of a mean."""

@@ -1,4 +1,4 @@
-"""What all figures share: colours, and room for texts."""
+"""What all pictures share: colours, marks, and room for texts."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", "--", ":", "-.")
 
-# Inches of a text of size "medium", as a figure gains them so that what is drawn keeps its size.
+# Inches of a text of size "medium", which a picture gains so that what is drawn keeps its size.
 CHARACTER = 0.08
 LINE = 0.2
 _RELATIVE = {"small": 0.85, "medium": 1.0}
@@ -24,7 +24,7 @@ def longest_line(texts: Sequence[str] | None) -> int:
 
 
 def lines_of(caption: str | None, width: float, fontsize: str = "small") -> list[str]:
-    """The caption's lines, its own kept, longer ones than fit into a figure `width` inches wide broken."""
+    """The caption's lines, its own kept, longer ones than fit into a picture `width` inches wide broken."""
     if caption is None:
         return []
     characters = max(10, int(width / (CHARACTER * _RELATIVE[fontsize])))

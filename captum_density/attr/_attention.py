@@ -93,8 +93,11 @@ class AttentionWeights(Attribution):
                 there is not; weights whose shape does not show the examples.
             TypeError: Inputs that are no tensors.
         """
-        with _observed(self._model, self.layer, as_tuple(inputs), additional_forward_args, gradient=False) as (_, seen):
-            return _reduced(seen.weights, query, heads)
+        with _observation(self._model, self.layer, as_tuple(inputs), additional_forward_args, gradient=False) as (
+            _,
+            attention,
+        ):
+            return _reduced(attention.weights, query, heads)
 
 
 class AttentionGradient(AttentionWeights):
@@ -104,9 +107,7 @@ class AttentionGradient(AttentionWeights):
     weights are differentiated as free numbers, though they sum to 1.
 
     Args:
-        model: An `nn.Module`, or a function of the inputs; DataParallel, DistributedDataParallel and compiled models
-            are unwrapped.
-        layer: The module whose forward pass runs attention once, or its name in the model.
+        model, layer: As `AttentionWeights`.
         multiply_by_weights: False gives the gradient alone.
 
     Raises:
@@ -141,13 +142,8 @@ class AttentionGradient(AttentionWeights):
         """Gradient x attention, of N examples by the positions attended to.
 
         Args:
-            inputs: Tensor (N, ...) or tuple of such: token ids, embeddings or whatever else the model takes.
             target: As Captum's: picks the output to differentiate; of a Hugging Face model, of its `logits`.
-            additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
-            query: Whose weights: a position, -1 for the last one; (N,) each example's own, such as
-                ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; "mean" over all of them,
-                padding included; "all".
-            heads: Of which head: its number, "mean" or "all".
+            inputs, additional_forward_args, query, heads: As `AttentionWeights.attribute`.
 
         Returns:
             (N, positions), with further dimensions as of `AttentionWeights`; signed, in units of the output.
@@ -158,22 +154,22 @@ class AttentionGradient(AttentionWeights):
             AssertionError: Captum's own, for a target that does not fit.
         """
         xs = as_tuple(inputs)
-        with _observed(self._model, self.layer, xs, additional_forward_args, gradient=True) as (output, seen):
+        with _observation(self._model, self.layer, xs, additional_forward_args, gradient=True) as (output, attention):
             selected = selected_output(logits_of(output), target, len(xs[0]))
             gradient = None
             if selected.requires_grad:
-                (gradient,) = torch.autograd.grad(selected.sum(), seen.handle, allow_unused=True)
+                (gradient,) = torch.autograd.grad(selected.sum(), attention.handle, allow_unused=True)
             if gradient is None:
                 raise ValueError(
                     "the output has no gradient by the attention weights; does the model run under torch.no_grad(), "
                     "detach them, checkpoint the layer with use_reentrant=True, or leave its result unused?"
                 )
-            found = seen.arrange(gradient)
-            return _reduced(found * seen.weights if self.multiply_by_weights else found, query, heads)
+            values = attention.arrange(gradient)
+            return _reduced(values * attention.weights if self.multiply_by_weights else values, query, heads)
 
 
 @contextmanager
-def _observed(
+def _observation(
     model: Callable[..., Any],
     layer: nn.Module,
     xs: tuple[Tensor, ...],
@@ -184,11 +180,11 @@ def _observed(
     if any(x.ndim == 0 or len(x) == 0 for x in xs):
         raise ValueError("inputs hold no example; the first dimension is that of the examples")
     n = len(xs[0])
-    seen: list[Observed] = []
+    observations: list[Observed] = []
 
     def observe(call: Any, n: int) -> Any:
         result, observed = call.observe(n)
-        seen.append(observed)
+        observations.append(observed)
         return result
 
     args = format_additional_forward_args(additional_forward_args)
@@ -197,25 +193,25 @@ def _observed(
         with AttentionCalls(model, layer, observe, n) as calls:
             output = run_forward(model, xs, None, args)
         calls.check_seen()
-        if len(seen) > 1:
+        if len(observations) > 1:
             raise ValueError(
-                f"{calls.name} ran {len(seen)} times in one pass, and whose attention is meant cannot be told; layers "
-                "that blocks share, or that decode step by step, are not supported"
+                f"{calls.name} ran {len(observations)} times in one pass, and whose attention is meant cannot be told; "
+                "layers that blocks share, or that decode step by step, are not supported"
             )
-        yield output, seen[0]
+        yield output, observations[0]
 
 
 def _reduced(values: Tensor, query: Query, heads: Heads) -> Tensor:
     """Of (N, heads, queries, positions), those asked for."""
-    for name, chosen, dim in (("query", query, 2), ("heads", heads, 1)):
-        if isinstance(chosen, str):
-            if chosen not in ("mean", "all"):
-                raise ValueError(f'{name} must be "mean", "all" or a number, but is {chosen!r}')
-            values = values.mean(dim, keepdim=True) if chosen == "mean" else values
+    for name, selection, dim in (("query", query, 2), ("heads", heads, 1)):
+        if isinstance(selection, str):
+            if selection not in ("mean", "all"):
+                raise ValueError(f'{name} must be "mean", "all" or a number, but is {selection!r}')
+            values = values.mean(dim, keepdim=True) if selection == "mean" else values
         else:
-            at = places(chosen, len(values), values.shape[dim], name).to(values.device).view(-1, 1, 1, 1)
+            at = places(selection, len(values), values.shape[dim], name).to(values.device).view(-1, 1, 1, 1)
             shape = [1 if d == dim else size for d, size in enumerate(values.shape)]
             values = values.gather(dim, at.expand(shape))
-    for chosen, dim in ((query, 2), (heads, 1)):
-        values = values if isinstance(chosen, str) and chosen == "all" else values.squeeze(dim)
+    for selection, dim in ((query, 2), (heads, 1)):
+        values = values if isinstance(selection, str) and selection == "all" else values.squeeze(dim)
     return values.detach().contiguous()

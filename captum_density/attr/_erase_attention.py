@@ -62,7 +62,7 @@ def erase_attention(
         >>> bool((erased != model(x)).any())
         True
     """
-    inner, found = find_layer(model, layer)
+    inner, module = find_layer(model, layer)
     erasure = _Erasure(positions, query, heads)
     if erasure.is_empty:
         yield
@@ -71,7 +71,7 @@ def erase_attention(
     def without(call: Any, n: int) -> Any:
         return call.without(erasure.mask, erasure.n or call.examples or n)
 
-    with AttentionCalls(inner, found, without, erasure.n) as calls:
+    with AttentionCalls(inner, module, without, erasure.n) as calls:
         yield
     calls.check_seen()
 
@@ -80,71 +80,73 @@ class _Erasure:
     """Which weights are erased, as a mask of any layer's shape."""
 
     def __init__(self, positions: Any, query: Place | None, heads: Any) -> None:
-        self._query, self._heads = query, None if heads is None else _listed(heads, "heads")
+        self._query, self._heads = query, None if heads is None else _integers(heads, "heads")
         self._per_example = isinstance(positions, Tensor) and positions.ndim > 0
         if self._per_example:
-            given = positions.detach()
+            tensor = positions.detach()
         else:
-            given = torch.tensor([_listed(positions, "positions")], dtype=torch.long)
-        self._given = given if given.dtype == torch.bool or given.is_floating_point() else given.long()
-        self._per_example &= not (self._given.dtype == torch.bool and self._given.ndim == 1)
-        ranks = (1, 2, 4) if self._given.dtype == torch.bool else (1, 2)
-        if self._given.is_floating_point() or self._given.is_complex() or self._given.ndim not in ranks:
+            tensor = torch.tensor([_integers(positions, "positions")], dtype=torch.long)
+        self._positions = tensor if tensor.dtype == torch.bool or tensor.is_floating_point() else tensor.long()
+        self._per_example &= not (self._positions.dtype == torch.bool and self._positions.ndim == 1)
+        ranks = (1, 2, 4) if self._positions.dtype == torch.bool else (1, 2)
+        if self._positions.is_floating_point() or self._positions.is_complex() or self._positions.ndim not in ranks:
             raise TypeError(
                 "positions must be integers, a tensor of integers (N,) or (N, P), or a tensor of bools (positions,), "
-                f"(N, positions) or (N, heads, queries, positions), but is {tuple(self._given.shape)} of "
-                f"{self._given.dtype}"
+                f"(N, positions) or (N, heads, queries, positions), but is {tuple(self._positions.shape)} of "
+                f"{self._positions.dtype}"
             )
 
     @property
     def n(self) -> int | None:
         """The number of examples that the positions are for; None for any."""
-        return len(self._given) if self._per_example else None
+        return len(self._positions) if self._per_example else None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is erased, whatever the shape."""
-        chosen = self._given.any() if self._given.dtype == torch.bool else self._given.numel()
-        return not bool(chosen) or self._heads == []
+        any_erased = self._positions.any() if self._positions.dtype == torch.bool else self._positions.numel()
+        return not bool(any_erased) or self._heads == []
 
     def mask(self, shape: tuple[int, int, int, int]) -> Tensor:
         """True where erased, broadcastable to (N, heads, queries, positions)."""
         n, heads, queries, positions = shape
-        given = self._given
-        if self._per_example and len(given) != n:
-            raise ValueError(f"positions are for {len(given)} examples, but the layer attends in {n}")
-        if given.dtype == torch.bool:
-            given = given if given.ndim == 4 else given.view(-1, 1, 1, given.shape[-1])
+        erased = self._positions
+        if self._per_example and len(erased) != n:
+            raise ValueError(f"positions are for {len(erased)} examples, but the layer attends in {n}")
+        if erased.dtype == torch.bool:
+            erased = erased if erased.ndim == 4 else erased.view(-1, 1, 1, erased.shape[-1])
             if (
-                any(a not in (1, b) for a, b in zip(given.shape[1:-1], shape[1:-1], strict=True))
-                or given.shape[-1] != positions
+                any(a not in (1, b) for a, b in zip(erased.shape[1:-1], shape[1:-1], strict=True))
+                or erased.shape[-1] != positions
             ):
-                raise ValueError(f"positions of shape {tuple(self._given.shape)} do not fit attention of shape {shape}")
-            mask = given
+                raise ValueError(
+                    f"positions of shape {tuple(self._positions.shape)} do not fit attention of shape {shape}"
+                )
+            mask = erased
         else:
-            given = given.long()
-            if bool(((given < -positions) | (given >= positions)).any()):
-                raise ValueError(f"positions {given.unique().tolist()} are not all among the {positions} attended to")
-            listed = (given % positions).view(len(given), -1)
-            mask = torch.zeros(len(given), positions, dtype=torch.bool, device=given.device)
-            mask = mask.scatter(1, listed, True).view(-1, 1, 1, positions)
+            erased = erased.long()
+            if bool(((erased < -positions) | (erased >= positions)).any()):
+                raise ValueError(f"positions {erased.unique().tolist()} are not all among the {positions} attended to")
+            columns = (erased % positions).view(len(erased), -1)
+            mask = torch.zeros(len(erased), positions, dtype=torch.bool, device=erased.device)
+            mask = mask.scatter(1, columns, True).view(-1, 1, 1, positions)
         if self._heads is not None:
-            chosen = torch.zeros(heads, dtype=torch.bool, device=mask.device)
-            chosen[[int(places(head, n, heads, "heads")) for head in self._heads]] = True
-            mask = mask & chosen.view(1, -1, 1, 1)
+            in_heads = torch.zeros(heads, dtype=torch.bool, device=mask.device)
+            in_heads[[int(places(head, n, heads, "heads")) for head in self._heads]] = True
+            mask = mask & in_heads.view(1, -1, 1, 1)
         if self._query is not None:
-            asked = places(self._query, n, queries, "query").to(mask.device)
-            mask = mask & (torch.arange(queries, device=mask.device) == asked[:, None]).view(-1, 1, queries, 1)
+            rows = places(self._query, n, queries, "query").to(mask.device)
+            mask = mask & (torch.arange(queries, device=mask.device) == rows[:, None]).view(-1, 1, queries, 1)
         return mask
 
 
-def _listed(given: Any, name: str) -> list[int]:
-    """Integers, however they are given."""
-    single = not isinstance(given, Iterable) or (isinstance(given, Tensor) and not given.ndim)
-    values = [given] if single else [*given]
+def _integers(argument: Any, name: str) -> list[int]:
+    """One integer, or several, as a list."""
+    single = not isinstance(argument, Iterable) or (isinstance(argument, Tensor) and not argument.ndim)
+    values = [argument] if single else [*argument]
     try:
         if any(isinstance(value, bool) for value in values):
             raise TypeError
         return [operator.index(value) for value in values]
     except TypeError:
-        raise TypeError(f"{name} must be an integer or integers, but is {given!r}") from None
+        raise TypeError(f"{name} must be an integer or integers, but is {argument!r}") from None

@@ -105,8 +105,8 @@ def attention_erasure(
         ...         mean = (x.softmax(1) * x).sum(1)
         ...         return torch.stack([mean, 2.5 - mean], dim=1)
         >>> model = Pooled()
-        >>> found = attention_erasure(model, model, torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 1.5]]))
-        >>> found.top.tolist(), found.flips_top.tolist()
+        >>> result = attention_erasure(model, model, torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 1.5]]))
+        >>> result.top.tolist(), result.flips_top.tolist()
         ([2, 2], [True, False])
     """
     examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, max_examples_per_batch)
@@ -122,8 +122,8 @@ def attention_erasure(
     flips = torch.zeros(2, examples.n, dtype=torch.bool, device=weights.device)
     before = examples.probabilities(torch.arange(examples.n, device=weights.device))[rows]
     if len(rows):
-        for i, chosen in enumerate((top, other)):
-            erased = torch.zeros_like(live).scatter(1, chosen[:, None], True)
+        for i, position in enumerate((top, other)):
+            erased = torch.zeros_like(live).scatter(1, position[:, None], True)
             after = examples.probabilities(rows, erased[rows])
             js[i, rows] = jensen_shannon(before, after)
             flips[i, rows] = before.argmax(1) != after.argmax(1)

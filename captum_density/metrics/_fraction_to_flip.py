@@ -51,18 +51,12 @@ def fraction_to_flip(
     other, and with a random one.
 
     Args:
-        model: A classifier, logits (N, C), or an output that has them as `logits`.
-        layer: The module whose forward pass runs attention once, or its name in the model.
-        inputs: Tensor (N, ...) or tuple of such, such as token ids. Positions that a mask hides do not count.
-        additional_forward_args: As Captum's: passed on after the inputs, such as an attention mask.
+        model, layer, inputs, additional_forward_args: As `attention_erasure`.
         rankings: Names of some of "attention" (the weights), "gradient" (of the predicted class's log-probability by
             the weights, signed), "gradient x attention" and "random"; or a mapping from any name to one of these, or to
             importances (N, positions), higher first, of any attribution.
-        query: Whose attention is ranked and erased, such as 0 for a class token; (N,) each example's own, such as
-            ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; None for all queries, ranked by
-            the mean of their weights.
+        query, max_examples_per_batch: As `attention_erasure`.
         seed: Of the random ranking.
-        max_examples_per_batch: How many examples run at once; None for all.
 
     Returns:
         Fractions and flips, (R, N) each. Equal importances are taken in the order of their positions.
@@ -85,16 +79,16 @@ def fraction_to_flip(
         >>> fraction_to_flip(model, model, x, rankings={"attention": "attention", "last": -x}).fraction.tolist()
         [[0.25], [1.0]]
     """
-    listed = list(rankings)
-    if isinstance(rankings, str | Tensor) or not listed or any(not isinstance(name, str) for name in listed):
+    names = list(rankings)
+    if isinstance(rankings, str | Tensor) or not names or any(not isinstance(name, str) for name in names):
         raise ValueError(f"rankings must be names, of {', '.join(_OURS)}, or a mapping of names to importances")
-    named = dict(rankings) if isinstance(rankings, Mapping) else {name: name for name in listed}
+    named = dict(rankings) if isinstance(rankings, Mapping) else {name: name for name in names}
     examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, max_examples_per_batch)
     importances = _Importances(examples, seed)
     orders = [importances.ranks(name, ranking) for name, ranking in named.items()]
     before = examples.probabilities(torch.arange(examples.n, device=examples.device)).argmax(1)
-    found = [_erase_until(examples, order, before) for order in orders]
-    fraction, flipped = (torch.stack(parts) for parts in zip(*found, strict=True))
+    results = [_erase_until(examples, order, before) for order in orders]
+    fraction, flipped = (torch.stack(parts) for parts in zip(*results, strict=True))
     return FractionToFlip(tuple(named), fraction, flipped)
 
 
@@ -107,8 +101,8 @@ class _Importances:
         values = self._named(name, ranking) if isinstance(ranking, str) else ranking
         weights = self._examples.weights
         if not isinstance(values, Tensor) or values.shape != weights.shape:
-            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"ranking {name!r} must hold importances {tuple(weights.shape)}, but is {found}")
+            received = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"ranking {name!r} must hold importances {tuple(weights.shape)}, but is {received}")
         values = values.detach().to(weights.device).double()
         if not bool(values[self._examples.live].isfinite().all()):
             raise ValueError(f"ranking {name!r} contains NaN or infinity")

@@ -49,8 +49,8 @@ def density_ratio_curves(
         raise ValueError(f"noise_std must be positive and ascending, but is {at}")
     figure, axes = _axes(ratios)
     axes.axhline(0.0, color="grey", linewidth=0.8)
-    drawn = [_draw(axes, i, name, at, values) for i, (name, values) in enumerate(ratios.items())]
-    if max(drawn) > 10:
+    extents = [_draw(axes, i, name, at, values) for i, (name, values) in enumerate(ratios.items())]
+    if max(extents) > 10:
         axes.set_yscale("symlog", linthresh=1.0)
         axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("standard deviation of the noise")
@@ -97,10 +97,10 @@ def pixel_perturbation_curves(
     return _finish(figure, axes, caption)
 
 
-def _axes(given: Mapping[str, object]) -> tuple[Figure, Axes]:
-    if not isinstance(given, Mapping):
-        raise TypeError(f"give a mapping, {{name: values}}, not {type(given).__name__}")
-    if not given:
+def _axes(curves: Mapping[str, object]) -> tuple[Figure, Axes]:
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"give a mapping, {{name: values}}, not {type(curves).__name__}")
+    if not curves:
         raise ValueError("there is nothing to draw: give at least one {name: values}")
     figure = Figure(layout="constrained")
     return figure, figure.subplots()

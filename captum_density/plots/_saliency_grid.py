@@ -115,13 +115,13 @@ def _check(images: Tensor, attributions: Mapping[str, Tensor], outlier_percent: 
 
 
 def _check_texts(count: int, **texts: Sequence[str] | None) -> None:
-    for what, given in texts.items():
-        if given is None:
+    for what, items in texts.items():
+        if items is None:
             continue
-        if isinstance(given, str):
-            raise TypeError(f"{what} must be a sequence of texts, one per image, got the single text {given!r}")
-        if len(given) != count:
-            raise ValueError(f"{what} must hold one text per image, {count}, got {len(given)}")
+        if isinstance(items, str):
+            raise TypeError(f"{what} must be a sequence of texts, one per image, got the single text {items!r}")
+        if len(items) != count:
+            raise ValueError(f"{what} must hold one text per image, {count}, got {len(items)}")
 
 
 def _hide_ticks(axes: Axes) -> None:

@@ -45,7 +45,7 @@ def sample_grid(
     """
     if not isinstance(samples, Mapping):
         raise TypeError(f"give a mapping, {{name: samples}}, not {type(samples).__name__}")
-    rows = {name: given.samples if isinstance(given, Samples) else given for name, given in samples.items()}
+    rows = {name: value.samples if isinstance(value, Samples) else value for name, value in samples.items()}
     columns = _check(rows, column_labels, bounds)
     low, high = bounds
     width = cell_size * columns + CHARACTER * (longest_line(list(rows)) + 2)

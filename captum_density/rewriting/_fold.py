@@ -58,7 +58,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     rewritten = copied(model)
     graph = trace(rewritten)
     modules, uses = dict(rewritten.named_modules(remove_duplicate=False)), uses_of(rewritten, graph)
-    folded, reasons = 0, []
+    count, reasons = 0, []
     for node in graph.nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(norm, _NORMS):
@@ -82,8 +82,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 continue
             _fold(layer, norm)
             replaced(rewritten, str(node.target), nn.Identity().train(norm.training))
-            folded += 1
-    if not folded:
+            count += 1
+    if not count:
         raise ValueError(f"there is no batch norm to fold: {'; '.join(reasons) or 'the model calls none'}")
     return rewritten
 

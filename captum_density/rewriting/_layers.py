@@ -56,8 +56,8 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
-        named = [known for known in modules if known] or [""]
-        near = [known for known in named if name.rpartition(".")[2] in known] or named
+        named = [path for path in modules if path] or [""]
+        near = [path for path in named if name.rpartition(".")[2] in path] or named
         shown = ", ".join(map(repr, near[:8])) + (", ..." if len(near) > 8 else "")
         raise ValueError(f"the model has no module {name!r}; take one of {shown}")
     return modules[name]
@@ -72,13 +72,13 @@ def replaced(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     if not name:
         return module
     old = model.get_submodule(name)
-    for known, found in list(model.named_modules(remove_duplicate=False)):
-        if found is not old:
+    for path, other in list(model.named_modules(remove_duplicate=False)):
+        if other is not old:
             continue
-        parent_name, _, own = known.rpartition(".")
+        parent_name, _, own = path.rpartition(".")
         parent = model.get_submodule(parent_name)
         if type(parent).__module__.startswith("torch.nn.") and not isinstance(parent, _CONTAINERS):
-            raise ValueError(f"{known!r} is part of a {type(parent).__name__}, which reads its weights by itself")
+            raise ValueError(f"{path!r} is part of a {type(parent).__name__}, which reads its weights by itself")
         setattr(parent, own, module)
     return model
 
@@ -168,13 +168,13 @@ def trace(model: nn.Module) -> fx.Graph:
 def uses_of(model: nn.Module, graph: fx.Graph) -> Counter[int]:
     """How often each module (by identity) is called or has its tensors read."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    found: Counter[int] = Counter()
+    uses: Counter[int] = Counter()
     for node in graph.nodes:
         if node.op == "call_module":
-            found[id(modules[node.target])] += 1
+            uses[id(modules[node.target])] += 1
         elif node.op == "get_attr":
-            found[id(modules.get(str(node.target).rpartition(".")[0]))] += 2  # what reads it is left as it is
-    return found
+            uses[id(modules.get(str(node.target).rpartition(".")[0]))] += 2  # what reads it is left as it is
+    return uses
 
 
 def random_generator(seed: int) -> torch.Generator:

@@ -101,7 +101,7 @@ def permute_hidden_units(model: nn.Module, first: str, second: str, seed: int = 
         if kind == "flatten":
             flattened = True
         elif kind is None or (kind == "pooling" and (flattened or not convolution)):
-            raise ValueError(f"{node.name!r}, between {first!r} and {second!r}, mixes the units or is not known to me")
+            raise ValueError(f"{node.name!r}, between {first!r} and {second!r}, may mix the units")
         elif kind == "by channel":
             carriers.append((modules[str(node.target)], flattened))
     n, block = output_units(writer), _block(writer, reader, flattened, second)
@@ -148,8 +148,8 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             kind = "flatten"
         else:
-            known = {"elementwise": _ELEMENTWISE, "by channel": _BY_CHANNEL, "pooling": _POOLING}
-            kind = next((kind for kind, types in known.items() if type(module) in types), None)
+            kinds = {"elementwise": _ELEMENTWISE, "by channel": _BY_CHANNEL, "pooling": _POOLING}
+            kind = next((kind for kind, types in kinds.items() if type(module) in types), None)
     elif _flattens(node):
         kind = "flatten"
     elif len(node.all_input_nodes) == 1 and _is_elementwise(node):
@@ -180,15 +180,15 @@ def _flattens(node: fx.Node) -> bool:
 
 def _block(writer: Layer, reader: Layer, flattened: bool, second: str) -> int:
     """How many inputs of the second layer each unit has."""
-    n, wanted = output_units(writer), input_units(reader)
+    n, inputs = output_units(writer), input_units(reader)
     spreads = not isinstance(writer, nn.Linear) and isinstance(reader, nn.Linear)
     if spreads and not flattened:
         raise ValueError(f"{second!r} is a linear layer that reads positions, not channels: nothing is flattened")
     if not isinstance(reader, nn.Linear) and (flattened or isinstance(writer, nn.Linear)):
         raise ValueError(f"{second!r} is a convolution, which reads no features")
-    if wanted % n or (wanted != n and not spreads):
-        raise ValueError(f"{second!r} reads {wanted} inputs, which the {n} units are no equal blocks of")
-    return wanted // n
+    if inputs % n or (inputs != n and not spreads):
+        raise ValueError(f"{second!r} reads {inputs} inputs, which the {n} units are no equal blocks of")
+    return inputs // n
 
 
 def _permutation(n: int, groups_before: int, groups_after: int, seed: int) -> Tensor:

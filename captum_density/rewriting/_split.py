@@ -78,7 +78,7 @@ def split_layer(model: nn.Module, name: str, seed: int = 0) -> nn.Module:
 
 def _orthogonal(groups: int, n: int, seed: int) -> Tensor:
     """(groups, n, n) random orthogonal matrices, in double precision."""
-    drawn = torch.randn(groups, n, n, generator=random_generator(seed), dtype=torch.float64, device="cpu")
-    q, r = torch.linalg.qr(drawn)
+    normal = torch.randn(groups, n, n, generator=random_generator(seed), dtype=torch.float64, device="cpu")
+    q, r = torch.linalg.qr(normal)
     signs = r.diagonal(dim1=1, dim2=2).sign()
     return q * signs[:, None]  # uniform over all of them: QR by itself prefers some signs

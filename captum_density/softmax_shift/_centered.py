@@ -13,7 +13,7 @@ from captum_density.softmax_shift._logits import LogitsWrapper, holds
 
 __all__ = ["CenteredLogits"]
 
-How = Literal["mean", "logsumexp"]
+Centre = Literal["mean", "logsumexp"]
 
 
 class CenteredLogits(LogitsWrapper):
@@ -60,8 +60,8 @@ class CenteredLogits(LogitsWrapper):
         True
     """
 
-    def __init__(self, model: Callable[..., Any], how: How = "mean", class_dim: int = 1) -> None:
-        if how not in get_args(How):
+    def __init__(self, model: Callable[..., Any], how: Centre = "mean", class_dim: int = 1) -> None:
+        if how not in get_args(Centre):
             raise ValueError(f'how must be "mean" or "logsumexp", but is {how!r}')
         super().__init__(model, class_dim)
         self.how = how

@@ -104,15 +104,15 @@ class CounterShift(Shift):
         nearest = None if self.inputs is None else self._nearest(leading(args, 1)[0])
         values = -self._target(logits, dim, nearest)
         if self.maps is not None:
-            pictured = self._pictured(leading(args, 1)[0], nearest)
-            values = values + pictured.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+            products = self._map_product(leading(args, 1)[0], nearest)
+            values = values + products.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
         return values
 
     def extra_repr(self) -> str:
         """What `print` shows beside the model."""
-        given = "" if self.inputs is None else f", {len(self.inputs)} given inputs"
+        inputs = "" if self.inputs is None else f", {len(self.inputs)} given inputs"
         target = "each its own" if self.targets is not None else "predicted" if self.target is None else self.target
-        return f"target={target}, maps={self.maps is not None}{given}, class_dim={self.class_dim}"
+        return f"target={target}, maps={self.maps is not None}{inputs}, class_dim={self.class_dim}"
 
     def _target(self, logits: Tensor, dim: int, nearest: Tensor | None) -> Tensor:
         """f_t, the logits' shape without the classes."""
@@ -138,10 +138,10 @@ class CounterShift(Shift):
                 f"{tuple(x.shape)} on {x.device}"
             )
         dtype = accumulation_dtype(x)
-        own, given = x.detach().to(dtype).flatten(1), self.inputs.to(dtype).flatten(1)
-        return torch.cdist(own, given, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        points, centres = x.detach().to(dtype).flatten(1), self.inputs.to(dtype).flatten(1)
+        return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
 
-    def _pictured(self, x: Tensor, nearest: Tensor | None) -> Tensor:
+    def _map_product(self, x: Tensor, nearest: Tensor | None) -> Tensor:
         """<m, x>, (N,)."""
         assert self.maps is not None
         if nearest is None:

@@ -92,10 +92,10 @@ def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:
         raise ValueError(f"logits {shape} have no class dimension {class_dim}, so the shift must be {shape[:1]}")
     if tuple(values.shape) == (*shape[:dim], *shape[dim + 1 :]):
         return values.unsqueeze(dim)
-    kept = (*shape[:dim], 1, *shape[dim + 1 :])
-    if tuple(values.shape) == kept:
+    keepdim = (*shape[:dim], 1, *shape[dim + 1 :])
+    if tuple(values.shape) == keepdim:
         return values
-    expected = " or ".join(map(str, dict.fromkeys([shape[:1], (*shape[:dim], *shape[dim + 1 :]), kept])))
+    expected = " or ".join(map(str, dict.fromkeys([shape[:1], (*shape[:dim], *shape[dim + 1 :]), keepdim])))
     raise ValueError(
         f"the shift must have shape {expected}, the same number for every class of logits {shape} with "
         f"class_dim={class_dim}, but has {tuple(values.shape)}"
@@ -104,17 +104,17 @@ def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:
 
 def _depends(values: Tensor, tensors: list[Tensor]) -> bool:
     """Whether the graph of `values` reaches one of the tensors."""
-    wanted = {t.grad_fn for t in tensors} - {None}
+    nodes = {t.grad_fn for t in tensors} - {None}
     leaves = {id(t) for t in tensors if t.requires_grad and t.grad_fn is None}
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     stack = [values.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        if node in wanted or id(getattr(node, "variable", None)) in leaves:
+        if node in nodes or id(getattr(node, "variable", None)) in leaves:
             return True
-        seen.add(node)
+        visited.add(node)
         stack.extend(following for following, _ in node.next_functions)
     return any(values is t for t in tensors)
 
