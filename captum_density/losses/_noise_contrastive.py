@@ -28,7 +28,7 @@ class NoiseContrastiveLoss(DensityLoss):
     loss as well as the model, or each process learns a c of its own.
 
     Args:
-        noise: q, of one example: `noise.sample((n,))` has shape (n, *example) and `noise.log_prob` of it (n,). On the
+        noise: q, of one example: `noise.sample((n,))` has shape `(n, *example)` and `noise.log_prob` of it (n,). On the
             inputs' device. `torch.distributions.Independent` sums over an example's elements.
         ratio: nu, noise samples for each example, at least 1.
         n_classes: For a c of its own for each class, where targets are given; None for one c.

@@ -1,6 +1,6 @@
 """Real architectures with random weights, biases and batch statistics, so that completeness is not trivial.
 
-`python -m tests._linear.architectures` measures the README's completeness table.
+`python -m tests._linear.architectures` measures the table of `tutorials/guides/completeness.md`.
 """
 
 import argparse

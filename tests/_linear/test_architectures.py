@@ -1,4 +1,4 @@
-"""Completeness on real architectures, in float32 and float64: the README's table, held."""
+"""Completeness on real architectures, in float32 and float64: the table of `tutorials/guides/completeness.md`, held."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """How far attributions of a network and of its twin under a softmax shift differ: of its logits, and centered.
 
-`python -m tests.experiments.invariance` measures the README's table of them.
+`python -m tests.experiments.invariance` measures the table of `tutorials/guides/shifts.md`.
 """
 
 import argparse
