@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
+from captum_density._model.copies import Points
 from captum_density._model.generators import standard_noise
-from captum_density._model.outputs import Points
 
 __all__ = ["TraceEstimator", "check_noise", "displaced_values", "warn_if_flat"]
 

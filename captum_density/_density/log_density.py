@@ -11,28 +11,20 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
-from captum_density._model.captum import (
-    ExpansionTypes,
-    TargetType,
-    expand_target,
-)
-from captum_density._model.evaluation import (
-    DifferentiableNorms,
-    load_forward_mode,
-    refuse_reentrant_checkpoint,
-)
-from captum_density._model.outputs import Outputs, Points, gradients_of
+from captum_density._model.captum import TargetType
+from captum_density._model.copies import ModelOnCopies, Points, gradients_of
+from captum_density._model.evaluation import DifferentiableNorms, load_forward_mode
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import selected_output
 
 __all__ = ["LogDensity", "squared_norm"]
 
 
-class LogDensity(Outputs):
+class LogDensity(ModelOnCopies):
     """log p(x | y) = f_y(x) + const of a classifier's logits f, or log p(x) = logsumexp_i f_i(x) + const.
 
     A model with one output is an unnormalised log-density itself. What is measured in a batch of copies is the same as
-    one copy at a time: batch norm is fixed and autocast off within `opened`.
+    one copy at a time: batch norm is fixed and autocast off within `evaluation`.
 
     Args:
         forward_func: As Captum's.
@@ -57,11 +49,13 @@ class LogDensity(Outputs):
         max_examples_per_batch: int | None = None,
         marginal: bool = True,
     ) -> None:
-        super().__init__(forward_func, inputs, additional_forward_args, max_examples_per_batch=max_examples_per_batch)
-        self.target, self._marginal, self._lacks_forward_mode = target, marginal, False
+        super().__init__(
+            forward_func, inputs, target, additional_forward_args, max_examples_per_batch=max_examples_per_batch
+        )
+        self._marginal, self._lacks_forward_mode = marginal, False
 
     def moved(self, x: Tensor, target: Tensor | None) -> LogDensity:
-        """The same density at other examples, as many, and for other classes; opened as long as this one is."""
+        """The same density at other examples, as many, and for other classes; evaluated as long as this one is."""
         other = copy.copy(self)
         other.inputs, other.target = (x.detach(),), target
         return other
@@ -80,9 +74,9 @@ class LogDensity(Outputs):
         with torch.enable_grad():
             for chunk in self._chunks(points):
                 leaves = tuple(p.detach().clone().requires_grad_() for p in chunk)
-                found = self._values(tuple(leaf.clone() for leaf in leaves))  # which a model may write to
-                gradients.append(self._gradients(found, leaves, create_graph))
-                values.append(found if create_graph else found.detach())
+                value = self._values(tuple(leaf.clone() for leaf in leaves))  # which a model may write to
+                gradients.append(self._gradients(value, leaves, create_graph))
+                values.append(value if create_graph else value.detach())
         return torch.cat(values), tuple(torch.cat(parts) for parts in zip(*gradients, strict=True))
 
     def require_gradient(self) -> None:
@@ -99,7 +93,7 @@ class LogDensity(Outputs):
         By reverse mode twice where an operation has no forward mode, and with `create_graph`: the forward-mode formulas
         of logsumexp, softmax and others write in place, and have no further derivative.
         """
-        found = []
+        curvatures = []
         for chunk in self._chunks(directions):
             products = None
             if not create_graph and not self._lacks_forward_mode:
@@ -109,8 +103,8 @@ class LogDensity(Outputs):
                     raise
                 except (RuntimeError, NotImplementedError):  # what else is wrong shows again below
                     self._lacks_forward_mode = True
-            found.append(_inner(products or self._reverse_over_reverse(chunk, create_graph), chunk))
-        return torch.cat(found)
+            curvatures.append(_inner(products or self._reverse_over_reverse(chunk, create_graph), chunk))
+        return torch.cat(curvatures)
 
     def _forward_over_reverse(self, directions: Points) -> Points:
         load_forward_mode()
@@ -142,9 +136,9 @@ class LogDensity(Outputs):
         return gradients_of(values, points, create_graph)
 
     def _values(self, points: Points) -> Tensor:
-        copies = len(points[0])
-        target = expand_target(self.target, copies, expansion_type=ExpansionTypes.repeat)
-        output = self._run(points)
+        rows, flat = self._flat(points)
+        target = self.target_of(rows)
+        output = self.run(flat, rows)
         if target is None and self._marginal and isinstance(output, Tensor) and output.ndim > 1:
             if output[:1].numel() > output.shape[1]:
                 raise ValueError(
@@ -152,10 +146,9 @@ class LogDensity(Outputs):
                     "target, or pass a function that returns (N, C)"
                 )
             output = output.to(accumulation_dtype(output)).flatten(1).logsumexp(1)
-        selected = selected_output(output, target, copies * self.n)
-        if selected.requires_grad and self._modules is not None and self._modules.switched:
-            refuse_reentrant_checkpoint(selected)
-        return selected.to(accumulation_dtype(selected)).reshape(copies, self.n)
+        selected = selected_output(output, target, len(rows))
+        self._refuse_checkpoint(selected)
+        return selected.to(accumulation_dtype(selected)).reshape(points[0].shape[:2])
 
 
 def squared_norm(gradients: Points) -> Tensor:

@@ -39,7 +39,7 @@ def check_model(model: Any, name: str = "forward_func") -> None:
         raise TypeError(f"{name} must be a torch.nn.Module or a function, but is {what}{remedy}")
 
 
-def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, differentiable: bool = True) -> None:
     """Refuse, before anything runs, what no full gradient exists for.
 
     Raises:
@@ -49,7 +49,7 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> No
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs must be a tensor or a tuple of tensors, but input {i} is {type(x).__name__}")
-        if not x.is_floating_point():
+        if differentiable and not x.is_floating_point():
             raise TypeError(
                 f"input {i} has dtype {x.dtype}, which has no gradient; convert images to float, pass token ids "
                 "through additional_forward_args and their embeddings as inputs"

@@ -99,5 +99,5 @@ def hessian_trace(
         forward_func, inputs, target, additional_forward_args, max_examples_per_batch=max_examples_per_batch
     )
     differences = estimate.by_differences
-    with density.opened(twice=not differences, compared=differences), torch.set_grad_enabled(create_graph):
+    with density.evaluation(twice=not differences, compared=differences), torch.set_grad_enabled(create_graph):
         return estimate(density, None, create_graph=create_graph)

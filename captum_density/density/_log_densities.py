@@ -166,12 +166,12 @@ def marginal_score(
 
 
 def _values(density: LogDensity) -> Tensor:
-    with density.opened():
+    with density.evaluation():
         return density.values(density.points())[0]
 
 
 def _score(density: LogDensity, create_graph: bool) -> Any:
-    with density.opened(twice=create_graph):
+    with density.evaluation(twice=create_graph):
         _, gradients = density.scores(density.points(), create_graph=create_graph)
     parts = tuple(g[0] for g in gradients)
     return parts if density.is_tuple else parts[0]

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from captum_density._model.captum import TargetType
+from captum_density._model.copies import ModelOnCopies, Points, gradients_of
 from captum_density._model.modules import unwrap
-from captum_density._model.outputs import Outputs, Points, gradients_of
 from captum_density._model.precision import accumulation_dtype
-from captum_density.losses._density_loss import check_weight
+from captum_density.losses._density_loss import LossAndParts, check_weight
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows
 
@@ -97,7 +96,7 @@ class AttentionMapLoss(TransferLoss):
         self.jacobian_weight = jacobian_weight
         self.map_distance = self.jacobian_distance = None
 
-    def _ask(self, teacher: Outputs, target: TargetType) -> list[_Lesson]:
+    def _ask(self, teacher: ModelOnCopies) -> list[_Lesson]:
         with torch.enable_grad():
             leaves, maps = self._maps(teacher, 1)
             lessons = []
@@ -107,7 +106,7 @@ class AttentionMapLoss(TransferLoss):
                 lessons.append(_Lesson(attention.detach(), largest, gradient))
         return lessons
 
-    def _compare(self, student: Outputs, lesson: list[_Lesson], create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compare(self, student: ModelOnCopies, lesson: list[_Lesson], create_graph: bool) -> LossAndParts:
         dtype = accumulation_dtype(*student.inputs)
         of_maps, of_gradients = [], []
         with torch.set_grad_enabled(create_graph or self.jacobian_weight > 0):
@@ -125,7 +124,7 @@ class AttentionMapLoss(TransferLoss):
             loss = loss + self.jacobian_weight * parts["jacobian_distance"]
         return loss, parts
 
-    def _maps(self, model: Outputs, side: int) -> tuple[Points, list[Tensor]]:
+    def _maps(self, model: ModelOnCopies, side: int) -> tuple[Points, list[Tensor]]:
         """The inputs (N, ...) of a run, and the attention map (N, 1, *grid) of each of the layers on a side."""
         leaves = tuple(x.clone().requires_grad_(torch.is_grad_enabled()) for x in model.inputs)
         layers = [_found(model.forward_func, pair[side], ("student", "teacher")[side]) for pair in self._layers]

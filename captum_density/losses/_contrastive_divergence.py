@@ -10,9 +10,9 @@ from torch import Tensor
 
 from captum_density._density.langevin import Bounds, Langevin, check_bounds, check_steps
 from captum_density._density.log_density import LogDensity
-from captum_density._model.outputs import Points
+from captum_density._model.copies import Points
 from captum_density._model.validation import class_targets
-from captum_density.losses._density_loss import DensityLoss, check_weight
+from captum_density.losses._density_loss import DensityLoss, LossAndParts, check_weight
 
 __all__ = ["ContrastiveDivergenceLoss"]
 
@@ -108,7 +108,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         (x,) = self._one_input(density)
         if any(isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == density.n > 1 for arg in density.args or ()):
             raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_density._density.hessian_trace import check_noise
 from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density._model.generators import standard_noise
-from captum_density.losses._density_loss import DensityLoss
+from captum_density.losses._density_loss import DensityLoss, LossAndParts
 
 __all__ = ["DenoisingScoreMatchingLoss"]
 
@@ -60,7 +60,7 @@ class DenoisingScoreMatchingLoss(DensityLoss):
         self.noise_std, self.n_samples, self.generator = noise_std, n_samples, generator
         self.gradient_norm = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         noise = standard_noise(density.inputs, self.n_samples, "gaussian", self.generator)
         points = density.displaced(tuple(self.noise_std * u for u in noise))
         _, gradients = density.scores(points, create_graph=create_graph)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,10 @@ from captum_density._density.log_density import LogDensity
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import eager
 
-__all__ = ["DensityLoss", "check_weight"]
+__all__ = ["DensityLoss", "LossAndParts", "check_weight"]
+
+# The loss, and its parts by the name of the attribute that keeps them.
+LossAndParts: TypeAlias = tuple[Tensor, dict[str, Tensor]]
 
 
 class DensityLoss(nn.Module):
@@ -71,7 +74,7 @@ class DensityLoss(nn.Module):
             additional_forward_args,
             max_examples_per_batch=self.max_examples_per_batch,
         )
-        with density.opened(twice=self._twice, compared=self._compared):
+        with density.evaluation(twice=self._twice, compared=self._compared):
             create_graph = torch.is_grad_enabled()
             loss, parts = self._loss(density, create_graph)
         if create_graph:
@@ -80,8 +83,8 @@ class DensityLoss(nn.Module):
             setattr(self, name, part.detach())
         return loss
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts by the name of the attribute that keeps them."""
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+        """The loss of a batch under `evaluation`."""
         raise NotImplementedError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._model.captum import TargetType
-from captum_density._model.outputs import Outputs
+from captum_density._model.copies import ModelOnCopies
+from captum_density.losses._density_loss import LossAndParts
 from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["DistillationLoss"]
@@ -64,7 +64,7 @@ class DistillationLoss(TransferLoss):
         self.temperature = temperature
         self.agreement = None
 
-    def _ask(self, teacher: Outputs, target: TargetType) -> Tensor:
+    def _ask(self, teacher: ModelOnCopies) -> Tensor:
         with torch.no_grad():
             logits = teacher.outputs(teacher.points())[0]
         if logits.ndim != 2 or logits.shape[1] < 2:
@@ -73,7 +73,7 @@ class DistillationLoss(TransferLoss):
             )
         return logits
 
-    def _compare(self, student: Outputs, lesson: Tensor, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compare(self, student: ModelOnCopies, lesson: Tensor, create_graph: bool) -> LossAndParts:
         logits = student.outputs(student.points())[0]
         require_same_outputs(tuple(lesson.shape[1:]), tuple(logits.shape[1:]))
         # In double precision: at a high temperature the two are nearly the same, and what is left is multiplied.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator, displaced_values
 from captum_density._density.log_density import LogDensity
-from captum_density.losses._density_loss import DensityLoss, check_weight
+from captum_density.losses._density_loss import DensityLoss, LossAndParts, check_weight
 
 __all__ = ["FiniteDifferenceScoreMatchingLoss"]
 
@@ -74,7 +74,7 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
         self.stability = stability
         self.trace = self.gradient_norm = self.stability_penalty = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         variance = self.estimator.noise_std**2
         noise = tuple(self.estimator.noise_std * u for u in self.estimator.directions(density))
         plus, minus, middle = displaced_values(density, None, noise)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
 from captum_density._model.precision import accumulation_dtype
-from captum_density.losses._density_loss import DensityLoss
+from captum_density.losses._density_loss import DensityLoss, LossAndParts
 
 __all__ = ["FoolingLoss", "directions"]
 
@@ -106,7 +106,7 @@ class FoolingLoss(DensityLoss):
                 raise ValueError(f"map {i} is zero throughout, or contains NaN or infinity: it has no direction")
             self.register_buffer(f"map_{i}", m.detach().clone())
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         maps = self._maps(density.inputs)
         _, gradients = density.scores(density.points(), create_graph=create_graph)
         dtype = accumulation_dtype(*density.inputs)

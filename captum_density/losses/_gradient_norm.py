@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss
+from captum_density.losses._density_loss import DensityLoss, LossAndParts
 
 __all__ = ["GradientNormLoss"]
 
@@ -40,7 +40,7 @@ class GradientNormLoss(DensityLoss):
         super().__init__()
         self.gradient_norm = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         _, gradients = density.scores(density.points(), create_graph=create_graph)
         squared = squared_norm(gradients).mean()
         return 0.5 * squared, {"gradient_norm": squared.sqrt()}

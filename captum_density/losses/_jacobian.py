@@ -12,10 +12,11 @@ from torch import Tensor
 from captum_density._density.hessian_trace import check_noise
 from captum_density._density.log_density import squared_norm
 from captum_density._model.captum import TargetType
+from captum_density._model.copies import ModelOnCopies, Points
 from captum_density._model.generators import standard_noise
-from captum_density._model.outputs import Outputs, Points
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import selected_output
+from captum_density.losses._density_loss import LossAndParts
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows, require_same_outputs
 
@@ -104,15 +105,15 @@ class JacobianMatchingLoss(TransferLoss):
         if target is not None and self.output != "target":
             raise ValueError(f"a target is for output='target', and output is {self.output!r}; leave it out")
 
-    def _ask(self, teacher: Outputs, target: TargetType) -> _Lesson:
-        kept: list[Tensor] = []
+    def _ask(self, teacher: ModelOnCopies) -> _Lesson:
+        lesson: list[Tensor] = []
 
         def vectors(outputs: Tensor) -> Tensor:
-            kept.append(self._vectors(outputs, target))
-            return kept[0]
+            lesson.append(self._vectors(outputs, teacher.target))
+            return lesson[0]
 
         _, products = teacher.jacobian_products(vectors)
-        return _Lesson(kept[0], products)
+        return _Lesson(lesson[0], products)
 
     def _vectors(self, outputs: Tensor, target: TargetType) -> Tensor:
         """(K, N, ...) for the teacher's outputs (N, ...)."""
@@ -140,7 +141,7 @@ class JacobianMatchingLoss(TransferLoss):
             ) from error
         return torch.autograd.grad(selected.sum(), chosen)[0][None]
 
-    def _compare(self, student: Outputs, lesson: _Lesson, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compare(self, student: ModelOnCopies, lesson: _Lesson, create_graph: bool) -> LossAndParts:
         vectors, products = lesson
 
         def same(outputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from captum_density._density.log_density import LogDensity
 from captum_density._model.generators import seed_generators
 from captum_density._model.validation import class_targets
-from captum_density.losses._density_loss import DensityLoss
+from captum_density.losses._density_loss import DensityLoss, LossAndParts
 
 __all__ = ["NoiseContrastiveLoss"]
 
@@ -82,7 +82,7 @@ class NoiseContrastiveLoss(DensityLoss):
         self._has_classes = n_classes is not None
         self.accuracy = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         if len(density.inputs) != 1:
             raise ValueError(f"the noise is for one input, but there are {len(density.inputs)}; concatenate them")
         x, normalizer = density.inputs[0], self._normalizer(density)

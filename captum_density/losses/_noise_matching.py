@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from captum_density._density.hessian_trace import check_noise
-from captum_density._model.captum import TargetType
+from captum_density._model.copies import ModelOnCopies, Points
 from captum_density._model.generators import standard_noise
-from captum_density._model.outputs import Outputs, Points
 from captum_density._model.validation import check_limit
+from captum_density.losses._density_loss import LossAndParts
 from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["NoiseMatchingLoss"]
@@ -80,13 +80,13 @@ class NoiseMatchingLoss(TransferLoss):
         self.noise_std, self.n_samples, self.generator = noise_std, n_samples, generator
         self.agreement = None
 
-    def _ask(self, teacher: Outputs, target: TargetType) -> _Lesson:
+    def _ask(self, teacher: ModelOnCopies) -> _Lesson:
         noise = standard_noise(teacher.inputs, self.n_samples, "gaussian", self.generator)
         points = teacher.displaced(tuple(self.noise_std * u for u in noise))
         with torch.no_grad():
             return _Lesson(points, teacher.outputs(tuple(p.clone() for p in points)))  # which a model may write to
 
-    def _compare(self, student: Outputs, lesson: _Lesson, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compare(self, student: ModelOnCopies, lesson: _Lesson, create_graph: bool) -> LossAndParts:
         outputs = student.outputs(lesson.points)
         require_same_outputs(tuple(lesson.outputs.shape[2:]), tuple(outputs.shape[2:]))
         taught, learnt = (o.reshape(*o.shape[:2], -1) for o in (lesson.outputs, outputs))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss, check_weight
+from captum_density.losses._density_loss import DensityLoss, LossAndParts, check_weight
 
 __all__ = ["AntiScoreMatchingLoss", "ScoreMatchingLoss"]
 
@@ -89,7 +89,7 @@ class ScoreMatchingLoss(DensityLoss):
         self.trace = self.gradient_norm = self.stability_penalty = None
         self._twice, self._compared = True, self.estimator.by_differences
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         values, gradients = density.scores(density.points(), create_graph=create_graph)
         squared = squared_norm(gradients)[0]
         trace = self.estimator(density, values, create_graph=create_graph)
@@ -163,7 +163,7 @@ class AntiScoreMatchingLoss(DensityLoss):
         self.trace = None
         self._twice, self._compared = not self.estimator.by_differences, self.estimator.by_differences
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         trace = self.estimator(density, None, create_graph=create_graph)
         return -trace.clamp(max=self.threshold).mean(), {"trace": trace.mean()}
 

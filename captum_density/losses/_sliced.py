@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator, warn_if_flat
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss
+from captum_density.losses._density_loss import DensityLoss, LossAndParts
 
 __all__ = ["SlicedScoreMatchingLoss"]
 
@@ -64,7 +64,7 @@ class SlicedScoreMatchingLoss(DensityLoss):
         self.variance_reduced = variance_reduced
         self.trace = self.gradient_norm = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
         directions = self.estimator.directions(density)
         _, gradients = density.scores(density.points(), create_graph=create_graph)
         curvatures = density.curvatures(directions, create_graph=create_graph)

@@ -12,10 +12,11 @@ from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
 )
+from captum_density._model.copies import ModelOnCopies, Points
 from captum_density._model.evaluation import eager
 from captum_density._model.fixed_modules import evaluation_mode
-from captum_density._model.outputs import Outputs, Points
 from captum_density._model.validation import check_model
+from captum_density.losses._density_loss import LossAndParts
 
 __all__ = ["TransferLoss", "as_rows", "require_same_outputs"]
 
@@ -78,13 +79,15 @@ class TransferLoss(nn.Module):
         """
         self._check_target(target)
         student, teacher = (
-            Outputs(model, inputs, additional_forward_args, max_examples_per_batch=self.max_examples_per_batch)
+            ModelOnCopies(
+                model, inputs, target, additional_forward_args, max_examples_per_batch=self.max_examples_per_batch
+            )
             for model in (forward_func, self._teacher[0])
         )
         # First and by itself, as the two may share modules.
-        with evaluation_mode(teacher.forward_func), teacher.opened(twice=self._twice, compared=True):
-            lesson = self._ask(teacher, target)
-        with student.opened(twice=self._twice):
+        with evaluation_mode(teacher.forward_func), teacher.evaluation(twice=self._twice, compared=True):
+            lesson = self._ask(teacher)
+        with student.evaluation(twice=self._twice):
             create_graph = torch.is_grad_enabled()
             loss, parts = self._compare(student, lesson, create_graph)
         if create_graph:
@@ -97,12 +100,12 @@ class TransferLoss(nn.Module):
         if target is not None:
             raise ValueError(f"{type(self).__name__} needs no label, so that a target has no meaning; leave it out")
 
-    def _ask(self, teacher: Outputs, target: TargetType) -> Any:
+    def _ask(self, teacher: ModelOnCopies) -> Any:
         """What the student is compared with; nothing in it carries a graph."""
         raise NotImplementedError
 
-    def _compare(self, student: Outputs, lesson: Any, create_graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts by the name of the attribute that keeps them."""
+    def _compare(self, student: ModelOnCopies, lesson: Any, create_graph: bool) -> LossAndParts:
+        """The loss of a batch under `evaluation`."""
         raise NotImplementedError
 
 

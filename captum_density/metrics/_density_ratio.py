@@ -12,8 +12,8 @@ from torch import Tensor
 from captum_density._density.hessian_trace import check_noise
 from captum_density._density.log_density import LogDensity
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.copies import Points
 from captum_density._model.generators import standard_noise
-from captum_density._model.outputs import Points
 
 __all__ = ["density_ratio"]
 
@@ -89,7 +89,7 @@ def density_ratio(
     stds = _standard_deviations(noise_std)
     if perturb_func is not None and generator is not None:
         raise ValueError("a perturb_func draws its own numbers; leave generator out")
-    with density.opened(compared=True), torch.no_grad():
+    with density.evaluation(compared=True), torch.no_grad():
         displaced: Iterable[Points]
         if perturb_func is not None:
             with torch.enable_grad():  # of which an adversarial perturbation is made

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._classified import Classifier
+from captum_density.metrics._classifier import Classifier
 from captum_density.samplers import Samples
 
 __all__ = ["GanTest", "gan_test"]
@@ -72,8 +72,7 @@ def gan_test(
         tensor([ True,  True, False])
     """
     samples = samples.samples if isinstance(samples, Samples) else samples
-    xs = samples if isinstance(samples, tuple) else (samples,)
-    classifier = Classifier(proxy, xs, target, additional_forward_args, max_examples_per_batch)
+    classifier = Classifier(proxy, samples, target, additional_forward_args, max_examples_per_batch)
     # Copies, as a proxy may write to what it is given.
-    correct, probability = classifier(tuple(x.detach().clone()[None] for x in xs))
+    correct, probability = classifier(tuple(x.detach().clone()[None] for x in classifier.inputs))
     return GanTest(correct[0], probability[0])

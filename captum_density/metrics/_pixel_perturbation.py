@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.validation import expanded_baselines
-from captum_density.metrics._classified import Classifier
+from captum_density.metrics._classifier import Classifier
 from captum_density.metrics._masks import ranks, top_count
 
 __all__ = ["PixelPerturbation", "pixel_perturbation"]
@@ -97,8 +97,8 @@ def pixel_perturbation(
         >>> result.correct[:, 0].tolist(), round(result.accuracy_area.item(), 4)
         ([False, True, True], 0.75)
     """
-    xs, maps = (given if isinstance(given, tuple) else (given,) for given in (inputs, attributions))
-    classifier = Classifier(forward_func, xs, target, additional_forward_args, max_examples_per_batch)
+    classifier = Classifier(forward_func, inputs, target, additional_forward_args, max_examples_per_batch)
+    xs, maps = classifier.inputs, attributions if isinstance(attributions, tuple) else (attributions,)
     _check_choices(channels, keep)
     kept_fractions = _checked_fractions(fractions)
     fills = expanded_baselines(baselines, xs)

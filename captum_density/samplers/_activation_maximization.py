@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_density._density.langevin import Bounds, Step, check_bounds, check_steps, within
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density._model.outputs import Points
+from captum_density._model.copies import Points
 from captum_density.samplers._samples import Sampler
 
 __all__ = ["ActivationMaximization"]

@@ -75,7 +75,7 @@ class Sampler:
             AssertionError: Captum's own, for a target that does not fit.
         """
         density = LogDensity(self.forward_func, initial, target, additional_forward_args)
-        with density.opened(compared=self._compared):
+        with density.evaluation(compared=self._compared):
             accepted = torch.zeros(density.n, dtype=torch.float64, device=density.inputs[0].device)
             points = density.points()
             kept = [points]

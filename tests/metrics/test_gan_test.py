@@ -129,7 +129,7 @@ def test_masked_classes_are_no_error():
         ({"samples": torch.ones(0, 4)}, ValueError, "at least one example"),
         ({"samples": torch.ones(3, 4) * torch.nan}, ValueError, "NaN"),
         ({"samples": torch.ones(3, 4).int()}, TypeError, "int32"),
-        ({"samples": [torch.ones(3, 4)]}, TypeError, "input 0 is list"),
+        ({"samples": [torch.ones(3, 4)]}, TypeError, "tuple of tensors, but is list"),
         ({"samples": (torch.ones(3, 4), torch.ones(2, 4))}, ValueError, "input 1 holds 2"),
         ({"samples": ()}, TypeError, "non-empty"),
         ({"proxy": "model"}, TypeError, "str"),

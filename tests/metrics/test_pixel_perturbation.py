@@ -331,7 +331,7 @@ IMAGE = torch.ones(2, 1, 2, 2)
         ({"attributions": IMAGE.int()}, TypeError, "attributions must be floating-point"),
         ({"attributions": (IMAGE, IMAGE)}, ValueError, "each of 1 inputs, but there are 2"),
         ({"attributions": IMAGE.numpy()}, TypeError, "attributions must be floating-point tensors"),
-        ({"inputs": IMAGE.numpy()}, TypeError, "input 0 is ndarray"),
+        ({"inputs": IMAGE.numpy()}, TypeError, "tuple of tensors, but is ndarray"),
         ({"inputs": ()}, TypeError, "non-empty tuple"),
         ({"inputs": IMAGE.int()}, TypeError, "no gradient|floating"),
         ({"inputs": torch.ones(2, 2), "attributions": torch.ones(2, 2)}, ValueError, "no channels; .*'singly'"),

@@ -11,23 +11,17 @@ import torch
 from torch import Tensor
 
 from captum_density._model.attribution import attribute_function, attribution_maker, parameters_of
-from captum_density._model.captum import TargetType, format_additional_forward_args, run_forward
-from captum_density._model.evaluation import full_precision, refuse_random_numbers
+from captum_density._model.batch import ModelOnBatch
+from captum_density._model.captum import TargetType
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.generators import replayable
-from captum_density._model.validation import (
-    check_limit,
-    check_model,
-    expanded_baselines,
-    selected_output,
-    validate_inputs,
-)
+from captum_density._model.validation import expanded_baselines
 from captum_density.metrics._explained import flat
 
 __all__ = ["FeatureVectors", "attribute_of", "explaining", "quotient"]
 
 
-class FeatureVectors:
+class FeatureVectors(ModelOnBatch):
     """N examples as vectors of d features, all inputs side by side, and their baselines.
 
     Args:
@@ -39,8 +33,8 @@ class FeatureVectors:
         max_examples_per_batch: How many points run at once; None for N.
 
     Raises:
-        TypeError: A model that cannot be called, inputs that are not floating-point.
-        ValueError: Inputs that are empty, NaN or infinite, baselines that do not fit, a limit below 1.
+        TypeError: As `ModelOnBatch`.
+        ValueError: As `ModelOnBatch`; inputs without features, baselines that do not fit.
     """
 
     def __init__(
@@ -52,30 +46,26 @@ class FeatureVectors:
         target: TargetType,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        check_model(model, "the network")
-        self.is_tuple = isinstance(inputs, tuple)
-        self._parts: tuple[Tensor, ...] = inputs if self.is_tuple else (inputs,)
-        if not self._parts:
-            raise TypeError("inputs must be a tensor or a non-empty tuple of tensors")
-        check_limit(max_examples_per_batch)
-        validate_inputs(model, self._parts)
-        if any(x[0].numel() == 0 for x in self._parts):
+        super().__init__(
+            model,
+            inputs,
+            target,
+            additional_forward_args,
+            max_examples_per_batch=max_examples_per_batch,
+            name="the network",
+        )
+        if any(x[0].numel() == 0 for x in self.inputs):
             raise ValueError("the inputs have no features")
-        self.model = model
-        self.n = len(self._parts[0])
         self._user_baselines = baselines
-        self.x = _joined(self._parts)
-        self.baselines = _joined(expanded_baselines(baselines, self._parts))
+        self.x = _joined(self.inputs)
+        self.baselines = _joined(expanded_baselines(baselines, self.inputs))
         self.d = self.x.shape[1]
-        self.rows = torch.arange(self.n, device=self.x.device)
-        self._args = format_additional_forward_args(additional_forward_args)
-        self._target = target
-        self._size = max_examples_per_batch or self.n
+        self.rows = torch.arange(self.n, device=self.device)
 
     @property
     def eps(self) -> float:
         """Of the least precise input."""
-        return max(torch.finfo(x.dtype).eps for x in self._parts)
+        return max(torch.finfo(x.dtype).eps for x in self.inputs)
 
     def outputs(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """f at points, (R,) in double precision.
@@ -87,13 +77,10 @@ class FeatureVectors:
         Raises:
             ValueError: The output is not finite, or the model draws random numbers or changes itself.
         """
-        outputs = []
-        with torch.no_grad(), full_precision(points.device), fixed_modules(self.model, compared=True):
-            for chunk, part in self._chunks(points, rows):
-                with refuse_random_numbers(points):
-                    output = run_forward(self.model, self._split(chunk), None, self._args_of(part))
-                outputs.append(selected_output(output, self._target_of(part), len(chunk)).double())
-        values = torch.cat(outputs)
+        rows = self.rows if rows is None else rows
+        with torch.no_grad(), self.evaluation(compared=True):
+            parts = self.parts(len(rows), unlimited=self.n)
+            values = torch.cat([self.selected(self._split(points[part]), rows[part]).double() for part in parts])
         if not bool(values.isfinite().all()):
             raise ValueError("the network's output contains NaN or infinity, with which nothing can be compared")
         return values
@@ -113,9 +100,10 @@ class FeatureVectors:
             ValueError: Attributions of another shape than the inputs', NaN or infinite.
             TypeError: The function returns no tensors.
         """
+        rows = self.rows if rows is None else rows
         attributions = []
-        for chunk, part in self._chunks(points, rows):
-            a = self.attributions_at_once(attribute, chunk, part, options)
+        for part in self.parts(len(rows), unlimited=self.n):
+            a = self.attributions_at_once(attribute, points[part], rows[part], options)
             if a.shape[1] != self.d:
                 raise ValueError(
                     f"there must be an attribution of each of {self.d} features, but there are {a.shape[1]}"
@@ -132,40 +120,18 @@ class FeatureVectors:
         more: dict[str, Any] = {}
         # None is what they default to; but a baseline has to be the one that is meant.
         if "baselines" in parameters or (takes_any and self._user_baselines is not None):
-            more["baselines"] = self._in_users_form(self._split(self.baselines[rows]))
-        for name, value in (("target", self._target_of(rows)), ("additional_forward_args", self._args_of(rows))):
+            more["baselines"] = self.in_form(self._split(self.baselines[rows]))
+        for name, value in (("target", self.target_of(rows)), ("additional_forward_args", self.args_of(rows))):
             if value is not None and (name in parameters or takes_any):
                 more[name] = value
-        return flat(attribute(self._in_users_form(self._split(points)), **more, **options), len(points))
-
-    def _in_users_form(self, parts: tuple[Tensor, ...]) -> Any:
-        return parts if self.is_tuple else parts[0]
+        return flat(attribute(self.in_form(self._split(points)), **more, **options), len(points))
 
     def _split(self, points: Tensor) -> tuple[Tensor, ...]:
         """In the inputs' form; copies, as a method may write to what it is given."""
-        parts = points.split([x[0].numel() for x in self._parts], dim=1)
+        parts = points.split([x[0].numel() for x in self.inputs], dim=1)
         return tuple(
             part.to(x.dtype, copy=True).reshape(len(points), *x.shape[1:])
-            for part, x in zip(parts, self._parts, strict=True)
-        )
-
-    def _chunks(self, points: Tensor, rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = self.rows if rows is None else rows
-        return zip(points.split(self._size), rows.split(self._size), strict=True)
-
-    def _target_of(self, rows: Tensor) -> TargetType:
-        target = self._target
-        if isinstance(target, Tensor) and target.ndim > 0 and len(target) == self.n and target.numel() > 1:
-            return target[rows.to(target.device)]
-        if isinstance(target, list) and len(target) == self.n:
-            return [target[i] for i in rows.tolist()]
-        return target
-
-    def _args_of(self, rows: Tensor) -> Any:
-        if self._args is None:
-            return None
-        return tuple(
-            a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == self.n else a for a in self._args
+            for part, x in zip(parts, self.inputs, strict=True)
         )
 
 

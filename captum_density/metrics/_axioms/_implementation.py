@@ -78,7 +78,7 @@ def implementation_gap(
     with explaining(model, device) as rewind, explaining(rewritten, device):
         for vectors in both:
             rewind()
-            attribute = attribute_function(make(vectors.model), "make_attribution(model)")
+            attribute = attribute_function(make(vectors.forward_func), "make_attribution(model)")
             with runs(model) as model_runs, runs(rewritten) as rewritten_runs:
                 attributions.append(vectors.attributions_at_once(attribute, vectors.x, vectors.rows, kwargs))
     if model_runs and not rewritten_runs:

@@ -1,0 +1,181 @@
+"""A user's model on a batch of examples: what a call of Captum names, rows of it, and what has to hold as it runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from captum_density._model.captum import (
+    TargetType,
+    format_additional_forward_args,
+    format_tensor_into_tuples,
+    run_forward,
+)
+from captum_density._model.evaluation import full_precision, refuse_random_numbers
+from captum_density._model.fixed_modules import FixedModules, fixed_modules
+from captum_density._model.validation import check_limit, check_model, selected_output, validate_inputs
+
+__all__ = ["ModelOnBatch", "Rows", "rows_of"]
+
+# Which examples, in any order and as often as wanted.
+Rows: TypeAlias = Tensor | slice
+
+_ALL = slice(None)
+
+B = TypeVar("B", bound="ModelOnBatch")
+
+
+class ModelOnBatch:
+    """A model, N examples, and what else a call of the model takes.
+
+    Args:
+        forward_func: A module or a function.
+        inputs: Tensor (N, ...) or tuple of such.
+        target: As Captum's.
+        additional_forward_args: As Captum's. Tensors of N rows hold one for each example, all else is for all of them.
+        max_examples_per_batch: As Captum's: How many examples, or versions of them, run at once; None for all.
+        differentiable: Whether the inputs have to be floating-point, as for gradients.
+        name: What the caller calls the model, for messages.
+
+    Raises:
+        TypeError: A model that cannot be called; inputs that are no tensors, or not floating-point.
+        ValueError: Inputs that are empty, unequally many, NaN or infinite, or on another device than the model; a limit
+            below 1.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Any,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        max_examples_per_batch: int | None = None,
+        differentiable: bool = True,
+        name: str = "forward_func",
+    ) -> None:
+        check_model(forward_func, name)
+        check_limit(max_examples_per_batch)
+        if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
+            raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
+        self.is_tuple = isinstance(inputs, tuple)
+        self.inputs: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        validate_inputs(forward_func, self.inputs, differentiable=differentiable)
+        self.forward_func, self.target = forward_func, target
+        self.args: tuple[Any, ...] | None = format_additional_forward_args(additional_forward_args)
+        self.limit = max_examples_per_batch
+        self._compared = False
+        self._modules: FixedModules | None = None
+
+    @property
+    def n(self) -> int:
+        """How many examples there are."""
+        return len(self.inputs[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Of the inputs."""
+        return self.inputs[0].device
+
+    def in_form(self, parts: tuple[Any, ...]) -> Any:
+        """A tuple of one part for each input, or the one part where the inputs are a tensor."""
+        return parts if self.is_tuple else parts[0]
+
+    def at(self: B, rows: Rows) -> B:
+        """The same model on some of the examples."""
+        other = copy.copy(self)
+        other.inputs, other.target, other.args = self.inputs_of(rows), self.target_of(rows), self.args_of(rows)
+        return other
+
+    def inputs_of(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Some of the examples."""
+        return tuple(rows_of(x, rows) for x in self.inputs)
+
+    def target_of(self, rows: Rows) -> TargetType:
+        """The target of some of the examples.
+
+        Raises:
+            AssertionError: As Captum's: A target for each of another number of examples.
+        """
+        target = self.target
+        if not isinstance(target, list) and (not isinstance(target, Tensor) or target.numel() == 1):
+            return target
+        assert len(target) == self.n, f"target must be one, or one for each of {self.n} examples, not {len(target)}"
+        if isinstance(target, Tensor):
+            return rows_of(target, rows)
+        return target[rows] if isinstance(rows, slice) else [target[row] for row in rows.tolist()]
+
+    def args_of(self, rows: Rows) -> tuple[Any, ...] | None:
+        """The additional arguments of some of the examples."""
+        if self.args is None:
+            return None
+        return tuple(
+            rows_of(a, rows) if isinstance(a, Tensor) and a.ndim and len(a) == self.n else a for a in self.args
+        )
+
+    def parts(self, count: int | None = None, *, unlimited: int | None = None) -> Iterator[slice]:
+        """Slices of examples, or of so many versions of them, none longer than the limit, or `unlimited` without."""
+        count = self.n if count is None else count
+        size = self.limit or unlimited or count
+        return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+    @contextmanager
+    def evaluation(self, *, compared: bool = False) -> Iterator[None]:
+        """Within, it runs in full precision, with batch norm fixed, and nothing that a run does to the model lasts.
+
+        So one example's output depends neither on the others nor on how often it was asked for.
+
+        Args:
+            compared: Whether values are compared, so that a model that draws random numbers is refused.
+
+        Raises:
+            ValueError: Batch norm without running statistics; where values are compared, a model that changes itself.
+        """
+        with ExitStack() as stack:
+            gradients = torch.is_grad_enabled()
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(gradients))  # leaving inference mode enables them
+            stack.enter_context(full_precision(self.device))
+            self._modules = stack.enter_context(fixed_modules(self.forward_func, compared=compared))
+            self._compared = compared
+            stack.callback(setattr, self, "_compared", False)
+            yield
+
+    def run(self, inputs: tuple[Tensor, ...] | None = None, rows: Rows = _ALL) -> Any:
+        """What the model returns.
+
+        Args:
+            inputs: Versions of examples, (R, ...) each; None for the examples themselves.
+            rows: Of which example each is a version; all, in turn, where it is left out.
+
+        Raises:
+            ValueError: The model draws random numbers, where values are compared.
+        """
+        inputs = self.inputs_of(rows) if inputs is None else inputs
+        with refuse_random_numbers(inputs[0]) if self._compared else nullcontext():
+            return run_forward(self.forward_func, inputs, None, self.args_of(rows))
+
+    def selected(self, inputs: tuple[Tensor, ...] | None = None, rows: Rows = _ALL) -> Tensor:
+        """The target's output, (R,).
+
+        Args:
+            inputs: As `run`.
+            rows: As `run`.
+
+        Raises:
+            TypeError: The model returned no tensor.
+            ValueError: The examples do not come first, and as `run`.
+            AssertionError: Captum's own, for a target that does not fit.
+        """
+        inputs = self.inputs_of(rows) if inputs is None else inputs
+        return selected_output(self.run(inputs, rows), self.target_of(rows), len(inputs[0]))
+
+
+def rows_of(values: Tensor, rows: Rows) -> Tensor:
+    """Some rows of a tensor, wherever the indices are."""
+    return values[rows] if isinstance(rows, slice) else values[rows.to(values.device)]

@@ -1,0 +1,129 @@
+"""A model on a batch: rows of everything a call takes, the form of the inputs, and what has to hold as it runs."""
+
+import pytest
+import torch
+from captum.attr import Saliency
+from torch import nn
+from torch.testing import assert_close
+
+from captum_density._model.batch import ModelOnBatch
+from captum_density._model.copies import ModelOnCopies
+
+A, B = torch.randn(3, 4), torch.randn(3, 2)
+MASK, SCALE = torch.rand(3, 4), torch.rand(4)
+
+
+def model(a, b, mask, scale, power):
+    return torch.stack([(a * mask * scale).pow(power).sum(1), b.sum(1)], 1)
+
+
+def batch(**options):
+    return ModelOnBatch(model, (A, B), [0, 1, 0], (MASK, SCALE, 3), **options)
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([2, 0, 0]), torch.tensor([1]), slice(1, 3)])
+def test_rows_of_everything(rows):
+    own = batch()
+    outputs = model(A, B, MASK, SCALE, 3)
+    assert_close(own.run(rows=rows), outputs[rows])
+    expected = outputs[torch.arange(3), torch.tensor([0, 1, 0])][rows]
+    assert_close(own.selected(rows=rows), expected)
+    assert_close(own.at(rows).selected(), expected)
+    versions = tuple(2 * x for x in own.inputs_of(rows))
+    assert_close(own.selected(versions, rows), model(2 * A, 2 * B, MASK, SCALE, 3)[torch.arange(3), [0, 1, 0]][rows])
+    assert own.at(rows).n == len(A[rows])
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (1, 1),
+        ((0, 1), (0, 1)),
+        (torch.tensor(2), torch.tensor(2)),
+        (torch.tensor([2]), torch.tensor([2])),
+        (torch.tensor([0, 1, 2]), torch.tensor([2, 0])),
+        ([0, 1, 2], [2, 0]),
+        ([(0, 1), (1, 1), (2, 1)], [(2, 1), (0, 1)]),
+        (None, None),
+    ],
+)
+def test_every_form_of_a_target(target, expected):
+    own = ModelOnBatch(model, A, target)
+    rows = own.target_of(torch.tensor([2, 0]))
+    assert torch.equal(rows, expected) if isinstance(expected, torch.Tensor) else rows == expected
+
+
+@pytest.mark.parametrize("target", [[0, 1], torch.tensor([0, 1]), [0] * 6])
+def test_a_target_of_other_examples(target):
+    own = ModelOnCopies(lambda x: x, A, target)
+    with pytest.raises(AssertionError, match="one for each of 3 examples"):
+        own.target_of(torch.arange(3).repeat(2))
+
+
+def test_form_and_parts():
+    assert batch().in_form((1, 2)) == (1, 2) and ModelOnBatch(model, A).in_form((1,)) == 1
+    assert [*batch(max_examples_per_batch=2).parts()] == [slice(0, 2), slice(2, 3)]
+    assert [*batch().parts(7)] == [slice(0, 7)]
+    assert [*batch().parts(7, unlimited=3)] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+
+
+def test_within_an_evaluation_nothing_depends_on_the_batch_and_after_it_nothing_lasts():
+    norm = nn.BatchNorm1d(4)
+    mean, own = norm.running_mean.clone(), ModelOnBatch(norm, A)
+    with torch.autocast("cpu"), own.evaluation():
+        assert not torch.is_autocast_enabled("cpu")
+        assert_close(own.run(rows=slice(1)), own.run()[:1])
+    assert norm.training and torch.equal(norm.running_mean, mean)
+    with pytest.raises(KeyError), own.evaluation():
+        raise KeyError
+    assert norm.training
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradients_are_on_or_off_as_before_and_inference_mode_is_left(enabled):
+    own = batch()
+    with torch.set_grad_enabled(enabled), own.evaluation():
+        assert torch.is_grad_enabled() == enabled
+    with torch.inference_mode(), own.evaluation():
+        assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+
+
+def test_random_numbers_are_refused_where_values_are_compared():
+    own = ModelOnBatch(nn.Dropout(), A)
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"), own.evaluation(compared=True):
+        own.run()
+    assert torch.equal(torch.get_rng_state(), state)
+    with own.evaluation():
+        own.run()
+    own.run()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((nn.Linear, A), {}, TypeError, "the judge must be .* make an object of it"),
+        ((Saliency(model), A), {}, TypeError, "pass the model that it explains"),
+        ((model, [A]), {}, TypeError, "a non-empty tuple of tensors, but is list"),
+        ((model, (A, B[:2])), {}, ValueError, "input 1 holds 2 examples, input 0 holds 3"),
+        ((model, A.long()), {}, TypeError, "convert images to float"),
+        ((model, A), {"max_examples_per_batch": 0}, ValueError, "at least 1"),
+    ],
+)
+def test_what_is_refused(arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        ModelOnBatch(*arguments, name="the judge", **options)
+
+
+def test_token_ids_need_no_gradient():
+    ids = torch.tensor([[1, 2], [0, 3]])
+    own = ModelOnBatch(nn.Embedding(4, 5), ids, differentiable=False)
+    assert own.run(rows=torch.tensor([1])).shape == (1, 2, 5)
+
+
+def test_copies_take_the_arguments_of_their_examples():
+    own = ModelOnCopies(model, (A, B), None, (MASK, SCALE, 3))
+    points = own.displaced(tuple(torch.randn(2, *x.shape) for x in (A, B)))
+    outputs = own.outputs(points)
+    for copy, *inputs in zip(outputs, *points, strict=True):
+        assert_close(copy, model(*inputs, MASK, SCALE, 3))
