@@ -91,7 +91,9 @@ def synthetic_model(
     return adversarial_fit(perceptron, distinct(signal_blocks), norm=norm, radius=radius, fit=SYNTHETIC, seed=seed)
 
 
-def synthetic_diff_roar(seed: int, runs: int = 3) -> RetrainingResult:
+def synthetic_diff_roar(
+    seed: int, runs: int = 3, fractions: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.8)
+) -> RetrainingResult:
     """DiffROAR where the signal may be in any block."""
     train, test = (feature_leakage(n, D, signal_blocks=D, seed=2 * seed + i) for i, n in enumerate((1000, 500)))
     models = {"standard": 0.0, "robust": LINF}
@@ -101,7 +103,7 @@ def synthetic_diff_roar(seed: int, runs: int = 3) -> RetrainingResult:
         (train.inputs, train.labels),
         (test.inputs, test.labels),
         attributions,
-        fractions=(0.1, 0.2, 0.3, 0.5, 0.8),
+        fractions=fractions,
         runs=runs,
         controls=("random",),
         seed=seed,
