@@ -116,6 +116,12 @@ def test_public_module_lists_its_names(module_name):
     assert defined <= set(exported), f"public by name and not in __all__: {defined - set(exported)}"
 
 
+@pytest.mark.parametrize("module_name", [name for name in PUBLIC if name != "captum_density"])
+def test_dir_shows_public_names_only(module_name):
+    module = importlib.import_module(module_name)
+    assert dir(module) == sorted(module.__all__)
+
+
 def test_every_public_name_has_one_path():
     paths: dict[str, list[str]] = {}
     for module_name in PUBLIC:

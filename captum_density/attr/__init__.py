@@ -29,3 +29,7 @@ __all__ = [
     "StraightPath",
     "erase_attention",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from captum.attr import Attribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_density._attention import AttentionCalls, Observed, Place, find_layer, logits_of, places
@@ -16,10 +15,12 @@ from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
+    log_usage,
     run_forward,
 )
 from captum_density._model.validation import selected_output
 from captum_density.attr._common import as_tuple
+from captum_density.attr._repr import shown
 
 __all__ = ["AttentionGradient", "AttentionWeights"]
 
@@ -27,7 +28,22 @@ Heads = int | Literal["mean", "all"]
 Query = Place | Literal["mean", "all"]
 
 
-class AttentionWeights(Attribution):
+class _LayerAttention(Attribution):
+    """A model and its layer that attends."""
+
+    def __init__(self, model: Callable[..., Any], layer: str | nn.Module) -> None:
+        self._model, self.layer = find_layer(model, layer)
+        super().__init__(model)
+
+    def __repr__(self) -> str:
+        return shown(self, self.forward_func, **self._settings())
+
+    def _settings(self) -> dict[str, object]:
+        modules = self._model.named_modules() if isinstance(self._model, nn.Module) else ()
+        return {"layer": next((name for name, module in modules if module is self.layer), self.layer)}
+
+
+class AttentionWeights(_LayerAttention):
     """The attention weights of one layer, as attributions of the positions that its queries attend to.
 
     They are read as the model runs, from a softmax of scores, `scaled_dot_product_attention` or
@@ -58,10 +74,6 @@ class AttentionWeights(Attribution):
         >>> weights.shape, torch.allclose(weights.sum(1), torch.ones(3))
         (torch.Size([3, 5]), True)
     """
-
-    def __init__(self, model: Callable[..., Any], layer: str | nn.Module) -> None:
-        self._model, self.layer = find_layer(model, layer)
-        super().__init__(model)
 
     @log_usage()
     def attribute(
@@ -100,7 +112,7 @@ class AttentionWeights(Attribution):
             return _reduced(attention.weights, query, heads)
 
 
-class AttentionGradient(AttentionWeights):
+class AttentionGradient(_LayerAttention):
     r"""Attention weights times the gradient of an output by them: \alpha_i \partial f / \partial \alpha_i.
 
     To first order, how much the output falls when weight i is taken away and the others are left as they are. The
@@ -128,6 +140,9 @@ class AttentionGradient(AttentionWeights):
     def __init__(self, model: Callable[..., Any], layer: str | nn.Module, multiply_by_weights: bool = True) -> None:
         super().__init__(model, layer)
         self.multiply_by_weights = multiply_by_weights
+
+    def _settings(self) -> dict[str, object]:
+        return super()._settings() | {"multiply_by_weights": self.multiply_by_weights}
 
     @log_usage()
     def attribute(

@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_density._linear.sweep import Reduction, Sweep, sweep
 from captum_density._model.captum import TargetType, format_output, format_tensor_into_tuples
 from captum_density._model.validation import check_model
+from captum_density.attr._repr import shown
 
 __all__ = ["FullGradAttribution", "as_tuple", "finish"]
 
@@ -43,12 +44,7 @@ class FullGradAttribution(GradientAttribution):
         super().__init__(model)
 
     def __repr__(self) -> str:
-        model = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
-        return f"{type(self).__name__}({', '.join([model, *self._settings()])})"
-
-    def _settings(self) -> list[str]:
-        """What `repr` shows beside the model."""
-        return []
+        return shown(self, self.forward_func)
 
     @property
     def multiplies_by_inputs(self) -> bool:

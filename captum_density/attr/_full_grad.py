@@ -11,15 +11,15 @@ from collections.abc import Callable
 from typing import Any, Literal, NoReturn, overload
 
 import torch
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_density._linear.maps import AllTerms, SaliencyMaps, SignedMaps, SimpleSaliencyMaps
 from captum_density._linear.sweep import per_example
-from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples, log_usage
 from captum_density._model.precision import accumulation_dtype
 from captum_density.attr._common import FullGradAttribution, as_tuple, finish
 from captum_density.attr._full_gradients import FullGradients
+from captum_density.attr._repr import shown
 
 __all__ = ["FullGrad", "SimpleFullGrad"]
 
@@ -68,8 +68,8 @@ class FullGrad(FullGradAttribution):
         super().__init__(model, *layer, forward_func=forward_func)
         self.complete = complete
 
-    def _settings(self) -> list[str]:
-        return [f"complete={self.complete}"]
+    def __repr__(self) -> str:
+        return shown(self, self.forward_func, complete=self.complete)
 
     def has_convergence_delta(self) -> bool:
         """True for `complete=True`, whose delta is the sum minus f(x); the saliency map is not a sum."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from captum.attr import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_density._model.captum import (
@@ -19,11 +18,13 @@ from captum_density._model.captum import (
     expand_additional_forward_args,
     expand_target,
     format_additional_forward_args,
+    log_usage,
 )
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model, expanded_baselines, validate_inputs
 from captum_density.attr._common import as_tuple, finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
+from captum_density.attr._repr import shown
 
 __all__ = ["PathIntegratedGradients"]
 
@@ -73,6 +74,9 @@ class PathIntegratedGradients(GradientAttribution):
         self.path = StraightPath() if path is None else path if isinstance(path, Path) else FunctionPath(path)
         self._multiply_by_inputs = multiply_by_inputs
 
+    def __repr__(self) -> str:
+        return shown(self, self.forward_func, path=self.path, multiply_by_inputs=self._multiply_by_inputs)
+
     @property
     def multiplies_by_inputs(self) -> bool:
         """Whether attributions are in units of the output."""
@@ -81,6 +85,33 @@ class PathIntegratedGradients(GradientAttribution):
     def has_convergence_delta(self) -> bool:
         """Whether there is one: with `multiply_by_inputs`, whose attributions sum to f(x) - f(x')."""
         return self._multiply_by_inputs
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: Literal[False] = False,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        *,
+        return_convergence_delta: Literal[True],
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
 
     @log_usage()
     def attribute(

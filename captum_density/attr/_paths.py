@@ -12,6 +12,7 @@ import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
 from captum_density._model.evaluation import load_forward_mode
+from captum_density.attr._repr import shown
 
 __all__ = ["FunctionPath", "Leg", "Path", "PiecewiseLinearPath", "PowerPath", "StraightPath"]
 
@@ -40,6 +41,9 @@ class Path(ABC):
 
     Baselines and inputs are tuples of tensors (N, ...), and each result has a tensor for each of them.
     """
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @abstractmethod
     def points(self, alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
@@ -148,6 +152,9 @@ class PowerPath(Path):
             )
         self._one = not isinstance(powers, tuple)
 
+    def __repr__(self) -> str:
+        return shown(self, self.powers)
+
     def points(self, alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
         """gamma at S numbers alpha, (S, N, ...)."""
         powers = self._powers(inputs)
@@ -206,6 +213,9 @@ class PiecewiseLinearPath(Path):
         if len({len(w) for w in self.waypoints}) > 1:
             counts = ", ".join(str(len(w)) for w in self.waypoints)
             raise ValueError(f"waypoints are as many for each input, but here {counts}")
+
+    def __repr__(self) -> str:
+        return shown(self, self.waypoints)
 
     def legs(self, baselines: Tensors, inputs: Tensors) -> list[Leg]:
         """The lines between one point and the next."""
@@ -277,6 +287,9 @@ class FunctionPath(Path):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be a function of (alpha, baseline, input), but is {type(value).__name__}")
         self.function, self.derivative = function, derivative
+
+    def __repr__(self) -> str:
+        return shown(self, self.function, derivative=self.derivative)
 
     def points(self, alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
         """gamma at S numbers alpha, (S, N, ...)."""

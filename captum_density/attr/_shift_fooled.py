@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from captum.attr import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
+    log_usage,
     run_forward,
 )
 from captum_density._model.validation import check_model, selected_output, validate_inputs
 from captum_density.attr._common import as_tuple, finish
+from captum_density.attr._repr import shown
 from captum_density.softmax_shift import NetworkShift, Shift
 
 __all__ = ["ShiftFooledGradient"]
@@ -58,6 +59,9 @@ class ShiftFooledGradient(GradientAttribution):
         self.shift = shift if isinstance(shift, Shift) else NetworkShift(shift)
         self.class_dim = class_dim
 
+    def __repr__(self) -> str:
+        return shown(self, self.forward_func, shift=self.shift, class_dim=self.class_dim)
+
     @log_usage()
     def attribute(
         self,
@@ -65,7 +69,7 @@ class ShiftFooledGradient(GradientAttribution):
         target: TargetType = None,
         abs: bool = True,
         additional_forward_args: object = None,
-    ) -> Any:
+    ) -> TensorOrTupleOfTensorsGeneric:
         """Gradients of the shifted logit, of the inputs' shape.
 
         Args:

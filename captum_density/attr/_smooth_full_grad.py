@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_density._linear.maps import SampleSums, TermSums, smooth_maps
@@ -16,6 +15,7 @@ from captum_density._model.captum import (
     expand_additional_forward_args,
     expand_target,
     format_additional_forward_args,
+    log_usage,
 )
 from captum_density._model.modules import unwrap
 from captum_density._model.validation import validate_inputs
@@ -91,19 +91,25 @@ class SmoothFullGrad(FullGradAttribution):
                 f"nt_samples and nt_samples_batch_size must be at least 1, but are {nt_samples} and {batch}"
             )
         args = format_additional_forward_args(additional_forward_args)
-        noise = [torch.randn((nt_samples, *x.shape), dtype=x.dtype, device=x.device, generator=generator) for x in xs]
+        noise = [_noise(x, nt_samples, generator) for x in xs]
         sums: TermSums | None = None
         for start in range(0, nt_samples, batch):
             k = min(batch, nt_samples - start)
             # Copies of an example stand together, as Captum's repeat_interleave has them.
-            noisy = tuple((x + s * z[start : start + k]).transpose(0, 1).flatten(0, 1) for x, s, z in zip(
-                xs, scales, noise, strict=True))  # fmt: skip
+            noisy = tuple(
+                (values + scale * z[start : start + k]).transpose(0, 1).flatten(0, 1)
+                for values, scale, z in zip(xs, scales, noise, strict=True)
+            )
             copies = expand_target(target, k, ExpansionTypes.repeat_interleave)
             more = expand_additional_forward_args(args, k, ExpansionTypes.repeat_interleave)
             of_batch = self._sweep(noisy, copies, more, partial(SampleSums, k)).result
             sums = of_batch if sums is None else sums + of_batch
         assert sums is not None  # as there is one sample at least
         return finish(isinstance(inputs, tuple), smooth_maps(sums), xs)
+
+
+def _noise(x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randn((samples, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
 
 
 def _noise_scales(inputs: tuple[Tensor, ...], stdevs: float | tuple[float, ...] | None) -> list[Tensor]:

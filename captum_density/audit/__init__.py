@@ -15,6 +15,10 @@ from captum_density.audit._retraining import Retraining as Retraining
 __all__ = ["AuditReport", "Finding", "Measured", "Method", "Retraining", "audit"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class _CallableModule(ModuleType):
     """So that `captum_density.audit(...)` is `captum_density.audit.audit(...)`."""
 

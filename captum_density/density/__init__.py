@@ -15,3 +15,7 @@ __all__ = [
     "marginal_score",
     "softplus_surrogate",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -55,3 +55,7 @@ __all__ = [
     "ScoreMatchingLoss",
     "SlicedScoreMatchingLoss",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -49,3 +49,7 @@ __all__ = [
     "signal_block_share",
     "symmetry_gap",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,3 +15,7 @@ __all__ = [
     "saliency_grid",
     "sample_grid",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -21,3 +21,7 @@ __all__ = [
     "noisy_linear_imputation",
     "pgd",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,3 +6,7 @@ from captum_density.rewriting._permute import permute_hidden_units as permute_hi
 from captum_density.rewriting._split import split_layer as split_layer
 
 __all__ = ["fold_batch_norm", "insert_identity", "permute_hidden_units", "split_layer"]
+
+
+def __dir__() -> list[str]:
+    return __all__

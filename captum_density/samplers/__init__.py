@@ -5,3 +5,7 @@ from captum_density.samplers._langevin import LangevinSampler as LangevinSampler
 from captum_density.samplers._samples import Samples as Samples
 
 __all__ = ["ActivationMaximization", "LangevinSampler", "Samples"]
+
+
+def __dir__() -> list[str]:
+    return __all__

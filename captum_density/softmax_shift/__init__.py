@@ -14,3 +14,7 @@ from captum_density.softmax_shift._shifts import Shift as Shift
 from captum_density.softmax_shift._wrapper import SoftmaxShift as SoftmaxShift
 
 __all__ = ["BoundedShift", "CenteredLogits", "CounterShift", "LinearShift", "NetworkShift", "Shift", "SoftmaxShift"]
+
+
+def __dir__() -> list[str]:
+    return __all__

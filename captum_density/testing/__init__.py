@@ -19,3 +19,7 @@ __all__ = [
     "check_attribution",
     "networks",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -27,7 +27,7 @@ from captum_density.attr import FullGrad, PathIntegratedGradients, PiecewiseLine
 __all__ = ["default_methods"]
 
 # Enough for 1% where a path crosses a kink; Gauss-Legendre of so many steps would take longer to set up than to run.
-_STEPS = {"n_steps": 1000, "method": "riemann_middle"}
+_STEPS: dict[str, Any] = {"n_steps": 1000, "method": "riemann_middle"}
 
 
 def default_methods() -> Mapping[str, Callable[[Any], Any]]:
