@@ -43,7 +43,7 @@ MADE_BY = dict(
     pair.split(":")
     for pair in """
     AttentionErasure:attention_erasure BlockSplits:block_digits ConformanceError:check_attribution Digits:digits
-    Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit Fitted:fit_many
+    Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit JobResult:fit_many
     FractionToFlip:fraction_to_flip FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist
     Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
@@ -52,7 +52,7 @@ MADE_BY = dict(
 # No method of a paper: why, and what.
 NO_PAPER = {
     "a result, whose function names the paper": {"AuditReport", "AxiomTable", "RetrainingResult"},
-    "data and settings": {"Cell", "Examples", "FitConfig", "Method", "Retraining"},
+    "data and settings": {"Examples", "FitConfig", "Job", "Method", "Retraining"},
     "trains, for methods that have papers": {"fit_many"},
     "a picture": set(
         "attention_erasure_scatter density_ratio_curves fraction_to_flip_boxes pixel_perturbation_curves saliency_grid "

@@ -78,22 +78,22 @@ class Arrays:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._known: dict[int, tuple[Any, ArrayRef]] = {}
+        self._refs: dict[int, tuple[Any, ArrayRef]] = {}
 
     def ref(self, array: Any) -> ArrayRef:
         """Name an array, a tensor or NumPy's."""
-        known = self._known.get(id(array))
-        if known is None:
+        if id(array) not in self._refs:
             plain = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
             name = content_name(plain)
             path = _file_of(plain)
             if path is None and self._folder is not None:
-                path = self._written(plain, name, self._folder)
-            known = self._known[id(array)] = (array, ArrayRef(name, path, array if path is None else None))
-        return known[1]
+                path = self._write(plain, name, self._folder)
+            # With the array, so that no other one gets its number.
+            self._refs[id(array)] = (array, ArrayRef(name, path, array if path is None else None))
+        return self._refs[id(array)][1]
 
     @staticmethod
-    def _written(array: Any, name: str, folder: Path) -> str:
+    def _write(array: Any, name: str, folder: Path) -> str:
         path = folder / f"{name}.npy"
         if not path.exists():
             np.save(path, array, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Names by content: what a cell depends on, written down so that a changed experiment is another cell."""
+"""Names by content: what work depends on, written down so that a changed experiment is other work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def name_of(identity: Mapping[str, Any]) -> str:
-    """A cell's key: the hash of its identity."""
+    """The key of some work: the hash of its identity."""
     return _hash(json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
@@ -104,7 +104,7 @@ def _described_parts(value: Any) -> Any:
     if " at 0x" not in repr(value):
         return [_class(type(value)), repr(value)]
     raise TypeError(
-        f"{value!r} cannot be told from another {type(value).__name__} in a later process, so no cell in the store can "
+        f"{value!r} cannot be told from another {type(value).__name__} in a later process, so nothing in the store can "
         "be recognised; give its class a __repr__ that tells, or do without a store"
     )
 
@@ -133,17 +133,17 @@ def _function(value: types.FunctionType) -> Any:
 
 def _globals(function: types.FunctionType) -> Any:
     """What a function finds in its module by name: values, and the functions and classes made there."""
-    found = []
+    values = []
     for name in sorted(_names(function.__code__) & function.__globals__.keys()):
         value = function.__globals__[name]
-        made = isinstance(value, types.FunctionType | type)
-        if isinstance(value, types.ModuleType) or (made and value.__module__ != function.__module__):
+        defined = isinstance(value, types.FunctionType | type)
+        if isinstance(value, types.ModuleType) or (defined and value.__module__ != function.__module__):
             continue
         try:
-            found.append([name, described(value)])
+            values.append([name, described(value)])
         except TypeError:  # such as a logger, which no result depends on
-            found.append([name, _named(type(value))])
-    return found
+            values.append([name, _named(type(value))])
+    return values
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -172,16 +172,16 @@ def attributes_of(model: nn.Module) -> Any:
 
     What cannot be described is left out.
     """
-    found = []
+    attributes = []
     for name, module in model.named_modules():
         for key, value in sorted(vars(module).items()):
             if key in ("_parameters", "_buffers", "_modules", "training") or "_hooks" in key:
                 continue
             try:
-                found.append([name, key, described(value)])
+                attributes.append([name, key, described(value)])
             except TypeError:
                 continue
-    return found
+    return attributes
 
 
 def state_name(model: nn.Module) -> str:
@@ -235,8 +235,8 @@ def identity_of_imputation(impute: Callable[..., Tensor], example: Tensor) -> An
     kept = (torch.arange(example[0].numel()) % 2 == 0).view(example.shape[1:]).expand(example.shape)
     try:
         with seeded(0, torch.device("cpu")):
-            made = impute(example.masked_fill(~kept, 0), kept.clone(), generator=torch.Generator().manual_seed(0))
-        computed = _hash(" ".join(rounded(made)))
+            imputed = impute(example.masked_fill(~kept, 0), kept.clone(), generator=torch.Generator().manual_seed(0))
+        computed = _hash(" ".join(rounded(imputed)))
     except Exception as error:  # training says what is wrong
         computed = type(error).__name__
     try:

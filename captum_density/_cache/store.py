@@ -1,4 +1,4 @@
-"""A folder of finished cells, one JSON file each: written whole or not at all, read only where it proves itself."""
+"""A folder of finished work, one JSON file each: written whole or not at all, read only where it proves itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from captum_density._cache.identity import name_of
 
 __all__ = ["SCHEMA", "Store", "packed", "unpacked"]
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Store:
@@ -60,19 +60,19 @@ class Store:
         except OSError:  # a folder of this name, or what may not be read
             text = b""
         try:
-            found = json.loads(text)
-            if found["schema"] != SCHEMA or found["key"] != name or name_of(found["identity"]) != name:
-                raise ValueError("it is of another cell or version")
-            if found["proof"] != _proof(found["result"]):
+            content = json.loads(text)
+            if content["schema"] != SCHEMA or content["key"] != name or name_of(content["identity"]) != name:
+                raise ValueError("it is of other work or another version")
+            if content["proof"] != _proof(content["result"]):
                 raise ValueError("its content was changed")
-            result: dict[str, Any] = found["result"]
+            result: dict[str, Any] = content["result"]
             return result
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             aside = path.with_name(f"{path.name}.rejected-{time.time_ns()}")
             with suppress(FileNotFoundError):  # another process was faster
                 os.replace(path, aside)
             warnings.warn(
-                f"{path} is no finished cell ({type(error).__name__}: {error}); it is computed again, and the "
+                f"{path} is no finished work ({type(error).__name__}: {error}); it is computed again, and the "
                 f"file kept as {aside.name}",
                 stacklevel=2,
             )
@@ -105,8 +105,8 @@ class Store:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"a finished cell cannot be written ({error.strerror}); those written before are kept, and a rerun "
-                "goes on from them",
+                f"finished work cannot be written ({error.strerror}); what was written before is kept, and a rerun "
+                "goes on from there",
                 str(path),
             ) from error
 

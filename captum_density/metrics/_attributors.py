@@ -1,4 +1,4 @@
-"""Whatever attributes: Captum's attributions and their methods, functions, and what is attributed already."""
+"""What ranks: whatever attributes the inputs of the explained model, or what is attributed already."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from captum_density._model.attribution import attribute_function, attribution_of, parameters_of
 from captum_density._model.captum import run_forward
 
-__all__ = ["Array", "Attributor", "Split", "attribute_function", "check_attributor", "device_of", "explained_module"]
+__all__ = ["Array", "Attributor", "Split", "attribute_rows", "check_attributor", "device_of", "explained_module"]
 
 Array: TypeAlias = Tensor | npt.NDArray[Any]
 Split: TypeAlias = tuple[Array, Array]
@@ -36,19 +37,15 @@ def check_attributor(name: str, attributor: Any, splits: tuple[Split, Split], ta
             if len(array) != len(inputs):
                 raise ValueError(f"attributions {name!r} are of {len(array)} {what} examples, not of {len(inputs)}")
         return
-    if isinstance(attributor, type):
-        raise TypeError(f"attributions[{name!r}] is the class {attributor.__name__}; make it for a model first")
-    if not callable(attributor) and not isinstance(attributor, Attribution):
-        raise TypeError(
-            f"attributions[{name!r}] must be a Captum attribution, a function, or a pair of arrays, but is "
-            f"{type(attributor).__name__}"
-        )
+    if isinstance(attributor, Tensor | np.ndarray):
+        raise TypeError(f"ready attributions {name!r} must be a pair of tensors or arrays, of train and test")
+    attribute_function(attributor, f"attributions[{name!r}]")
     if isinstance(attributor, functools.partial) and "target" in attributor.keywords:
         raise ValueError(
             f"attributions[{name!r}] has a target of its own, which the argument target of this call would replace; "
             "leave it out, or pass a function that sets it"
         )
-    if target == "predicted" and _bound(attributor) is None and _needs_target(attributor):
+    if target == "predicted" and attribution_of(attributor) is None and _needs_target(attributor):
         raise TypeError(
             f"attributions[{name!r}] is a function with an argument target, and is given none with target='predicted': "
             "only Captum attributions say which model to predict with; let it predict the class itself, such as "
@@ -56,7 +53,7 @@ def check_attributor(name: str, attributor: Any, splits: tuple[Split, Split], ta
         )
 
 
-def attribute_function(
+def attribute_rows(
     name: str, attributor: Attributor, splits: tuple[Split, Split], target: str
 ) -> Callable[[int, slice, torch.device], Any]:
     """What gives the attributions of some rows of a split.
@@ -68,8 +65,8 @@ def attribute_function(
     if isinstance(attributor, tuple | list):
         ready = attributor
         return lambda split, rows, device: ready[split][rows]
-    bound = _bound(attributor)
-    function = attributor.attribute if isinstance(attributor, Attribution) else attributor
+    attribution = attribution_of(attributor)
+    function = attribute_function(attributor, f"attributions[{name!r}]")
 
     def attribute(split: int, rows: slice, device: torch.device) -> Any:
         # Copies: an attributor may write to what it is given, and PyTorch warns of arrays that may not be written to.
@@ -80,14 +77,14 @@ def attribute_function(
         options = {}
         if target == "true":
             options["target"] = labels.long()
-        elif bound is not None:
+        elif attribution is not None:
             with torch.no_grad():
-                logits = run_forward(bound.forward_func, inputs.clone())
+                logits = run_forward(attribution.forward_func, inputs.clone())
             if not isinstance(logits, Tensor) or logits.ndim != 2:
-                found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise TypeError(
                     f"the model that attributions[{name!r}] explains must return logits (N, classes), but returned "
-                    f"{found}: wrap it in a module that returns them, or pass a function of the inputs that returns "
+                    f"{received}: wrap it in a module that returns them, or pass a function of the inputs that returns "
                     "attributions"
                 )
             options["target"] = logits.argmax(1)
@@ -103,28 +100,19 @@ def attribute_function(
 
 
 def _needs_target(function: Callable[..., Any]) -> bool:
-    try:
-        parameter = inspect.signature(function).parameters.get("target")
-    except (TypeError, ValueError):
-        return False
+    parameter = parameters_of(function).get("target")
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
-def _bound(attributor: Any) -> Attribution | None:
-    """The Captum attribution that an attributor is, or is a method of."""
-    while isinstance(attributor, functools.partial):
-        attributor = attributor.func
-    owner = getattr(attributor, "__self__", attributor)
-    return owner if isinstance(owner, Attribution) else None
-
-
 def explained_module(attributor: Any) -> nn.Module | None:
-    bound = None if isinstance(attributor, tuple | list) else _bound(attributor)
-    model = getattr(bound, "forward_func", None)
+    """The module that a Captum attribution explains; None where it is no module, or nothing says which."""
+    attribution = None if isinstance(attributor, tuple | list) else attribution_of(attributor)
+    model = getattr(attribution, "forward_func", None)
     return model if isinstance(model, nn.Module) else None
 
 
 def device_of(attributor: Any, inputs: Array) -> torch.device:
+    """Where an attributor takes its inputs: on its model's device, else on that of the inputs as they are."""
     model = explained_module(attributor)
     parameter = None if model is None else next(model.parameters(), None)
     if parameter is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from captum_density.metrics._attributors import Attributor
-from captum_density.metrics._retrain import CONTROLS, Control, Data, How, Options, retrain
+from captum_density.metrics._retrain import CONTROLS, Control, Data, Settings, retrain
 from captum_density.metrics._retraining_result import RetrainingResult
 from captum_density.retraining import FitConfig
 
@@ -57,8 +57,9 @@ def diff_roar(
 
     Args:
         make_model: Returns a new, untrained classifier, (N, C) logits. It need not be the model that is explained.
-        train: Inputs (N, ...), floating-point, and labels (N,), integers from 0.
-        test: Inputs (M, ...) and labels (M,).
+        train: Inputs (N, ...), floating-point, and labels (N,), integers from 0: tensors or arrays, or a data set or
+            DataLoader of such pairs, which is read once (ready attributions have to be in its order).
+        test: Inputs (M, ...) and labels (M,), likewise.
         attributions: Name to what ranks: a Captum attribution, ``Saliency(model)``; its method with options,
             ``functools.partial(NoiseTunnel(Saliency(model)).attribute, nt_samples=10)``; any function of the inputs
             that returns attributions of the inputs' shape; or these themselves, a pair of arrays for train and test.
@@ -117,9 +118,22 @@ def diff_roar(
         >>> result.score.item() > 0.2
         True
     """
-    options = Options(fractions, runs, fit, baselines, target, groups, tuple(controls), seed, max_examples_per_batch)
-    how = How(strategy, executor, store, show_progress)
-    return retrain("diff_roar", make_model, train, test, attributions, options, how)
+    settings = Settings(
+        fractions=fractions,
+        runs=runs,
+        fit=fit,
+        baselines=baselines,
+        target=target,
+        groups=groups,
+        controls=tuple(controls),
+        seed=seed,
+        strategy=strategy,
+        executor=executor,
+        store=store,
+        show_progress=show_progress,
+        max_examples_per_batch=max_examples_per_batch,
+    )
+    return retrain("diff_roar", make_model, train, test, attributions, settings)
 
 
 def roar(
@@ -148,23 +162,9 @@ def roar(
     easily.
 
     Args:
-        make_model: As `diff_roar`'s, like all arguments below of which nothing else is said.
-        train: As `diff_roar`'s.
-        test: As `diff_roar`'s.
-        attributions: As `diff_roar`'s.
         fractions: Of elements (or groups) removed, in (0, 1].
-        baselines: As `diff_roar`'s; "mean", of each channel, as in the paper.
-        runs: As there.
-        fit: As there.
-        target: As there.
-        groups: As there.
-        controls: As there.
-        seed: As there.
-        strategy: As there.
-        executor: As there.
-        store: As there.
-        show_progress: As there.
-        max_examples_per_batch: As there.
+        baselines: As `diff_roar`; the default, "mean", of each channel, is the paper's.
+        Other arguments: As `diff_roar`.
 
     Returns:
         A `RetrainingResult` whose score is the accuracy left, in [0, 1]; lower is better.
@@ -190,9 +190,22 @@ def roar(
         >>> (result.score < result.control_score("random")).item()  # without the first element, nothing predicts
         True
     """
-    options = Options(fractions, runs, fit, baselines, target, groups, tuple(controls), seed, max_examples_per_batch)
-    how = How(strategy, executor, store, show_progress)
-    return retrain("roar", make_model, train, test, attributions, options, how)
+    settings = Settings(
+        fractions=fractions,
+        runs=runs,
+        fit=fit,
+        baselines=baselines,
+        target=target,
+        groups=groups,
+        controls=tuple(controls),
+        seed=seed,
+        strategy=strategy,
+        executor=executor,
+        store=store,
+        show_progress=show_progress,
+        max_examples_per_batch=max_examples_per_batch,
+    )
+    return retrain("roar", make_model, train, test, attributions, settings)
 
 
 def kar(
@@ -220,23 +233,9 @@ def kar(
     It is the top side of `diff_roar`, which says what goes wrong easily; here, the mask leaks most.
 
     Args:
-        make_model: As `diff_roar`'s, like all arguments below of which nothing else is said.
-        train: As `diff_roar`'s.
-        test: As `diff_roar`'s.
-        attributions: As `diff_roar`'s.
         fractions: Of elements (or groups) kept, in (0, 1].
-        baselines: As `diff_roar`'s; "mean", of each channel, as in the paper.
-        runs: As there.
-        fit: As there.
-        target: As there.
-        groups: As there.
-        controls: As there.
-        seed: As there.
-        strategy: As there.
-        executor: As there.
-        store: As there.
-        show_progress: As there.
-        max_examples_per_batch: As there.
+        baselines: As `diff_roar`; the default, "mean", of each channel, is the paper's.
+        Other arguments: As `diff_roar`.
 
     Returns:
         A `RetrainingResult` whose score is the accuracy reached, in [0, 1]; higher is better.
@@ -262,6 +261,19 @@ def kar(
         >>> (result.score > result.control_score("random")).item()  # the first element is all it takes
         True
     """
-    options = Options(fractions, runs, fit, baselines, target, groups, tuple(controls), seed, max_examples_per_batch)
-    how = How(strategy, executor, store, show_progress)
-    return retrain("kar", make_model, train, test, attributions, options, how)
+    settings = Settings(
+        fractions=fractions,
+        runs=runs,
+        fit=fit,
+        baselines=baselines,
+        target=target,
+        groups=groups,
+        controls=tuple(controls),
+        seed=seed,
+        strategy=strategy,
+        executor=executor,
+        store=store,
+        show_progress=show_progress,
+        max_examples_per_batch=max_examples_per_batch,
+    )
+    return retrain("kar", make_model, train, test, attributions, settings)

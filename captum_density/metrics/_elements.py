@@ -67,8 +67,8 @@ class Elements:
         if isinstance(attributions, np.ndarray):
             attributions = torch.from_numpy(np.array(attributions))
         if not isinstance(attributions, Tensor) or not attributions.is_floating_point():
-            found = attributions.dtype if isinstance(attributions, Tensor) else type(attributions).__name__
-            raise TypeError(f"attributions {name!r} must be a floating-point tensor, but are {found}")
+            received = attributions.dtype if isinstance(attributions, Tensor) else type(attributions).__name__
+            raise TypeError(f"attributions {name!r} must be a floating-point tensor, but are {received}")
         whole = (n, *self.shape)
         shared = (n, 1, *self.shape[1:])  # one value for all channels of a pixel
         if tuple(attributions.shape) != whole and not (self.groups is not None and attributions.shape == shared):
@@ -88,6 +88,8 @@ class Elements:
 
 
 def _groups(shape: tuple[int, ...], groups: Any) -> Tensor:
+    if isinstance(groups, np.ndarray):
+        groups = torch.from_numpy(np.array(groups))
     if isinstance(groups, Tensor):
         if groups.is_floating_point() or int(groups.min()) < 0:
             raise ValueError("groups must be integers from 0, one for each element")

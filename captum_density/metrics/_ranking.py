@@ -1,4 +1,4 @@
-"""Rankings of the elements of every example, by attribution, made batch by batch and kept in files."""
+"""Rankings of the elements of every example, by attribution, made batch by batch; large ones lie in files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,21 @@ from tqdm import tqdm
 
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.generators import seeded
-from captum_density.metrics._attributors import Attributor, Split, attribute_function, device_of, explained_module
+from captum_density.metrics._attributors import Attributor, Split, attribute_rows, device_of, explained_module
 from captum_density.metrics._elements import Elements
 from captum_density.metrics._masks import ranks
 
-__all__ = ["Ranked", "random_ranks", "ranked"]
+__all__ = ["Rankings", "random_ranks", "ranked"]
 
 Pair: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 _ROWS = 1024
+# Of one ranking of training and test examples: a dozen attributions with three rankings each stay below 600 MB.
+_BYTES_IN_MEMORY = 2**24
 
 
-class Ranked:
-    """The rankings of one attribution's training and test examples, (N, d) each, mapped from files.
+class Rankings(NamedTuple):
+    """The rankings of one attribution's training and test examples, (N, d) and (M, d) each.
 
     Args:
         plain: By |attribution|.
@@ -37,8 +39,10 @@ class Ranked:
         constant: The share of all examples whose attributions are all equal, and so ranked by position alone.
     """
 
-    def __init__(self, plain: Pair, blurred: Pair | None, agnostic: Pair | None, constant: float) -> None:
-        self.plain, self.blurred, self.agnostic, self.constant = plain, blurred, agnostic, constant
+    plain: Pair
+    blurred: Pair | None
+    agnostic: Pair | None
+    constant: float
 
 
 def ranked(
@@ -54,7 +58,7 @@ def ranked(
     max_examples_per_batch: int,
     seed: int,
     show_progress: bool,
-) -> Ranked:
+) -> Rankings:
     """Attribute both data sets, in batches, and rank.
 
     Args:
@@ -63,7 +67,7 @@ def ranked(
         splits: Training and test inputs and labels.
         elements: What is ranked.
         target: Which class is attributed.
-        folder: Where the rankings are written.
+        folder: Where rankings that are too large for memory are written.
         blurred: Whether to rank blurred attributions, too.
         agnostic: Whether to make one ranking of the training examples' mean, too.
         max_examples_per_batch: How many examples are attributed at once.
@@ -73,8 +77,9 @@ def ranked(
     Returns:
         The rankings.
     """
-    attribute = attribute_function(name, attributor, splits, target)
-    writers = {kind: _Writer(folder, splits, elements.d) for kind, wanted in (("", True), ("b", blurred)) if wanted}
+    attribute = attribute_rows(name, attributor, splits, target)
+    plain = _Ranking(folder, splits, elements.d)
+    smooth = _Ranking(folder, splits, elements.d) if blurred else None
     total = torch.zeros(elements.shape, dtype=torch.float64)
     constant = 0
     device = device_of(attributor, splits[0][0])
@@ -89,84 +94,85 @@ def ranked(
                 magnitude = elements.magnitude(attribute(split, slice(low, high), device), high - low, name)
                 importance = elements.importance(magnitude)
                 constant += int((importance == importance[:, :1]).all(1).sum())
-                writers[""].write(split, importance)
-                if blurred:
-                    writers["b"].write(split, elements.importance(_blurred(magnitude)))
+                plain.add(split, ranks(importance))
+                if smooth is not None:
+                    smooth.add(split, ranks(elements.importance(_blurred(magnitude))))
                 if split == 0:
                     total += magnitude.sum(0, dtype=torch.float64)
                 bar.update(high - low)
-    done = {kind: writer.done() for kind, writer in writers.items()}
     shared = None
     if agnostic:
         # Rounded last, so that what ties still does, and that no split into batches shows.
         mean = (elements.importance(total[None]) / len(splits[0][0])).float()
-        one = _small(ranks(mean), elements.d)
-        shared = _constant(folder, splits, one)
-    return Ranked(done[""], done.get("b"), shared, constant / count)
+        shared = _repeated(folder, splits, ranks(mean))
+    return Rankings(plain.pair(), None if smooth is None else smooth.pair(), shared, constant / count)
 
 
 def random_ranks(folder: Path, splits: tuple[Split, Split], d: int, seed: int) -> Pair:
     """A ranking of its own for every example, drawn."""
     generator = torch.Generator().manual_seed(seed)
-    writer = _Writer(folder, splits, d)
+    drawn = _Ranking(folder, splits, d)
     for split, (inputs, _) in enumerate(splits):
         for low, high in _batches(len(inputs), _ROWS):
-            writer.write(split, torch.rand(high - low, d, generator=generator, dtype=torch.float64))
-    return writer.done()
+            drawn.add(split, ranks(torch.rand(high - low, d, generator=generator, dtype=torch.float64)))
+    return drawn.pair()
 
 
-class _Writer:
-    """Ranks of both splits, written row by row to files of 16 bits a rank where that is enough."""
+def _repeated(folder: Path, splits: tuple[Split, Split], one: Tensor) -> Pair:
+    """One ranking, (1, d), of every example."""
+    ranking = _Ranking(folder, splits, one.shape[1])
+    for split, (inputs, _) in enumerate(splits):
+        for low, high in _batches(len(inputs), _ROWS):
+            ranking.add(split, one.expand(high - low, -1))
+    return ranking.pair()
+
+
+class _Ranking:
+    """Ranks of both splits, of 16 bits where that is enough, added row by row: in memory, or in files if large."""
 
     def __init__(self, folder: Path, splits: tuple[Split, Split], d: int) -> None:
+        self._dtype = np.int16 if d < 2**15 else np.int32
+        shapes = [(len(inputs), d) for inputs, _ in splits]
+        self._rows: tuple[list[npt.NDArray[Any]], ...] = ([], [])
+        self._paths: list[Path] | None = None
+        if sum(n * d for n, _ in shapes) * np.dtype(self._dtype).itemsize <= _BYTES_IN_MEMORY:
+            return
         number = len(list(folder.iterdir()))
-        self._d = d
         self._paths = [folder / f"ranks-{number}-{split}.npy" for split in ("train", "test")]
-        for split, (inputs, _) in enumerate(splits):
+        for path, shape in zip(self._paths, shapes, strict=True):
             header = io.BytesIO()
-            shape = {"descr": np.dtype(_dtype(d)).str, "fortran_order": False, "shape": (len(inputs), d)}
-            np.lib.format.write_array_header_1_0(header, shape)
-            self._append(split, header.getvalue())
+            described = {"descr": np.dtype(self._dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(header, described)
+            _append(path, header.getvalue())
 
-    def write(self, split: int, importance: Tensor) -> None:
-        self.write_ranks(split, _small(ranks(importance), self._d))
+    def add(self, split: int, rows: Tensor) -> None:
+        small = rows.numpy().astype(self._dtype)
+        if self._paths is None:
+            self._rows[split].append(small)
+        else:
+            _append(self._paths[split], small.tobytes())
 
-    def write_ranks(self, split: int, rows: npt.NDArray[Any]) -> None:
-        self._append(split, np.ascontiguousarray(rows).tobytes())
-
-    def _append(self, split: int, content: bytes) -> None:
-        try:
-            # Written like any file: of a map, a full disk would end the process. Opened each time, so that nothing is
-            # left open or unwritten, whatever happens in between.
-            with self._paths[split].open("ab") as file:
-                file.write(content)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"a ranking cannot be written ({error.strerror}): it takes 16 bits for each element of each example, "
-                "several times for each attribution; let the environment variable TMPDIR name a larger place",
-                str(self._paths[split]),
-            ) from error
-
-    def done(self) -> Pair:
-        train, test = (np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths)
+    def pair(self) -> Pair:
+        if self._paths is None:
+            train, test = (np.concatenate(rows) for rows in self._rows)
+        else:
+            train, test = (np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths)
         return train, test
 
 
-def _constant(folder: Path, splits: tuple[Split, Split], one: npt.NDArray[Any]) -> Pair:
-    writer = _Writer(folder, splits, one.shape[1])
-    for split, (inputs, _) in enumerate(splits):
-        for low, high in _batches(len(inputs), _ROWS):
-            writer.write_ranks(split, np.broadcast_to(one, (high - low, one.shape[1])))
-    return writer.done()
-
-
-def _small(order: Tensor, d: int) -> npt.NDArray[Any]:
-    return order.numpy().astype(_dtype(d))
-
-
-def _dtype(d: int) -> type[np.signedinteger[Any]]:
-    return np.int16 if d < 2**15 else np.int32
+def _append(path: Path, content: bytes) -> None:
+    try:
+        # Written like any file: of a map, a full disk would end the process. Opened each time, so that nothing is
+        # left open or unwritten, whatever happens in between.
+        with path.open("ab") as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"a ranking cannot be written ({error.strerror}): it takes 16 bits for each element of each example, "
+            "several times for each attribution; let the environment variable TMPDIR name a larger place",
+            str(path),
+        ) from error
 
 
 def _batches(n: int, size: int) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -11,9 +11,7 @@ from matplotlib.figure import Figure
 from captum_density._display.intervals import interval
 from captum_density._display.style import COLORS, LINE, MARKS, lines_of, write_caption
 from captum_density._display.tables import markdown
-
-if TYPE_CHECKING:
-    from captum_density.metrics._retraining_result import RetrainingResult
+from captum_density.metrics._retraining_scores import RetrainingScores
 
 __all__ = ["conclusions", "draw", "rows_of", "table", "words_of"]
 
@@ -21,7 +19,7 @@ _WIDTH, _HEIGHT = 3.1, 2.9  # inches, of one attribution's axes
 _CONTROLS = ("random", "input_agnostic", "mask_only", "blurred")  # the order of colours
 
 
-def conclusions(result: RetrainingResult) -> tuple[str, ...]:
+def conclusions(result: RetrainingScores) -> tuple[str, ...]:
     """Sentences, each from the figures alone."""
     if all(count == result.d for count in result.counts):
         what = "everything" if result.metric == "roar" else "nothing"
@@ -41,7 +39,7 @@ def conclusions(result: RetrainingResult) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _claim(result: RetrainingResult, i: int) -> tuple[str, int]:
+def _claim(result: RetrainingScores, i: int) -> tuple[str, int]:
     """What an attribution's figures say, and which sign of a difference would agree; 0 where they say nothing."""
     mean = result.means()[i]
     spread = f"{result.name} {_signed(result, mean[0])} [{_signed(result, mean[1])}, {_signed(result, mean[2])}]"
@@ -70,7 +68,7 @@ def _claim(result: RetrainingResult, i: int) -> tuple[str, int]:
     return f"not told from a random ranking by these runs ({spread})", 0
 
 
-def _undone(result: RetrainingResult, i: int, sign: int) -> list[str]:
+def _undone(result: RetrainingScores, i: int, sign: int) -> list[str]:
     """What takes from the claim: controls that do as well, masks that tell the class, smoothness that is rewarded."""
     reasons = _elsewhere(result, i, sign)
     if result.constant and result.constant[i] > 0:
@@ -105,7 +103,7 @@ def _undone(result: RetrainingResult, i: int, sign: int) -> list[str]:
     return reasons
 
 
-def _elsewhere(result: RetrainingResult, i: int, sign: int) -> list[str]:
+def _elsewhere(result: RetrainingScores, i: int, sign: int) -> list[str]:
     """Fractions at which DiffROAR says the opposite of the mean."""
     if result.metric != "diff_roar" or not sign:
         return []
@@ -117,7 +115,7 @@ def _elsewhere(result: RetrainingResult, i: int, sign: int) -> list[str]:
     return [f"it is the other way round at single fractions: {', '.join(against)}"] if against else []
 
 
-def _told_by_masks(result: RetrainingResult, i: int, sign: int) -> list[str]:
+def _told_by_masks(result: RetrainingScores, i: int, sign: int) -> list[str]:
     """Whether the masks' shape may be what predicts.
 
     For DiffROAR, the score of the control "mask_only" does not show it: where the masks of top and bottom tell the
@@ -156,7 +154,7 @@ def _told_by_masks(result: RetrainingResult, i: int, sign: int) -> list[str]:
     return []
 
 
-def rows_of(result: RetrainingResult) -> list[list[str]]:
+def rows_of(result: RetrainingScores) -> list[list[str]]:
     """The table's cells, headings first."""
     what = "removed" if result.metric == "roar" else "kept"
     heads = [f"{fraction:g} ({count})" for fraction, count in zip(result.fractions, result.counts, strict=True)]
@@ -171,12 +169,12 @@ def rows_of(result: RetrainingResult) -> list[list[str]]:
     return rows
 
 
-def table(result: RetrainingResult) -> str:
-    """Markdown, then the words."""
-    return "\n".join([markdown(rows_of(result)), "", *words_of(result)])
+def table(result: RetrainingScores, words: Sequence[str]) -> str:
+    """Markdown, then words as of `words_of`."""
+    return "\n".join([markdown(rows_of(result)), "", *words])
 
 
-def words_of(result: RetrainingResult) -> list[str]:
+def words_of(result: RetrainingScores, conclusions: Sequence[str], notes: Sequence[str]) -> list[str]:
     """What stands below the table."""
     accuracy = result.unmasked.double().mean().item()
     runs, examples = result.unmasked.shape
@@ -192,12 +190,12 @@ def words_of(result: RetrainingResult) -> list[str]:
         meaning,
         f"Means over {runs} {'run' if runs == 1 else 'runs'} and {examples} test examples; nothing removed: accuracy "
         f"{accuracy:.3f}, largest class: {result.chance:.3f}.",
-        *result.conclusions,
-        *result.notes,
+        *conclusions,
+        *notes,
     ]
 
 
-def draw(result: RetrainingResult) -> Figure:
+def draw(result: RetrainingScores) -> Figure:
     """One axes for each attribution, its controls beside it, one scale for all."""
     count = len(result.attributions)
     columns = min(3, count)
@@ -248,7 +246,7 @@ def draw(result: RetrainingResult) -> Figure:
 
 
 def _draw(
-    axes: Axes, result: RetrainingResult, line: torch.Tensor, band: torch.Tensor | None, label: str, style: int
+    axes: Axes, result: RetrainingScores, line: torch.Tensor, band: torch.Tensor | None, label: str, style: int
 ) -> None:
     at = list(result.fractions)
     axes.plot(
@@ -266,7 +264,7 @@ def _draw(
         axes.fill_between(at, band[:, 0].tolist(), band[:, 1].tolist(), color=COLORS[style], alpha=0.2, linewidth=0)
 
 
-def _cells(result: RetrainingResult, control: str | None, i: int) -> list[str]:
+def _cells(result: RetrainingScores, control: str | None, i: int) -> list[str]:
     if result.metric == "diff_roar" and control == "mask_only":
         high, low = result.control_power(control)[i].mean(-1)
         below = result._below
@@ -278,7 +276,7 @@ def _cells(result: RetrainingResult, control: str | None, i: int) -> list[str]:
     return [summary, *(_signed(result, value) for value in scores[i])]
 
 
-def _signed(result: RetrainingResult, value: torch.Tensor) -> str:
+def _signed(result: RetrainingScores, value: torch.Tensor) -> str:
     number = value.item()
     if number != number:
         return "nan"

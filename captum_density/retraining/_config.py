@@ -90,7 +90,7 @@ class Fit:
 
     def __init__(self, config: FitConfig, parameters: Sequence[Tensor], steps: int) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
-        self._config, self._steps, self._taken = config, steps, 0
+        self._config, self._steps, self._step = config, steps, 0
         # Fused, and by PyTorch's functions, whose classes take as long again to prepare a step: on models this small
         # its time is that of starting operations.
         self._fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in self._parameters)
@@ -105,21 +105,21 @@ class Fit:
 
     def step(self, loss: Tensor) -> None:
         """Descend: the loss is a scalar, the sum over models of what each of them minimises."""
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        used = [
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        updates = [
             (parameter, _in_order_of(parameter, gradient), *state)
-            for parameter, gradient, state in zip(self._parameters, found, self._states, strict=True)
+            for parameter, gradient, state in zip(self._parameters, gradients, self._states, strict=True)
             if gradient is not None
         ]
         config = self._config
-        lr = config.lr * (1 - self._taken / self._steps) if config.schedule == "linear" else config.lr
-        self._taken += 1
-        parameters, gradients, first, second, counts = (list(tensors) for tensors in zip(*used, strict=True))
+        lr = config.lr * (1 - self._step / self._steps) if config.schedule == "linear" else config.lr
+        self._step += 1
+        parameters, descents, first, second, counts = (list(tensors) for tensors in zip(*updates, strict=True))
         with torch.no_grad():
             if config.optimizer == "adamw":
                 adamw(
                     parameters,
-                    gradients,
+                    descents,
                     first,
                     second,
                     [],
@@ -138,7 +138,7 @@ class Fit:
                 # could not start it where a layer has its first gradient later than others.
                 sgd(
                     parameters,
-                    gradients,
+                    descents,
                     [average if config.momentum else None for average in first],
                     fused=self._fused,
                     weight_decay=config.weight_decay,

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from captum_density._model.generators import derived_seed, seeded
 from captum_density.retraining._config import Fit, FitConfig
 from captum_density.retraining._seeds import batches, count_batches
-from captum_density.retraining._view import CellSpec, View
+from captum_density.retraining._view import Kept, View
 
 __all__ = ["Check", "check_logits", "correct_of", "correct_of_stack", "train_loop", "train_stack"]
 
@@ -69,24 +69,25 @@ def train_loop(
 
 
 @torch.no_grad()
-def correct_of(model: nn.Module, view: View, cell: CellSpec, check: Check) -> Tensor:
+def correct_of(model: nn.Module, view: View, kept: Kept, run: int, check: Check) -> Tensor:
     """(M,) whether the class of each test example is predicted, in evaluation mode."""
     model.eval()
     labels = view.labels[1]
-    inputs = None if view.lazy else view.whole(1, cell, check)
-    found = []
+    inputs = None if view.lazy else view.whole(1, kept, run, check)
+    correct = []
     for start in range(0, len(labels), _TEST_BATCH):
         check()
         part = slice(start, start + _TEST_BATCH)
-        x = view.rows(1, part, cell) if inputs is None else inputs[part]
-        found.append(_right(model(x), labels[part]))
-    return torch.cat(found).cpu()
+        x = view.rows(1, part, kept) if inputs is None else inputs[part]
+        correct.append(_right(model(x), labels[part]))
+    return torch.cat(correct).cpu()
 
 
 def train_stack(
     models: Sequence[nn.Module],
     view: View,
-    cells: Sequence[CellSpec],
+    kept: Sequence[Kept],
+    runs: Sequence[int],
     config: FitConfig,
     *,
     seed: int,
@@ -109,18 +110,18 @@ def train_stack(
     skeleton = copy.deepcopy(models[0]).train()
     n = view.size(0)
     fit = Fit(config, list(parameters.values()), count_batches(n, config.batch_size, config.epochs))
-    low, high = _places(cells, device)
-    runs = sorted({cell.run for cell in cells})
-    of_run = torch.tensor([runs.index(cell.run) for cell in cells], device=device)
+    low, high = torch.tensor(kept, device=device).T
+    orders = sorted(set(runs))  # one for each run
+    of_run = torch.tensor([orders.index(run) for run in runs], device=device)
     forward = _vmapped(skeleton)
-    orders = zip(*(batches(n, config.batch_size, config.epochs, seed, run) for run in runs), strict=True)
-    with seeded(derived_seed(seed, "training", *runs), device), torch.enable_grad():
-        for step, order in enumerate(orders):
+    steps = zip(*(batches(n, config.batch_size, config.epochs, seed, run) for run in orders), strict=True)
+    with seeded(derived_seed(seed, "training", *orders), device), torch.enable_grad():
+        for step, batch in enumerate(steps):
             if step == max_steps:
                 break
             check()
-            rows = order[0].to(device) if len(runs) == 1 else torch.stack(order).to(device)[of_run]
-            y = labels[rows].expand(len(cells), -1)
+            rows = batch[0].to(device) if len(orders) == 1 else torch.stack(batch).to(device)[of_run]
+            y = labels[rows].expand(len(models), -1)
             logits = forward(parameters, buffers, view.stacked(0, rows, low, high))
             if step == 0:
                 check_logits(logits[0], int(labels.max()))
@@ -133,7 +134,7 @@ def train_stack(
 def correct_of_stack(
     trained: tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]],
     view: View,
-    cells: Sequence[CellSpec],
+    kept: Sequence[Kept],
     check: Check,
     max_examples: int | None = None,
 ) -> Tensor:
@@ -141,14 +142,14 @@ def correct_of_stack(
     skeleton, parameters, buffers = trained
     forward = _vmapped(skeleton.eval())
     labels = view.labels[1][:max_examples]
-    low, high = _places(cells, labels.device)
-    found = []
-    size = max(1, _TEST_BATCH // len(cells))
+    low, high = torch.tensor(kept, device=labels.device).T
+    correct = []
+    size = max(1, _TEST_BATCH // len(kept))
     for start in range(0, len(labels), size):
         check()
         part = slice(start, min(start + size, len(labels)))
-        found.append(_right(forward(parameters, buffers, view.stacked(1, part, low, high)), labels[part]))
-    return torch.cat(found, dim=1).cpu()
+        correct.append(_right(forward(parameters, buffers, view.stacked(1, part, low, high)), labels[part]))
+    return torch.cat(correct, dim=1).cpu()
 
 
 def _stacked(models: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -166,11 +167,6 @@ def _vmapped(skeleton: nn.Module) -> Callable[..., Tensor]:
     return torch.vmap(forward, randomness="error")
 
 
-def _places(cells: Sequence[CellSpec], device: torch.device) -> tuple[Tensor, Tensor]:
-    low, high = (torch.tensor([getattr(c, end) for c in cells], device=device) for end in ("low", "high"))
-    return low, high
-
-
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether each class is predicted; a model that returns NaN predicts none."""
     return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
@@ -178,7 +174,7 @@ def _right(logits: Tensor, labels: Tensor) -> Tensor:
 
 def check_logits(output: object, largest: int) -> None:
     if not isinstance(output, Tensor) or output.ndim != 2:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"the model must return logits (N, classes), but returned {found}")
+        received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the model must return logits (N, classes), but returned {received}")
     if largest >= output.shape[1]:
         raise ValueError(f"the model has {output.shape[1]} outputs, but label {largest} is among the labels")

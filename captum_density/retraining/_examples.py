@@ -1,24 +1,27 @@
-"""What models are trained on and judged by: examples, of which each cell keeps some elements."""
+"""What models are trained on and judged by: examples, and jobs, each of which keeps some of their elements."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from captum_density._cache.arrays import parts_of
 
-__all__ = ["Cell", "Examples", "Impute"]
+__all__ = ["Data", "Examples", "Impute", "Job", "Split"]
 
 # What removed elements become: images (B, ...), which of their elements are kept (B, ...), and a generator by name.
 Impute = Callable[..., Tensor]
 Array: TypeAlias = Tensor | npt.NDArray[Any]
+Split: TypeAlias = tuple[Array, Array]
+Data: TypeAlias = Split | Dataset[Any] | DataLoader[Any]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,10 +29,11 @@ class Examples:
     """Training and test examples, and an order of the elements of each, by which to keep some of them.
 
     Args:
-        train: Inputs (N, ...), floating-point, and labels (N,), integers from 0. Tensors or NumPy arrays;
-            `numpy.memmap` arrays are read from their files, by each worker too; a model that is trained in a loop has
-            its masked training inputs in memory, one in a stack a batch of them.
-        test: Inputs (M, ...) and labels (M,).
+        train: Inputs (N, ...), floating-point, and labels (N,), integers from 0. Tensors or NumPy arrays, or a data set
+            or DataLoader of such pairs, which is read once and held in memory. `numpy.memmap` arrays are read from
+            their files, by each worker too; a model that is trained in a loop has its masked training inputs in
+            memory, one in a stack a batch of them.
+        test: Inputs (M, ...) and labels (M,), as `train`.
         ranks: For each example the places 0..d-1 of its d elements or groups, (N, d) and (M, d), integers; 0 for the
             most important. None where nothing is ever removed.
         groups: The group of each element, of an input's shape, integers 0..d-1; None for every element singly.
@@ -50,8 +54,8 @@ class Examples:
         (8, 8, 4)
     """
 
-    train: tuple[Array, Array]
-    test: tuple[Array, Array]
+    train: Data
+    test: Data
     ranks: tuple[Array, Array] | None = None
     groups: Tensor | None = None
     fill: float | Tensor = 0.0
@@ -59,17 +63,18 @@ class Examples:
     mask_only: bool = False
 
     def __post_init__(self) -> None:
-        for name, pair in (("train", self.train), ("test", self.test)):
-            _check_split(name, pair)
-        if tuple(self.train[0].shape[1:]) != tuple(self.test[0].shape[1:]):
+        for name in ("train", "test"):
+            object.__setattr__(self, name, _split(name, getattr(self, name)))
+        (train, train_labels), (test, test_labels) = self.splits
+        if train.shape[1:] != test.shape[1:]:
             raise ValueError(
-                f"training inputs have shape {tuple(self.train[0].shape)}, test inputs {tuple(self.test[0].shape)}: "
+                f"training inputs have shape {tuple(train.shape)}, test inputs {tuple(test.shape)}: "
                 "all but the first dimension must agree"
             )
-        classes, tested = (set(np.unique(_numpy(labels)).tolist()) for _, labels in (self.train, self.test))
+        classes, tested = (set(np.unique(_numpy(labels)).tolist()) for labels in (train_labels, test_labels))
         if not tested <= classes:
             raise ValueError(f"the test labels {sorted(tested - classes)} are of no training example")
-        dtypes = [_numpy(inputs[:1]).dtype for inputs, _ in (self.train, self.test)]
+        dtypes = [_numpy(inputs[:1]).dtype for inputs in (train, test)]
         if dtypes[0] != dtypes[1]:
             raise TypeError(f"training inputs are {dtypes[0]}, test inputs {dtypes[1]}; convert one of them")
         if self.ranks is not None:
@@ -79,24 +84,34 @@ class Examples:
         self._check_fill()
 
     @property
+    def splits(self) -> tuple[Split, Split]:
+        """Training and test examples, each inputs (N, ...) and labels (N,)."""
+        return cast("tuple[Split, Split]", (self.train, self.test))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.splits[0][0].shape[1:])
+
+    @property
     def n_train(self) -> int:
         """How many training examples there are."""
-        return len(self.train[0])
+        return len(self.splits[0][1])
 
     @property
     def n_test(self) -> int:
         """How many test examples there are."""
-        return len(self.test[0])
+        return len(self.splits[1][1])
 
     @property
     def d(self) -> int:
         """How many elements or groups of an example can be kept or removed."""
         if self.ranks is not None:
             return int(self.ranks[0].shape[1])
-        return int(np.prod(self.train[0].shape[1:], dtype=int))
+        return int(np.prod(self.shape, dtype=int))
 
     def _check_fill(self) -> None:
-        shape = tuple(self.train[0].shape[1:])
+        shape = self.shape
         fill = torch.as_tensor(self.fill)
         try:
             fits = tuple(torch.broadcast_shapes(fill.shape, shape)) == shape
@@ -109,10 +124,10 @@ class Examples:
             raise ValueError("impute says what removed elements become: fill and mask_only have no meaning beside it")
 
     def __repr__(self) -> str:
-        return f"Examples({self.n_train} and {self.n_test} of {tuple(self.train[0].shape[1:])}, d={self.d})"
+        return f"Examples({self.n_train} and {self.n_test} of {self.shape}, d={self.d})"
 
     def _check_ranks(self, ranks: tuple[Array, Array]) -> None:
-        shape = tuple(self.train[0].shape[1:])
+        shape = self.shape
         d = int(np.prod(shape, dtype=int))
         if self.groups is not None:
             if tuple(self.groups.shape) != shape or self.groups.is_floating_point():
@@ -123,7 +138,7 @@ class Examples:
             d = int(self.groups.max()) + 1
             if int(self.groups.min()) < 0:
                 raise ValueError("groups must be numbered from 0, but some are negative")
-        for name, r, (inputs, _) in zip(("training", "test"), ranks, (self.train, self.test), strict=True):
+        for name, r, (inputs, _) in zip(("training", "test"), ranks, self.splits, strict=True):
             if tuple(r.shape) != (len(inputs), d):
                 raise ValueError(f"the ranks of {name} examples must be ({len(inputs)}, {d}), but are {tuple(r.shape)}")
             if _numpy(r[:1]).dtype.kind != "i":
@@ -137,13 +152,13 @@ class Examples:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cell:
+class Job:
     """One model to train: on which examples, with what kept, in which run.
 
     Args:
         examples: What to train and test on.
         kept: Places ``(low, high)``: elements whose rank is in low..high-1 are kept. None for all.
-        run: Which initial weights and order of batches; cells of one run share them.
+        run: Which initial weights and order of batches; jobs of one run share them.
 
     Raises:
         ValueError: Places outside 0..d, or without ranks.
@@ -151,7 +166,7 @@ class Cell:
     Example:
         >>> import torch
         >>> x, y = torch.randn(8, 4), torch.arange(8) % 2
-        >>> Cell(Examples((x, y), (x, y)), run=3).kept
+        >>> Job(Examples((x, y), (x, y)), run=3).kept
         (0, 4)
     """
 
@@ -172,7 +187,7 @@ class Cell:
             raise ValueError("to keep some elements and not others, the examples need ranks")
 
     def __repr__(self) -> str:
-        return f"Cell({self.examples}, kept={self.kept}, run={self.run})"
+        return f"Job({self.examples}, kept={self.kept}, run={self.run})"
 
     @property
     def places(self) -> tuple[int, int]:
@@ -186,9 +201,28 @@ class Cell:
         return self.places == (0, self.examples.d) and not self.examples.mask_only
 
 
-def _check_split(name: str, pair: Any) -> None:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TypeError(f"{name} must be a pair (inputs, labels), but is {type(pair).__name__}")
+def _split(name: str, data: Any) -> Split:
+    """Inputs and labels, checked; those of a data set or DataLoader in one tensor each."""
+    if isinstance(data, Dataset):
+        data = DataLoader(data, batch_size=1024)
+    if isinstance(data, DataLoader):
+        data = _collected(name, data)
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(
+            f"{name} must be a pair (inputs, labels), a data set or a DataLoader, but is {type(data).__name__}"
+        )
+    _check_split(name, data)
+    return data[0], data[1]
+
+
+def _collected(name: str, loader: DataLoader[Any]) -> list[Tensor]:
+    batches = list(loader)
+    if not batches or not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
+        raise TypeError(f"{name} must give pairs (inputs, labels); wrap it in one that does")
+    return [torch.cat([torch.as_tensor(part) for part in parts]) for parts in zip(*batches, strict=True)]
+
+
+def _check_split(name: str, pair: Sequence[Any]) -> None:
     inputs, labels = pair
     for what, array in (("inputs", inputs), ("labels", labels)):
         if not isinstance(array, Tensor | np.ndarray):

@@ -1,48 +1,60 @@
-"""One call's cells in pieces of work: who trains them, and what of them is already known."""
+"""One call of `fit_many`: its jobs in pieces of work, and what of them is finished already."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import pickle
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from captum_density import __version__
-from captum_density._cache.arrays import ArrayRef, Arrays
-from captum_density._cache.identity import (
-    attributes_of,
-    described,
-    identity_of_imputation,
-    identity_of_model,
-    state_name,
-)
-from captum_density._cache.store import SCHEMA, Store, packed, unpacked
+from captum_density._cache.arrays import Arrays
+from captum_density._cache.identity import attributes_of, state_name
+from captum_density._cache.store import Store, packed, unpacked
 from captum_density._model.generators import pinned
+from captum_density.retraining._choice import Choice, choose_engine, try_stack
 from captum_density.retraining._config import FitConfig, FitFunction
-from captum_density.retraining._examples import Cell, Examples
-from captum_density.retraining._fitted import Fitted
+from captum_density.retraining._dispatch import done_anywhere, each_done_anywhere
+from captum_density.retraining._examples import Examples, Job
+from captum_density.retraining._identity import Identities
+from captum_density.retraining._result import JobResult
 from captum_density.retraining._seeds import initial_model, size_of
-from captum_density.retraining._trial import Trial, try_engines
-from captum_density.retraining._view import CellSpec, ExamplesSpec
-from captum_density.retraining._work import Done, Engine, Piece, run_piece
+from captum_density.retraining._view import ExamplesRef
+from captum_density.retraining._work import Engine, Work, run_work
 
 __all__ = ["Plan", "Strategy"]
 
 Strategy = Literal["auto", "loop", "channels_last", "vmap"]
+T = TypeVar("T")
 
 
 class Plan:
-    """One call: its cells in pieces, and what is known of each."""
+    """Jobs in pieces of work.
+
+    Args:
+        make_model: The factory.
+        jobs: What to train.
+        fit: How.
+        seed: The base seed.
+        strategy: Which engine, or "auto".
+        executor: Who trains; None for this process.
+        store: What is finished; None for no memory.
+        alive: A folder whose end tells workers to stop; None without an executor.
+
+    Raises:
+        TypeError: The factory makes no module; a function that trains and cannot be told from another.
+        ValueError: The factory returns the same object twice, or different weights from the same seed.
+    """
 
     def __init__(
         self,
         make_model: Callable[[], nn.Module],
-        cells: list[Cell],
+        jobs: list[Job],
         fit: FitConfig | FitFunction,
         seed: int,
         strategy: Strategy,
@@ -50,26 +62,24 @@ class Plan:
         store: Store | None,
         alive: Path | None,
     ) -> None:
-        self._make_model, self._cells, self._fit, self._seed = make_model, cells, fit, seed
+        self._make_model, self._jobs, self._fit, self._seed = make_model, jobs, fit, seed
         self._strategy, self._executor, self._store, self._alive = strategy, executor, store, alive
-        self._arrays = Arrays(alive)
-        self._specs: dict[int, ExamplesSpec] = {}
-        self._states: dict[int, list[float]] = {}
-        self._attributes: set[str] = set()
-        self._imputations: dict[int, Any] = {}
-        self._models: dict[tuple[int, str], dict[str, Any]] = {}
         self._config = fit if isinstance(fit, FitConfig) else FitConfig()
+        self._arrays = Arrays(alive)
+        self._refs: dict[int, ExamplesRef] = {}
+        self._sizes: dict[int, list[float]] = {}
+        self._attributes: set[str] = set()
         with pinned(self._config.threads):
-            for run in sorted({cell.run for cell in cells}):
+            for run in sorted({job.run for job in jobs}):
                 self._look_at_model(run)
-        self._described_fit = described(fit) if store is not None and not isinstance(fit, FitConfig) else None
+        self._identities = None if store is None else Identities(make_model, fit, seed, self._config.threads)
+        self._devices = itertools.cycle(self._config.devices or [_device(jobs[0].examples)])
 
     def _look_at_model(self, run: int) -> None:
         model = initial_model(self._make_model, self._seed, run)
-        if not self._states:
+        if not self._sizes:
             again = initial_model(self._make_model, self._seed, run)
-            shared = _memory(model) & _memory(again)
-            if again is model or shared:
+            if again is model or _memory(model) & _memory(again):
                 raise ValueError(
                     "make_model returned the same object (or the same parameters) twice; it must build a new model "
                     "each time, such as `lambda: Net()` and not `lambda: net`"
@@ -79,249 +89,146 @@ class Plan:
                     "make_model made two different models from the same seed; its weights must depend on nothing but "
                     "PyTorch's, NumPy's and Python's global random generators, which are seeded for it"
                 )
-        self._states[run] = size_of(model)
+        self._sizes[run] = size_of(model)
         self._attributes.add(json.dumps(attributes_of(model)))
 
-    def _identity_of_model(self, run: int, inputs: ArrayRef) -> dict[str, Any]:
-        if (run, inputs.name) not in self._models:
-            with pinned(self._config.threads):
-                model = initial_model(self._make_model, self._seed, run)
-                example = inputs.tensor(torch.device("cpu"))[:4]
-                self._models[run, inputs.name] = identity_of_model(self._make_model, model, example)
-        return self._models[run, inputs.name]
+    def run(self, advance: Callable[[int], object]) -> list[JobResult]:
+        """Train what is not finished yet.
 
-    def _identity_of_imputation(self, spec: ExamplesSpec) -> Any:
-        if id(spec) not in self._imputations:
-            assert spec.impute is not None
-            example = spec.inputs[0].tensor(torch.device("cpu"))[:4].clone()
-            self._imputations[id(spec)] = identity_of_imputation(spec.impute, example)
-        return self._imputations[id(spec)]
+        Args:
+            advance: Called with how many jobs are finished, each time some are.
 
-    def run(self, advance: Callable[[int], object]) -> list[Fitted]:
-        """Train what is not known yet."""
-        # Cells that are the same are one; an order does not matter where everything is kept.
-        unique: dict[tuple[object, ...], list[int]] = {}
-        for i, cell in enumerate(self._cells):
-            unique.setdefault(self._same(cell), []).append(i)
-        found: list[Fitted | None] = [None] * len(self._cells)
+        Returns:
+            For each job, in their order, what came of it. Jobs that are the same are trained once.
+        """
+        keys = [self._key(job) for job in self._jobs]
+        different = dict(zip(reversed(keys), reversed(self._jobs), strict=True))  # the first job of each key
+        count = Counter(keys)
+        results: dict[Hashable, JobResult] = {}
 
-        def take(at: Sequence[int], correct: Tensor, engine: str, seconds: float, stored: bool) -> None:
-            for i in at:
-                found[i] = Fitted(self._cells[i], correct, engine, seconds, stored, reasons[at[0]])
-            advance(len(at))
+        def finish(result: JobResult, key: Hashable) -> None:
+            results[key] = result
+            advance(count[key])
 
-        groups: dict[int, list[list[int]]] = {}
-        for at in unique.values():
-            groups.setdefault(id(self._cells[at[0]].examples), []).append(at)
-        reasons: dict[int, str] = {}
-        todo: list[tuple[Piece, list[list[int]], list[dict[str, Any]]]] = []
-        devices = iter(self._devices())
-        chosen: Trial | None = None
-        for group in sorted(groups.values(), key=len, reverse=True):
-            engine, reason, chosen = self._engine(group, chosen)
-            reasons |= {at[0]: reason for at in group}
-            for part in self._parts(group, engine):
-                piece = self._piece([self._cells[at[0]] for at in part], engine, next(devices))
-                identities = [self._identity(piece, cell) for cell in piece.cells] if self._store else [{}] * len(part)
-                known = [self._known(identity, at) for identity, at in zip(identities, part, strict=True)]
-                for at, correct in zip(part, known, strict=True):
-                    if correct is not None:
-                        take(at, correct, engine, 0.0, True)
-                if any(correct is None for correct in known):
-                    todo.append((piece, part, identities))
-        for n, done in self._done([piece for piece, _, _ in todo]):
-            piece, part, identities = todo[n]
-            for at, identity, correct in zip(part, identities, done.correct, strict=True):
-                if found[at[0]] is not None:
+        todo: list[tuple[Work, list[Hashable], str]] = []
+        for part, engine, reason in self._parts({key: different[key] for key in keys}):
+            jobs = [different[key] for key in part]
+            work = self._work(jobs, engine, next(self._devices))
+            stored = [self._stored(work, i, job) for i, job in enumerate(jobs)]
+            for key, job, correct in zip(part, jobs, stored, strict=True):
+                if correct is not None:
+                    finish(JobResult(job, correct, engine, 0.0, True, reason), key)
+            if any(correct is None for correct in stored):
+                todo.append((work, part, reason))
+        for n, (correct, seconds) in each_done_anywhere(run_work, [work for work, _, _ in todo], self._executor):
+            work, part, reason = todo[n]
+            for i, key in enumerate(part):
+                if key in results:
                     continue  # it came from the store, and was trained again for the sake of its stack
-                if self._store is not None:
-                    self._store.write(identity, packed(correct), seconds=done.seconds, engine=piece.engine)
-                take(at, correct, piece.engine, done.seconds, False)
-        return [fitted for fitted in found if fitted is not None]
+                if self._store is not None and self._identities is not None:
+                    identity = self._identities.of(work, i)
+                    self._store.write(identity, packed(correct[i]), seconds=seconds, engine=work.engine)
+                finish(JobResult(different[key], correct[i], work.engine, seconds, False, reason), key)
+        return [replace(results[key], job=job) for key, job in zip(keys, self._jobs, strict=True)]
 
-    def _same(self, cell: Cell) -> tuple[object, ...]:
-        if cell.complete:
-            examples = cell.examples
-            arrays = (self._arrays.ref(a).name for pair in (examples.train, examples.test) for a in pair)
-            return (*arrays, cell.run)
-        return (id(cell.examples), cell.places, cell.run)
+    def _key(self, job: Job) -> Hashable:
+        """Equal for jobs that are the same: ranks do not matter where everything is kept."""
+        if job.complete:
+            return (*(self._arrays.ref(array).name for split in job.examples.splits for array in split), job.run)
+        return (id(job.examples), job.places, job.run)
 
-    def _devices(self) -> Iterator[str]:
-        given = self._config.devices or [_device(self._cells[0].examples)]
-        while True:
-            yield from given
+    def _parts(self, jobs: dict[Hashable, Job]) -> Iterator[tuple[list[Hashable], Engine, str]]:
+        """Keys of jobs on the same examples that are done at once, the engine and why it."""
+        by_examples: dict[int, list[Hashable]] = {}
+        for key, job in jobs.items():
+            by_examples.setdefault(id(job.examples), []).append(key)
+        groups = sorted(by_examples.values(), key=len, reverse=True)
+        choice = self._choice([[jobs[key] for key in group] for group in groups])
+        for group in groups:
+            engine, reason = self._engine([jobs[key] for key in group], choice)
+            if engine == "vmap":
+                parts = _stacks(group, [jobs[key].run for key in group], self._config.stack_size)
+            else:
+                parts = [[key] for key in group]
+            yield from ((part, engine, reason) for part in parts)
 
-    def _engine(self, group: list[list[int]], chosen: Trial | None) -> tuple[Engine, str, Trial | None]:
-        """The engine of some examples' cells, why, and what a trial chose."""
-        if not isinstance(self._fit, FitConfig):
-            return "fit", "a function was given", chosen
-        cells = [self._cells[at[0]] for at in group]
-        if self._strategy in ("loop", "channels_last"):
-            return self._strategy, "it was asked for", chosen
-        if cells[0].examples.impute is not None:
-            return "loop", "imputed examples are made for one model at a time", chosen
+    def _choice(self, groups: list[list[Job]]) -> Choice | None:
+        """What a worker finds out of the engines, where it matters.
+
+        Raises:
+            ValueError: A stack was asked for and cannot train the model.
+        """
+        plain = [group for group in groups if group[0].examples.impute is None]
+        if self._strategy not in ("auto", "vmap") or not isinstance(self._fit, FitConfig) or not plain:
+            return None
         if len(self._attributes) > 1:
-            chosen = Trial("loop", "models of different runs differ in more than parameters and buffers", False)
-        if chosen is None:
-            part = self._parts(group, "vmap")[0]
-            piece = self._piece([self._cells[at[0]] for at in part], "vmap", next(self._devices()))
-            chosen = self._tried(piece)
-        if self._strategy == "vmap":
-            if chosen.stacks:
-                return "vmap", "it was asked for", chosen
-            raise ValueError(f"strategy 'vmap' cannot train this model: {chosen.reason}; use 'auto' or 'loop'")
-        return chosen.engine, chosen.reason, chosen
+            unlike = "models of different runs differ in more than parameters and buffers"
+            choice = Choice("loop", False, unlike)
+        else:
+            runs = [job.run for job in plain[0]]
+            stack = _stacks(plain[0], runs, self._config.stack_size)[0]
+            device = (self._config.devices or [_device(self._jobs[0].examples)])[0]
+            choose = choose_engine if self._strategy == "auto" else try_stack
+            choice = done_anywhere(choose, self._work(stack, "vmap", device), self._executor)
+        if self._strategy == "vmap" and not choice.stacks:
+            raise ValueError(f"strategy 'vmap' cannot train this model: {choice.reason}; use 'auto' or 'loop'")
+        return choice
 
-    def _tried(self, piece: Piece) -> Trial:
-        # Not of which cells: with one more fraction or attribution, what is stored stays of use.
-        whole = self._identity(piece, piece.cells[0])
-        shape = list(self._cells[0].examples.train[0].shape[1:])
-        identity = {
-            "trial": {name: whole[name] for name in ("version", "model", "fit", "device", "threads")},
-            "of": shape,
-        }
-        stored = None if self._store is None else self._store.read(identity)
-        if stored is not None:
-            return Trial(**stored)
-        trial: Trial = _result(self._anywhere(try_engines, piece))
-        if self._store is not None:
-            self._store.write(identity, trial._asdict())
-        return trial
+    def _engine(self, jobs: list[Job], choice: Choice | None) -> tuple[Engine, str]:
+        """The engine of jobs on the same examples, and why it."""
+        if not isinstance(self._fit, FitConfig):
+            return "fit", "a function was given"
+        if self._strategy != "auto":
+            return self._strategy, "it was asked for"
+        if choice is None or jobs[0].examples.impute is not None:
+            return "loop", "imputed examples are made for one model at a time"
+        return choice.of(len(jobs))
 
-    def _parts(self, group: list[list[int]], engine: Engine) -> list[list[list[int]]]:
-        """Cells of the same examples in pieces: one each, or stacks of whole runs as far as they fit."""
-        if engine != "vmap":
-            return [[at] for at in group]
-        size = self._config.stack_size
-        runs: dict[int, list[list[int]]] = {}
-        for at in group:
-            runs.setdefault(self._cells[at[0]].run, []).append(at)
-        parts: list[list[list[int]]] = [[]]
-        for of_run in runs.values():
-            for start in range(0, len(of_run), size):
-                some = of_run[start : start + size]
-                if parts[-1] and len(parts[-1]) + len(some) > size:
-                    parts.append([])
-                parts[-1].extend(some)
-        return parts
-
-    def _piece(self, cells: list[Cell], engine: Engine, device: str) -> Piece:
-        examples = cells[0].examples
-        if id(examples) not in self._specs:
-            self._specs[id(examples)] = ExamplesSpec.of(examples, self._arrays)
-        specs = tuple(CellSpec.of(cell) for cell in cells)
-        states = {cell.run: self._states[cell.run] for cell in cells}
-        return Piece(
-            self._make_model,
-            states,
-            self._specs[id(examples)],
-            specs,
-            self._fit,
-            engine,
-            self._seed,
-            device,
-            self._config.threads,
-            self._alive,
+    def _work(self, jobs: list[Job], engine: Engine, device: str) -> Work:
+        examples = jobs[0].examples
+        if id(examples) not in self._refs:
+            self._refs[id(examples)] = ExamplesRef.of(examples, self._arrays)
+        return Work(
+            make_model=self._make_model,
+            sizes={job.run: self._sizes[job.run] for job in jobs},
+            examples=self._refs[id(examples)],
+            kept=tuple(job.places for job in jobs),
+            runs=tuple(job.run for job in jobs),
+            fit=self._fit,
+            engine=engine,
+            seed=self._seed,
+            device=device,
+            threads=self._config.threads,
+            alive=self._alive,
         )
 
-    def _identity(self, piece: Piece, cell: CellSpec) -> dict[str, Any]:
-        spec, config = piece.examples, self._config
-        data = {"inputs": spec.inputs, "labels": spec.labels}
-        seen: dict[str, Any] = {what: [ref.name for ref in refs] for what, refs in data.items()}
-        if not cell.complete:
-            assert spec.ranks is not None
-            seen |= {
-                "ranks": [ref.name for ref in spec.ranks],
-                "groups": None if spec.groups is None else spec.groups.name,
-                "kept": [cell.low, cell.high],
-                "mask_only": spec.mask_only,
-                "fill": None if spec.mask_only else spec.fill.name,
-                "impute": None if spec.impute is None else self._identity_of_imputation(spec),
-            }
-        if self._described_fit is not None:
-            how: Any = self._described_fit
-        else:
-            ways = ("epochs", "batch_size", "lr", "optimizer", "momentum", "weight_decay", "schedule")
-            how = {name: described(getattr(config, name)) for name in ways}
-        device = torch.device(piece.device).type
-        return {
-            "schema": SCHEMA,
-            "version": __version__,
-            "examples": seen,
-            "model": None if self._store is None else self._identity_of_model(cell.run, spec.inputs[1]),
-            "fit": how,
-            "engine": piece.engine,
-            "device": device,
-            "threads": config.threads if device == "cpu" else None,
-            "seed": self._seed,
-            "run": cell.run,
-        }
-
-    def _known(self, identity: dict[str, Any], at: list[int]) -> Tensor | None:
-        if self._store is None:
+    def _stored(self, work: Work, i: int, job: Job) -> Tensor | None:
+        if self._store is None or self._identities is None:
             return None
-        result = self._store.read(identity)
-        return None if result is None else unpacked(result, self._cells[at[0]].examples.n_test)
+        result = self._store.read(self._identities.of(work, i))
+        return None if result is None else unpacked(result, job.examples.n_test)
 
-    def _done(self, pieces: list[Piece]) -> Iterator[tuple[int, Done]]:
-        """Each piece's number and what came of it, as they finish."""
-        if self._executor is None:
-            for n, piece in enumerate(pieces):
-                yield n, run_piece(piece)
-            return
-        waiting: dict[Future[Done], int] = {}
-        try:
-            for n, piece in enumerate(pieces):
-                waiting[self._anywhere(run_piece, piece)] = n
-            failure: Exception | None = None
-            for future in as_completed(waiting):
-                try:
-                    done = _result(future)
-                except Exception as error:
-                    failure = error
-                    break
-                yield waiting.pop(future), done
-            if failure is not None:  # what else is finished by now is kept, before it is said
-                for future, n in list(waiting.items()):
-                    if future.done() and not future.cancelled() and future.exception() is None:
-                        yield n, future.result()
-                raise failure
-        finally:
-            for future in waiting:
-                future.cancel()
 
-    def _anywhere(self, function: Callable[[Piece], Any], piece: Piece) -> Future[Any]:
-        if self._executor is not None:
-            return self._executor.submit(function, piece)
-        future: Future[Any] = Future()
-        future.set_result(function(piece))
-        return future
+def _stacks(group: Sequence[T], runs: Sequence[int], size: int) -> list[list[T]]:
+    """Parts of at most so many, of whole runs as far as they fit: models of a run see their batches alike."""
+    by_run: dict[int, list[T]] = {}
+    for one, run in zip(group, runs, strict=True):
+        by_run.setdefault(run, []).append(one)
+    parts: list[list[T]] = [[]]
+    for of_run in by_run.values():
+        for start in range(0, len(of_run), size):
+            some = of_run[start : start + size]
+            if parts[-1] and len(parts[-1]) + len(some) > size:
+                parts.append([])
+            parts[-1].extend(some)
+    return parts
 
 
 def _device(examples: Examples) -> str:
-    inputs = examples.train[0]
+    inputs = examples.splits[0][0]
     return str(inputs.device) if isinstance(inputs, Tensor) else "cpu"
 
 
 def _memory(model: nn.Module) -> set[int]:
     # Not the parameters themselves: different ones of the same memory would be trained together as well.
     return {p.untyped_storage().data_ptr() for p in model.parameters() if p.numel()}
-
-
-def _result(future: Future[Any]) -> Any:
-    try:
-        return future.result()
-    except BrokenExecutor as error:
-        raise RuntimeError(
-            f"a worker of the executor ended abruptly ({error}). Finished cells are kept in the store. It ran out of "
-            "memory, or could not start: workers of a spawned pool import the main module, which must be a file, and "
-            'do its work below `if __name__ == "__main__":`'
-        ) from error
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        if "pickle" not in str(error) and "Can't get attribute" not in str(error):
-            raise
-        raise TypeError(
-            f"make_model (or another function) cannot be sent to the executor's workers: {error}. Define it at the top "
-            "of a module that they can import, or use an executor that sends code itself: "
-            "loky.get_reusable_executor(), or Dask's Client.get_executor(pure=False)"
-        ) from error

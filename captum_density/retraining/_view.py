@@ -1,4 +1,4 @@
-"""What a cell's model sees: the inputs with the elements that are not kept removed."""
+"""What a job's model sees: the inputs with the elements that are not kept removed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from torch import Tensor
 
 from captum_density._cache.arrays import ArrayRef, Arrays
 from captum_density._model.generators import derived_seed, seeded
-from captum_density.retraining._examples import Cell, Examples, Impute
+from captum_density.retraining._examples import Examples, Impute
 
-__all__ = ["CellSpec", "ExamplesSpec", "View"]
+__all__ = ["ExamplesRef", "Kept", "View"]
+
+Kept = tuple[int, int]  # places (low, high): elements of rank low..high-1 stay
 
 _ROWS = 1024  # of a whole data set, handled at once
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 @dataclass(frozen=True)
-class ExamplesSpec:
-    """`Examples` as they are sent to a worker, for (training, test) each."""
+class ExamplesRef:
+    """`Examples` for a worker: names of their arrays, each a pair for (training, test)."""
 
     inputs: tuple[ArrayRef, ArrayRef]
     labels: tuple[ArrayRef, ArrayRef]
@@ -30,57 +32,48 @@ class ExamplesSpec:
     fill: ArrayRef
     impute: Impute | None
     mask_only: bool
+    d: int
+
+    def complete(self, kept: Kept) -> bool:
+        """Whether a model sees its examples whole, whatever the ranks."""
+        return kept == (0, self.d) and not self.mask_only
 
     @classmethod
-    def of(cls, examples: Examples, arrays: Arrays) -> ExamplesSpec:
+    def of(cls, examples: Examples, arrays: Arrays) -> ExamplesRef:
         """Name all arrays of some examples."""
-        pairs = zip(examples.train, examples.test, strict=True)
-        inputs, labels = ((arrays.ref(a), arrays.ref(b)) for a, b in pairs)
+        (train, train_labels), (test, test_labels) = examples.splits
         ranks = examples.ranks
         # A number is that number for inputs in double precision too.
         fill = torch.as_tensor(examples.fill, dtype=None if isinstance(examples.fill, Tensor) else torch.float64)
         return cls(
-            inputs,
-            labels,
+            (arrays.ref(train), arrays.ref(test)),
+            (arrays.ref(train_labels), arrays.ref(test_labels)),
             None if ranks is None else (arrays.ref(ranks[0]), arrays.ref(ranks[1])),
             None if examples.groups is None else arrays.ref(examples.groups),
             arrays.ref(fill),
             examples.impute,
             examples.mask_only,
+            examples.d,
         )
 
 
-@dataclass(frozen=True)
-class CellSpec:
-    """A `Cell` as it is sent to a worker."""
-
-    low: int
-    high: int
-    complete: bool
-    run: int
-
-    @classmethod
-    def of(cls, cell: Cell) -> CellSpec:
-        """Take what a worker needs."""
-        return cls(*cell.places, cell.complete, cell.run)
-
-
 class View:
-    """Examples on a device, as cells see them.
+    """Examples on a device, as the models of jobs see them.
 
     Args:
-        spec: The examples.
+        examples: Which.
         device: Where the models are.
         seed: Of the noise of an imputation.
     """
 
-    def __init__(self, spec: ExamplesSpec, device: torch.device, seed: int) -> None:
-        self._spec, self._device, self._seed = spec, device, seed
-        self._inputs = [ref.tensor(device) for ref in spec.inputs]
-        self.labels = [ref.tensor(device).long() for ref in spec.labels]
-        self._ranks = None if spec.ranks is None else [ref.tensor(device) for ref in spec.ranks]
-        self._groups = None if spec.groups is None else spec.groups.tensor(device).long().flatten()
-        self._fill = spec.fill.tensor(device).to(self._inputs[0].dtype)
+    def __init__(self, examples: ExamplesRef, device: torch.device, seed: int) -> None:
+        self._device, self._seed = device, seed
+        self._impute, self._mask_only, self.complete = examples.impute, examples.mask_only, examples.complete
+        self._inputs = [ref.tensor(device) for ref in examples.inputs]
+        self.labels = [ref.tensor(device).long() for ref in examples.labels]
+        self._ranks = None if examples.ranks is None else [ref.tensor(device) for ref in examples.ranks]
+        self._groups = None if examples.groups is None else examples.groups.tensor(device).long().flatten()
+        self._fill = examples.fill.tensor(device).to(self._inputs[0].dtype)
 
     def size(self, split: int) -> int:
         """How many examples there are; split 0 trains, 1 tests."""
@@ -89,14 +82,14 @@ class View:
     @property
     def lazy(self) -> bool:
         """Whether rows can be masked one batch after another, as nothing is drawn for them."""
-        return self._spec.impute is None
+        return self._impute is None
 
-    def rows(self, split: int, rows: Any, cell: CellSpec) -> Tensor:
-        """Some examples as a cell's model sees them, (B, ...)."""
+    def rows(self, split: int, rows: Any, kept: Kept) -> Tensor:
+        """Some examples as a job's model sees them, (B, ...)."""
         x = self._inputs[split][rows]
-        if cell.complete:
+        if self.complete(kept):
             return x.clone()  # a model may write to what it is given
-        return self._seen(x, self._of_rows(split, rows, x.shape), cell.low, cell.high)
+        return self._masked(x, self._ranks_of(split, rows, x.shape), *kept)
 
     def stacked(self, split: int, rows: Any, low: Tensor, high: Tensor) -> Tensor:
         """Some examples as each of M models sees them, (M, B, ...).
@@ -113,32 +106,30 @@ class View:
             return x.expand(len(low), *x.shape[1:]).clone()
         per_model = [-1] + [1] * (x.ndim - 1)
         low, high = (places.view(per_model) for places in (low, high))
-        return self._seen(x, self._of_rows(split, rows, x.shape), low, high)
+        return self._masked(x, self._ranks_of(split, rows, x.shape), low, high)
 
-    def whole(self, split: int, cell: CellSpec, check: Callable[[], None] = lambda: None) -> Tensor:
-        """All examples as a cell's model sees them, (N, ...); a copy only where something is removed."""
-        if cell.complete:
+    def whole(self, split: int, kept: Kept, run: int, check: Callable[[], None] = lambda: None) -> Tensor:
+        """All examples as a job's model sees them, (N, ...); a copy only where something is removed."""
+        if self.complete(kept):
             return self._inputs[split]
         n = self.size(split)
-        parts = (slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS))
-        if self.lazy:
-            out = torch.empty_like(self._inputs[split])
+        parts = [slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
+        out = torch.empty_like(self._inputs[split])
+        if self._impute is None:
             for part in parts:
-                out[part] = self.rows(split, part, cell)
+                out[part] = self.rows(split, part, kept)
             return out
-        assert self._spec.impute is not None
-        seed = derived_seed(self._seed, "impute", cell.run, split)
+        seed = derived_seed(self._seed, "impute", run, split)
         generator = torch.Generator(self._device).manual_seed(seed)
-        imputed = torch.empty_like(self._inputs[split])
         with seeded(seed, self._device):
             for part in parts:
                 check()
                 x = self._inputs[split][part]
-                kept = _kept(self._of_rows(split, part, x.shape), cell.low, cell.high)
-                imputed[part] = _checked(self._spec.impute(x.masked_fill(~kept, 0), kept, generator=generator), x)
-        return imputed
+                stays = _stays(self._ranks_of(split, part, x.shape), *kept)
+                out[part] = _imputation(self._impute(x.masked_fill(~stays, 0), stays, generator=generator), x)
+        return out
 
-    def _of_rows(self, split: int, rows: Any, shape: torch.Size) -> Tensor:
+    def _ranks_of(self, split: int, rows: Any, shape: torch.Size) -> Tensor:
         """The rank of each element of some examples."""
         assert self._ranks is not None
         ranks = self._ranks[split][rows]
@@ -146,15 +137,15 @@ class View:
             ranks = ranks.index_select(ranks.ndim - 1, self._groups)
         return ranks.view(shape)
 
-    def _seen(self, x: Tensor, ranks: Tensor, low: Any, high: Any) -> Tensor:
-        if self._spec.mask_only:
-            return _kept(ranks, low, high).to(x.dtype)
+    def _masked(self, x: Tensor, ranks: Tensor, low: Any, high: Any) -> Tensor:
+        if self._mask_only:
+            return _stays(ranks, low, high).to(x.dtype)
         if x.device.type == "cpu":
-            return _where_kept(x, ranks, low, high, self._fill)
-        return torch.where(_kept(ranks, low, high), x, self._fill)
+            return _where_stays(x, ranks, low, high, self._fill)
+        return torch.where(_stays(ranks, low, high), x, self._fill)
 
 
-def _kept(ranks: Tensor, low: Any, high: Any) -> Tensor:
+def _stays(ranks: Tensor, low: Any, high: Any) -> Tensor:
     before, last = _ends(ranks, low, high)
     return (ranks > before) & (ranks <= last)
 
@@ -167,10 +158,10 @@ def _ends(ranks: Tensor, low: Any, high: Any) -> tuple[Any, Any]:
     return before, last
 
 
-def _where_kept(x: Tensor, ranks: Tensor, low: Any, high: Any, fill: Tensor) -> Tensor:
-    """`torch.where(kept, x, fill)` to the bit, and on a CPU many times as fast, as nothing is compared or branches.
+def _where_stays(x: Tensor, ranks: Tensor, low: Any, high: Any, fill: Tensor) -> Tensor:
+    """`torch.where(stays, x, fill)` to the bit, and on a CPU many times as fast, as nothing is compared or branches.
 
-    The sign of `before - ranks`, and not that of `last - ranks`, is set where an element is kept; shifted all the way
+    The sign of `before - ranks`, and not that of `last - ranks`, is set where an element stays; shifted all the way
     it is a mask of the bits of x.
     """
     before, last = _ends(ranks, low, high)
@@ -181,10 +172,11 @@ def _where_kept(x: Tensor, ranks: Tensor, low: Any, high: Any, fill: Tensor) -> 
     return (mask & (x.view(bits) ^ of_fill)).bitwise_xor_(of_fill).view(x.dtype)
 
 
-def _checked(imputed: Any, x: Tensor) -> Tensor:
+def _imputation(imputed: Any, x: Tensor) -> Tensor:
+    """What an imputation returned, checked."""
     if not isinstance(imputed, Tensor) or imputed.shape != x.shape:
-        found = tuple(imputed.shape) if isinstance(imputed, Tensor) else type(imputed).__name__
-        raise ValueError(f"the imputation must return {tuple(x.shape)}, as the inputs are, but returned {found}")
+        received = tuple(imputed.shape) if isinstance(imputed, Tensor) else type(imputed).__name__
+        raise ValueError(f"the imputation must return {tuple(x.shape)}, as the inputs are, but returned {received}")
     if not bool(imputed.isfinite().all()):
         raise ValueError("the imputation returned NaN or infinity")
     return imputed.to(x)

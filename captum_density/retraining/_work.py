@@ -1,4 +1,4 @@
-"""What a worker does: train and judge the models of one piece of work."""
+"""What a worker is sent, and what it does with it: train and test the models of some jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from captum_density._model.generators import derived_seed, pinned, seeded
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._engines import Check, correct_of, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._seeds import initial_model, size_of
-from captum_density.retraining._view import CellSpec, ExamplesSpec, View
+from captum_density.retraining._view import ExamplesRef, Kept, View
 
-__all__ = ["Done", "Engine", "Piece", "StoppedError", "check_of", "laid_out", "model_of", "run_piece"]
+__all__ = ["Engine", "StoppedError", "Work", "channels_last", "check_of", "model_of", "run_work"]
 
 Engine = Literal["loop", "channels_last", "vmap", "fit"]
 
@@ -30,14 +30,17 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Models that are trained together: one, or a stack.
+class Work:
+    """Jobs that a worker does at once: one, or a stack.
+
+    It is what crosses process borders. Arrays go by name, so that nothing large is sent.
 
     Args:
         make_model: The factory.
-        states: The size of each run's model before training, by which a factory that does as it likes is noticed.
-        examples: What all of them see.
-        cells: Each one's share of it.
+        sizes: Of each run's model before training, by which a factory that does as it likes is noticed.
+        examples: Of all these jobs.
+        kept: Each job's places.
+        runs: Each job's run.
         fit: How they are trained.
         engine: By which engine.
         seed: The base seed.
@@ -47,9 +50,10 @@ class Piece:
     """
 
     make_model: Callable[[], nn.Module]
-    states: dict[int, list[float]]
-    examples: ExamplesSpec
-    cells: tuple[CellSpec, ...]
+    sizes: dict[int, list[float]]
+    examples: ExamplesRef
+    kept: tuple[Kept, ...]
+    runs: tuple[int, ...]
     fit: FitConfig | FitFunction
     engine: Engine
     seed: int
@@ -58,69 +62,68 @@ class Piece:
     alive: Path | None
 
 
-class Done(NamedTuple):
-    """What came of a piece.
-
-    Args:
-        correct: For each cell, (M,) bool on the CPU.
-        seconds: For each cell; a stack's are shared evenly.
-    """
-
-    correct: list[Tensor]
-    seconds: float
-
-
 class StoppedError(RuntimeError):
     """The call that wanted this work has ended, and a worker stops training for it. See `fit_many`."""
 
 
-def run_piece(piece: Piece) -> Done:
-    """Train and judge.
+def run_work(work: Work) -> tuple[Tensor, float]:
+    """Train and test.
+
+    Returns:
+        For each job which test examples its model classifies rightly, (jobs, M) bool on the CPU, and seconds a job.
 
     Raises:
         StoppedError: Nobody waits for it any more.
         ValueError: The factory made another model here than where the call was made, or the model does not fit.
     """
-    check = check_of(piece.alive)
+    check = check_of(work.alive)
     check()
-    with pinned(piece.threads):
+    with pinned(work.threads):
         start = time.perf_counter()
-        device = torch.device(piece.device)
-        view = View(piece.examples, device, piece.seed)
-        models = [laid_out(model_of(piece, cell.run).to(device), piece.engine) for cell in piece.cells]
-        if piece.engine == "vmap":
-            assert isinstance(piece.fit, FitConfig)
-            trained = train_stack(models, view, piece.cells, piece.fit, seed=piece.seed, check=check)
-            with seeded(derived_seed(piece.seed, "testing"), device):
-                correct = list(correct_of_stack(trained, view, piece.cells, check))
+        device = torch.device(work.device)
+        view = View(work.examples, device, work.seed)
+        models = [model_of(work, run).to(device) for run in work.runs]
+        if work.engine == "vmap":
+            assert isinstance(work.fit, FitConfig)
+            stack = train_stack(models, view, work.kept, work.runs, work.fit, seed=work.seed, check=check)
+            with seeded(derived_seed(work.seed, "testing"), device):
+                correct = correct_of_stack(stack, view, work.kept, check)
         else:
-            correct = [_one(piece, model, view, cell, check) for model, cell in zip(models, piece.cells, strict=True)]
-        return Done(correct, (time.perf_counter() - start) / len(piece.cells))
+            jobs = zip(models, work.kept, work.runs, strict=True)
+            correct = torch.stack([_alone(work, model, view, kept, run, check) for model, kept, run in jobs])
+        return correct, (time.perf_counter() - start) / len(models)
 
 
-def _one(piece: Piece, model: nn.Module, view: View, cell: CellSpec, check: Check) -> Tensor:
-    inputs, labels = view.whole(0, cell, check), view.labels[0]
-    if isinstance(piece.fit, FitConfig):
-        train_loop(model, inputs, labels, piece.fit, seed=piece.seed, run=cell.run, check=check)
+def _alone(work: Work, model: nn.Module, view: View, kept: Kept, run: int, check: Check) -> Tensor:
+    if work.engine == "channels_last":
+        channels_last(model)
+    inputs, labels = view.whole(0, kept, run, check), view.labels[0]
+    if isinstance(work.fit, FitConfig):
+        train_loop(model, inputs, labels, work.fit, seed=work.seed, run=run, check=check)
     else:
-        seed = derived_seed(piece.seed, "training", cell.run)
+        seed = derived_seed(work.seed, "training", run)
         model.train()
         # A copy where it would else be the caller's own data: a function may write to what it is given.
         with seeded(seed, inputs.device), torch.enable_grad():
-            returned = piece.fit(model, inputs.clone() if cell.complete else inputs, labels.clone(), seed)
+            returned = work.fit(model, inputs.clone() if view.complete(kept) else inputs, labels.clone(), seed)
         if isinstance(returned, nn.Module) and returned is not model:
             raise TypeError("fit returned another module than it was given; it must train that one in place")
     device = inputs.device
     del inputs
-    with seeded(derived_seed(piece.seed, "testing", cell.run), device):
-        return correct_of(model, view, cell, check)
+    with seeded(derived_seed(work.seed, "testing", run), device):
+        return correct_of(model, view, kept, run, check)
 
 
-def model_of(piece: Piece, run: int) -> nn.Module:
-    model = initial_model(piece.make_model, piece.seed, run)
-    found, expected = size_of(model), piece.states[run]
+def model_of(work: Work, run: int) -> nn.Module:
+    """A run's model before training.
+
+    Raises:
+        ValueError: It is another one than where the call was made.
+    """
+    model = initial_model(work.make_model, work.seed, run)
+    here, there = size_of(model), work.sizes[run]
     # Other processors draw the same numbers but for rounding.
-    if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-4, atol=1e-30, equal_nan=True):
+    if len(here) != len(there) or not np.allclose(here, there, rtol=1e-4, atol=1e-30, equal_nan=True):
         raise ValueError(
             f"make_model made another model for run {run} than where the call was made: its weights must depend on "
             "nothing but PyTorch's, NumPy's and Python's global random generators, which are seeded for it (is a "
@@ -129,12 +132,11 @@ def model_of(piece: Piece, run: int) -> nn.Module:
     return model
 
 
-def laid_out(model: nn.Module, engine: Engine) -> nn.Module:
-    # Of a network's 4-d weights; what it computes is the same but for the order of sums.
-    if engine == "channels_last":
-        for parameter in model.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay a network's 4-d weights out so; what it computes is the same but for the order of sums."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
 
 

@@ -6,7 +6,7 @@ processes as there are cores: in workers that are there, and with starting and e
 for as many epochs, on masks with the same number of elements, from attributions that are ready; that they compute the
 same is checked: the benchmark fails where their mean predictive powers differ.
 
-The ratio hardly depends on how many models and epochs there are, apart from what is done once in a call (our trial of
+The ratio hardly depends on how many models and epochs there are, apart from what is done once in a call (our choice of
 engines), which counts against us the more the fewer they are. "MLP-64, 8x8" is whole: 10 fractions, 2 sides, 5 runs.
 
 Run from the root of the repository: python -m tests.benchmarks.bench_retraining --help

@@ -3,6 +3,7 @@
 import functools
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +12,17 @@ from captum.attr import IntegratedGradients, Saliency
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from captum_density._model.generators import derived_seed
 from captum_density.datasets import digits
 from captum_density.metrics import diff_roar, kar, roar
 from captum_density.metrics._ranking import _blurred, random_ranks
-from captum_density.retraining import Cell, Examples, FitConfig, fit_many, noisy_linear_imputation
+from captum_density.retraining import Examples, FitConfig, Job, fit_many, noisy_linear_imputation
 
 METRICS = {"diff_roar": diff_roar, "roar": roar, "kar": kar}
 SIDES = {"diff_roar": ["top", "bottom"], "roar": ["bottom"], "kar": ["top"]}
-QUICK = FitConfig(epochs=2, batch_size=16, lr=0.02)
+QUICK = FitConfig(epochs=1, batch_size=8, lr=0.03)
 
 
 def linear(d, classes=3, dtype=torch.float32):
@@ -80,7 +82,7 @@ def by_hand(metric, make_model, train, test, importance, numbers, fill, fraction
         importance: For each run, that of (training, test) examples, (N, d).
         fill: What removed elements become, or a function of the inputs and what is kept.
     """
-    d, cells = int(numbers.max()) + 1, []
+    d, jobs = int(numbers.max()) + 1, []
     for side in SIDES[metric]:
         for fraction in sorted(fractions):
             count = max(1, math.floor(Fraction(str(fraction)) * d + Fraction(1, 2)))
@@ -91,8 +93,8 @@ def by_hand(metric, make_model, train, test, importance, numbers, fill, fraction
                     kept = torch.from_numpy(kept_by_hand(values, numbers, *places))
                     filled = fill(x, kept) if callable(fill) else torch.where(kept, x, torch.as_tensor(fill).to(x))
                     masked.append((kept.to(x) if mask_only else filled, labels))
-                cells.append(Cell(Examples(*masked), run=run))
-    fitted = fit_many(make_model, cells, fit=QUICK, seed=seed, strategy="loop")
+                jobs.append(Job(Examples(*masked), run=run))
+    fitted = fit_many(make_model, jobs, fit=QUICK, seed=seed, strategy="loop")
     return torch.stack([f.correct for f in fitted]).reshape(len(SIDES[metric]), len(fractions), runs, -1)
 
 
@@ -126,16 +128,18 @@ SETUPS = {
 }
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize(
+    ("metric", "setup"),
+    [*(("diff_roar", setup) for setup in SETUPS), ("roar", "image"), ("roar", "imputed"), ("kar", "tabular")],
+)
 def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
     shape, groups, numbers, baselines, fill = SETUPS[setup]
-    train, test = some_data(*shape)
+    train, test = some_data(*shape, n=24, m=15)
     if isinstance(fill, str):  # the training set's, of each channel of an image, or of each element
         fill = train[0].double().mean([0, *range(2, 4)] if len(shape) > 2 else 0, keepdim=True)[0].float()
     maps = {"a": some_maps(train, test), "ties": some_maps(train, test, ties=True)}
     make_model, runs, d = linear(math.prod(shape)), 2, int(numbers.max()) + 1
-    fractions = [0.5, 0.05, 1.0, 0.7] if metric != "kar" else [0.35]  # not in order; 0.05 of few is none, so one
+    fractions = [0.5, 0.05, 1.0] if metric != "kar" else [0.35]  # not in order; 0.05 of few is none, so one
     found = METRICS[metric](
         make_model,
         train,
@@ -180,22 +184,22 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
     assert not any(np.array_equal(a, b) for a, b in zip(*drawn, strict=True))
     random = by_hand(metric, make_model, train, test, drawn, numbers, fill, **options)
     assert found.controls["random"].shape[0] == 1 and torch.equal(found.controls["random"][0], random)
-    whole = fit_many(make_model, [Cell(Examples(train, test), run=run) for run in range(runs)], fit=QUICK, seed=5)
+    whole = fit_many(make_model, [Job(Examples(train, test), run=run) for run in range(runs)], fit=QUICK, seed=5)
     assert torch.equal(found.unmasked, torch.stack([f.correct for f in whole]))
     assert found.chance == 1 / 3
     # Every model once: what keeps everything sees no mask, and DiffROAR's sides are the same there, but for bare masks.
     rankings = 1 + 2 * (len(found.controls) - 1)  # random; of each attribution, its own and the others, but for masks
-    cells = len(SIDES[metric]) * len(fractions) * runs
-    masks = 2 * (cells - runs * (metric == "diff_roar"))
+    jobs = len(SIDES[metric]) * len(fractions) * runs
+    masks = 2 * (jobs - runs * (metric == "diff_roar"))
     whole = {"diff_roar": 2, "roar": 0, "kar": 0}[metric] * runs
-    assert found.engines["loop"][0] == rankings * (cells - whole) + masks + runs
+    assert found.engines["loop"][0] == rankings * (jobs - whole) + masks + runs
 
 
-@pytest.mark.parametrize("baselines", [0.0, 1.5, "mean"])
+@pytest.mark.parametrize("baselines", [1.5, "mean"])
 def test_kar_is_the_top_side_of_diff_roar_and_roar_of_the_rest(baselines):
     train, test = some_data(1, 4, 4)
     maps = {"a": some_maps(train, test)}
-    options = {"runs": 2, "fit": QUICK, "baselines": baselines, "strategy": "loop"}
+    options = {"runs": 1, "fit": QUICK, "baselines": baselines, "strategy": "loop"}
     both = diff_roar(linear(16), train, test, maps, fractions=[0.25, 0.75], **options)
     top = kar(linear(16), train, test, maps, fractions=[0.25, 0.75], **options)
     rest = roar(linear(16), train, test, maps, fractions=[0.25, 0.75], **options)
@@ -209,7 +213,7 @@ def test_kar_is_the_top_side_of_diff_roar_and_roar_of_the_rest(baselines):
     assert both.score.allclose(top.score - rest.score.flip(1))
 
 
-@pytest.mark.parametrize("baselines", [0.0, "mean", noisy_linear_imputation])
+@pytest.mark.parametrize("baselines", ["mean", noisy_linear_imputation])
 def test_everything_kept_is_one_model_and_removed_is_none(baselines):
     train, test = some_data(1, 4, 4)
     maps = {"a": some_maps(train, test)}
@@ -230,7 +234,7 @@ def test_everything_kept_is_one_model_and_removed_is_none(baselines):
 # Laws
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(st.integers(0, 10**6))
 def test_a_reversed_ranking_changes_the_sign(seed):
     torch.manual_seed(seed)
@@ -238,8 +242,8 @@ def test_a_reversed_ranking_changes_the_sign(seed):
     importance = [torch.stack([torch.randperm(12) for _ in x]).reshape(x.shape) + 1.0 for x, _ in (train, test)]
     ready = {"a": tuple(importance), "reversed": tuple(13 - m for m in importance)}
     found = diff_roar(
-        linear(12), train, test, ready, fractions=[0.1, 0.25, 0.5, 0.8], runs=2, fit=QUICK, strategy="loop",
-        controls=["input_agnostic", "mask_only"], seed=seed,
+        linear(12), train, test, ready, fractions=[0.1, 0.5], runs=2, fit=QUICK, strategy="loop",
+        controls=["mask_only"], seed=seed,
     )  # fmt: skip
     assert torch.equal(found.correct[0], found.correct[1].flip(0))
     assert torch.equal(found.score[0], -found.score[1])
@@ -249,14 +253,14 @@ def test_a_reversed_ranking_changes_the_sign(seed):
     assert torch.equal(found.controls["mask_only"][0], found.controls["mask_only"][1].flip(0))
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("classes", "seed"), [(2, 0), (4, 1)])
 def test_relabelling_changes_the_initialisation_alone(classes, seed):
     train, test = some_data(1, 3, 3, n=48, classes=classes, dtype=torch.float64)
     maps = {"a": some_maps(train, test)}
     order = torch.randperm(classes).roll(seed + 1) if classes > 2 else torch.tensor([1, 0])
     renamed = [(x, order[labels]) for x, labels in (train, test)]
-    options = {"fractions": [0.25, 0.5], "runs": 2, "fit": QUICK, "strategy": "loop", "seed": seed}
+    options = {"fractions": [0.25, 0.5], "runs": 1, "fit": QUICK, "strategy": "loop", "seed": seed}
+    options["controls"] = ["mask_only"]
     # Weights that treat classes alike stay so in every step: the models are the same, with their outputs renamed.
     model = functools.partial(ZeroHead, 9, classes)
     a, b = (diff_roar(model, *data, maps, **options) for data in ((train, test), renamed))
@@ -307,7 +311,7 @@ def test_permuted_elements_with_a_model_that_treats_them_alike():
     a, b = (
         diff_roar(
             zero, *((x[:, o], labels) for x, labels in (train, test)), {"a": tuple(m[:, o] for m in maps)},
-            fractions=[0.25, 0.5], runs=2, fit=QUICK, strategy="loop",
+            fractions=[0.25, 0.5], runs=1, fit=QUICK, strategy="loop", controls=["input_agnostic", "mask_only"],
         )
         for o in (slice(None), order)
     )  # fmt: skip
@@ -334,6 +338,19 @@ def test_the_same_call_gives_the_same_and_another_seed_does_not():
     assert torch.equal(bare.correct[0], first.correct[1]) and bare.controls == {}
 
 
+def test_large_rankings_lie_in_files_and_are_the_same(monkeypatch):
+    train, test = some_data(1, 4, 4)
+    options = {"fractions": [0.25], "runs": 2, "fit": QUICK, "strategy": "loop"}
+    paths = []
+    small = diff_roar(linear(16), train, test, {"a": lambda x: x}, **options)
+    monkeypatch.setattr("captum_density.metrics._ranking._BYTES_IN_MEMORY", 0)
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path, *a, **k: paths.append(path) or load(path, *a, **k))
+    large = diff_roar(linear(16), train, test, {"a": lambda x: x}, **options)
+    assert paths and not any(Path(path).exists() for path in paths)
+    assert large.digest == small.digest
+
+
 def test_finished_models_are_remembered(tmp_path):
     train, test = some_data(1, 4, 4)
     names = {"a": Saliency(linear(16)())}
@@ -353,19 +370,20 @@ def test_finished_models_are_remembered(tmp_path):
 def test_attributions_of_true_classes_leak_labels_and_of_predicted_ones_do_not():
     """Nothing can be learned of shuffled labels, and yet the top 10% "predict" them if the label is the target."""
     data = digits()
-    labels = torch.cat([data.train_labels, data.test_labels])[torch.randperm(1437 + 360)]
-    train, test = (data.train_images, labels[:1437]), (data.test_images, labels[1437:])
+    images = data.train_images[:760]
+    labels = torch.arange(760).remainder(10)[torch.randperm(760)]
+    train, test = (images[:400], labels[:400]), (images[400:], labels[400:])
     model = linear(64, 10)()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(20):
-        for rows in torch.randperm(1437).split(128):
+        for rows in torch.randperm(400).split(100):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(train[0][rows]), train[1][rows]).backward()
             optimizer.step()
-    options = {"fractions": [0.1], "runs": 2, "fit": FitConfig(epochs=15), "strategy": "loop"}
+    options = {"fractions": [0.1], "runs": 2, "fit": FitConfig(epochs=20, batch_size=20, lr=0.01), "strategy": "loop"}
     options |= {"controls": ["mask_only", "random"]}
     predicted, true = (
-        kar(perceptron(64, 10, 64), train, test, {"a": Saliency(model)}, target=target, **options)
+        kar(perceptron(64, 10, 32), train, test, {"a": Saliency(model)}, target=target, **options)
         for target in ("predicted", "true")
     )
     # Of 360 examples in 10 classes, chance is 0.1 +- 0.016.
@@ -388,20 +406,21 @@ def shapes(n, noise=0.2):
     return (x, labels), maps
 
 
-SHAPES = {"runs": 2, "fit": FitConfig(epochs=10, lr=0.01), "strategy": "loop"}
+SHAPES = {"runs": 2, "fit": FitConfig(epochs=6, batch_size=32, lr=0.02), "strategy": "loop"}
 
 
 @pytest.fixture(scope="module")
 def shaped():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        (train, train_maps), (test, test_maps) = shapes(320), shapes(160)
+        (train, train_maps), (test, test_maps) = shapes(240), shapes(160)
     return train, test, {"a": (train_maps, test_maps)}
 
 
 def test_masks_that_tell_the_class_are_shown_and_named_in_kar(shaped):
     train, test, maps = shaped
-    found = kar(perceptron(64, 4), train, test, maps, fractions=[0.1, 0.25], baselines=0.0, **SHAPES)
+    controls = ["random", "input_agnostic", "mask_only"]
+    found = kar(perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
     assert found.unmasked.double().mean() < 0.35 and found.chance == 0.25
     assert (found.score > 0.95).all() and (found.control_score("mask_only") > 0.95).all()
     assert (found.control_score("random") < 0.35).all() and (found.control_score("input_agnostic") < 0.35).all()
@@ -414,7 +433,8 @@ def test_masks_that_tell_the_class_are_shown_and_named_in_kar(shaped):
 
 def test_masks_that_tell_the_class_are_named_in_roar(shaped):
     train, test, maps = shaped
-    found = roar(perceptron(64, 4), train, test, maps, fractions=[0.1, 0.25], baselines=0.0, **SHAPES)
+    controls = ["random", "mask_only"]
+    found = roar(perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
     assert (found.score > 0.95).all()  # as much is left without the top as with it
     words = found.conclusions[-1]
     assert "removing what it ranks high costs less accuracy than removing as much at random" in words
@@ -424,7 +444,10 @@ def test_masks_that_tell_the_class_are_named_in_roar(shaped):
 def test_masks_of_both_sides_may_tell_alike_so_that_their_difference_does_not(shaped):
     """The control's DiffROAR is near 0, and so it looks harmless, though either side's masks tell everything."""
     train, test, maps = shaped
-    found = diff_roar(perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, **SHAPES)
+    controls = ["random", "mask_only"]
+    found = diff_roar(
+        perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES
+    )
     assert (found.control_power("mask_only") > 0.95).all() and (found.predictive_power > 0.9).all()
     assert found.control_score("mask_only").abs().item() < 0.05
     assert "its masks alone, without any input value, predict" in found.conclusions[-1]
@@ -437,7 +460,8 @@ def test_a_difference_that_masks_make_is_named(shaped):
     for (x, labels), m in zip((train, test), maps["a"], strict=True):
         dark.append(((m > 0.9) * x, labels))
     # Half of the pixels high up, all white ones among them: at the bottom, black replaces black.
-    found = diff_roar(perceptron(64, 4), *dark, maps, fractions=[0.25], baselines=0.0, **SHAPES)
+    controls = ["random", "mask_only"]
+    found = diff_roar(perceptron(64, 4), *dark, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
     assert found.score.item() > 0.5
     assert found.control_score("mask_only").abs().item() < 0.05  # which would clear it
     words = found.conclusions[-1]
@@ -480,7 +504,8 @@ def test_smoothness_that_scores_higher_is_named():
             fractions=[0.15],
             runs=2,
             baselines=0.0,
-            fit=FitConfig(epochs=8, lr=0.02),
+            controls=["random", "blurred"],
+            fit=FitConfig(epochs=4, lr=0.02),
             strategy="loop",
         )
         better = (found.control_score("blurred") - found.score).item()
@@ -492,7 +517,7 @@ def test_smoothness_that_scores_higher_is_named():
 
 
 def test_a_blur_is_left_out_where_there_is_no_image():
-    for shape in ((9,), (3, 1), (2, 1, 5)):
+    for shape in ((9,), (2, 1, 5)):
         train, test = some_data(*shape)
         d = math.prod(shape)
         found = kar(linear(d), train, test, {"a": lambda x: x}, fractions=[0.5], runs=1, fit=QUICK)
@@ -516,7 +541,7 @@ def test_equal_attributions_are_noted():
 
 def test_arrays_in_files_and_labels_of_all_kinds(tmp_path):
     train, test = some_data(1, 4, 4)
-    options = {"fractions": [0.5], "runs": 2, "fit": QUICK, "strategy": "loop"}
+    options = {"fractions": [0.5], "runs": 2, "fit": QUICK, "strategy": "loop", "controls": ["input_agnostic"]}
     expected = kar(linear(16), train, test, {"a": lambda x: x}, **options)
     for i, array in enumerate((*train, *test)):
         np.save(tmp_path / f"{i}.npy", array.numpy().astype(np.uint8) if i % 2 else array.numpy())
@@ -525,6 +550,9 @@ def test_arrays_in_files_and_labels_of_all_kinds(tmp_path):
     assert found.digest == expected.digest and found.chance == expected.chance
     wide = [(x.numpy(), labels.numpy().astype(np.uint16)) for x, labels in (train, test)]
     assert kar(linear(16), *wide, {"a": lambda x: x}, **options).digest == expected.digest
+    sets = [TensorDataset(*split) for split in (train, test)]
+    for data in (sets, [DataLoader(one, batch_size=7) for one in sets]):
+        assert kar(linear(16), *data, {"a": lambda x: x}, **options).digest == expected.digest
 
 
 def test_chance_is_the_largest_class_of_the_test_set():
@@ -536,7 +564,15 @@ def test_chance_is_the_largest_class_of_the_test_set():
 def test_more_elements_than_16_bits_can_count():
     train, test = some_data(1, 182, 182, n=6, m=4, classes=2)  # 33124 > 2^15
     found = diff_roar(
-        linear(182 * 182, 2), train, test, {"a": lambda x: x}, fractions=[0.1, 1], runs=1, fit=QUICK, strategy="loop"
+        linear(182 * 182, 2),
+        train,
+        test,
+        {"a": lambda x: x},
+        fractions=[0.1, 1],
+        runs=1,
+        fit=QUICK,
+        strategy="loop",
+        controls=(),
     )
     assert found.counts == (3312, 33124) and found.score[0, 1] == 0
     importance = [x.numpy().reshape(len(x), -1) for x, _ in (train, test)]
@@ -745,6 +781,7 @@ def test_a_full_disk_is_said(monkeypatch):
         def write(self, content):
             raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("captum_density.metrics._ranking._BYTES_IN_MEMORY", 0)
     monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: Full())
     with pytest.raises(OSError, match=r"a ranking cannot be written .No space left on device.*TMPDIR"):
         _small_call()

@@ -87,7 +87,7 @@ def normal(*shape):
 # What keeps how many
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
 def test_ranks_are_those_of_a_stable_sort_and_masks_partition(tmp_path_factory, seed, d, ties, dtype):
     torch.manual_seed(seed)
@@ -108,6 +108,7 @@ def test_ranks_are_those_of_a_stable_sort_and_masks_partition(tmp_path_factory, 
     assert found.constant == expected / 8
 
 
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.booleans())
 def test_permuted_examples_have_permuted_ranks(tmp_path_factory, seed, ties):
     torch.manual_seed(seed)
@@ -120,6 +121,7 @@ def test_permuted_examples_have_permuted_ranks(tmp_path_factory, seed, ties):
             assert np.array_equal(a[order], b)
 
 
+@settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_permuted_elements_have_permuted_ranks_where_nothing_ties(tmp_path_factory, seed):
     torch.manual_seed(seed)
@@ -150,11 +152,14 @@ GROUPS = [
     ([1, 4], lambda c, y, x, h, w: y * -(-w // 4) + x // 4),
     (99, lambda c, y, x, h, w: 0),
     (torch.arange(5), lambda c, y, x, h, w: x),
+    (np.arange(5), lambda c, y, x, h, w: x),
     (torch.arange(2, dtype=torch.int16)[:, None, None], lambda c, y, x, h, w: c),
 ]
 
 
-@pytest.mark.parametrize(("groups", "number"), GROUPS, ids=["channels", "2", "3x2", "1x4", "99", "columns", "planes"])
+@pytest.mark.parametrize(
+    ("groups", "number"), GROUPS, ids=["channels", "2", "3x2", "1x4", "99", "columns", "array", "planes"]
+)
 def test_a_group_ranks_by_the_mean_of_its_elements(tmp_path, groups, number):
     shape = (2, 4, 5)
     by_hand = torch.tensor([number(c, y, x, 4, 5) for c, y, x in np.ndindex(*shape)]).reshape(shape)
@@ -189,7 +194,8 @@ def test_one_map_for_all_channels_needs_groups(tmp_path):
         ((2, 0), (1, 4, 4), "a patch's size"),
         ((2, 2, 2), (1, 4, 4), "a patch's size"),
         (2.0, (1, 4, 4), "a patch's size"),
-        (np.zeros((4, 4), dtype=int), (1, 4, 4), "a tensor of integers"),
+        (np.zeros((4, 4)), (1, 4, 4), "integers from 0"),
+        ([1.0], (1, 4, 4), "a tensor of integers"),
         (torch.zeros(4), (1, 4, 4), "integers from 0"),
         (torch.tensor([-1, 0, 1, 2]), (1, 4, 4), "integers from 0"),
         (torch.tensor([0, 2, 2, 0]), (1, 4, 4), "numbered 0..2 without gaps, but 1 is empty"),
@@ -458,9 +464,9 @@ def test_no_file_is_left_open_where_an_attribution_does_not_fit(tmp_path):
         (lambda x: x.numpy().astype(int), TypeError, "floating-point tensor, but are torch.int64"),
         (lambda x: (x, x), TypeError, "but are tuple"),
         (lambda x: None, TypeError, "but are NoneType"),
-        (torch.rand(14, 1, 6, 6), TypeError, "a pair of arrays, but is Tensor"),
-        (3, TypeError, "a pair of arrays, but is int"),
-        ("Saliency", TypeError, "a pair of arrays, but is str"),
+        (torch.rand(14, 1, 6, 6), TypeError, "a pair of tensors or arrays, of train and test"),
+        (3, TypeError, "must be a Captum attribution, .*pass such as"),
+        ("Saliency", TypeError, "must be a Captum attribution, .*pass such as"),
         ((torch.rand(14, 1, 6, 6),), TypeError, "a pair of tensors or arrays, of train and test"),
         ((torch.rand(14, 1, 6, 6), None), TypeError, "a pair of tensors or arrays, of train and test"),
         ((torch.rand(14, 1, 6, 6), torch.rand(7, 1, 6, 6)), ValueError, "are of 7 test examples, not of 6"),

@@ -140,13 +140,13 @@ def simulated(runs, examples, *, trials, example_sd, run_sd, seed, level=0.95):
     def probability(easy, lucky):
         return 1 / (1 + np.exp(-(1 + easy + lucky)))
 
-    easy, lucky = random.normal(size=(2, 500_000))
+    easy, lucky = random.normal(size=(2, 100_000))
     truth = probability(example_sd * easy, run_sd * lucky).mean()
     held = 0
     for trial in range(trials):
         p = probability(example_sd * random.normal(size=(1, examples)), run_sd * random.normal(size=(runs, 1)))
         correct = torch.from_numpy(random.random((runs, examples)) < p)
-        low, high = interval(Bootstrap(runs, examples, 400, trial).means(correct), level).tolist()
+        low, high = interval(Bootstrap(runs, examples, 250, trial).means(correct), level).tolist()
         held += low <= truth <= high
     return held / trials
 
@@ -510,8 +510,9 @@ def test_repr_is_a_line_of_what_follows():
 # As a picture
 
 
-@pytest.mark.parametrize("metric", SIDES)
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(
+    ("metric", "count"), [("diff_roar", 1), ("diff_roar", 3), ("diff_roar", 7), ("roar", 1), ("kar", 4)]
+)
 def test_plot_has_axes_for_each_attribution(metric, count):
     names = tuple(f"attribution {i}" for i in range(count - 1))
     names += ("an attribution whose name is as long as what it does: IntegratedGradients, with noise and 50 steps",)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._cache.identity import described, name_of
-from captum_density.retraining import Cell, Examples, FitConfig, fit_many
+from captum_density.retraining import Examples, FitConfig, Job, fit_many
 
 D = 12
 CONFIG = FitConfig(epochs=4, batch_size=16, lr=0.02)
@@ -35,7 +35,7 @@ def make_with_dropout() -> nn.Module:
 
 
 class Raises(nn.Linear):
-    """Raises where an example is all zeros: a cell that keeps nothing."""
+    """Raises where an example is all zeros: a job that keeps nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -45,7 +45,7 @@ class Raises(nn.Linear):
 
 
 def make_raising() -> nn.Module:
-    """A model that does not like every cell."""
+    """A model that does not like every job."""
     return Raises(D, 3)
 
 
@@ -58,10 +58,10 @@ def examples() -> Examples:
     return Examples((x[:50], y[:50]), (x[50:], y[50:]), ranks=(ranks[:50], ranks[50:]))
 
 
-def cells(runs: int = 3) -> list[Cell]:
+def jobs(runs: int = 3) -> list[Job]:
     """Four for each run."""
     given = examples()
-    return [Cell(given, kept, run) for run in range(runs) for kept in ((0, D), (0, 3), (3, D), (0, 6))]
+    return [Job(given, kept, run) for run in range(runs) for kept in ((0, D), (0, 3), (3, D), (0, 6))]
 
 
 def digest(fitted: list) -> str:
@@ -82,11 +82,11 @@ def slow_fit(model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Non
         time.sleep(0.01)
 
 
-def fast_and_slow() -> tuple[list[Cell], list[Cell]]:
-    """Four cells of moments, and three of half a minute each."""
+def fast_and_slow() -> tuple[list[Job], list[Job]]:
+    """Four jobs of moments, and three of half a minute each."""
     given = examples()
     x, y = (a.repeat(300, *[1] * (a.ndim - 1)) for a in given.train)
-    return [Cell(given, run=run) for run in range(4)], [Cell(Examples((x, y), given.test), run=run) for run in range(3)]
+    return [Job(given, run=run) for run in range(4)], [Job(Examples((x, y), given.test), run=run) for run in range(3)]
 
 
 LONG = FitConfig(epochs=300, batch_size=50, lr=0.02)
@@ -119,9 +119,9 @@ def trains_on(folder: Path, kind: str) -> Callable[[], object]:
     options = {"impute": same} if kind == "impute" else {}
     given = Examples((x, y), (x[:500], y[:500]), ranks=(ranks, ranks[:500]), **options)
     config = FitConfig(epochs=1, batch_size=512, lr=0.01)
-    several = [Cell(given, kept) for kept in ((0, 100), (100, 768))]
+    several = [Job(given, kept) for kept in ((0, 100), (100, 768))]
     # What the first optimizer loads is not of the call: some 100 MB.
-    fit_many(lambda: nn.Linear(D, 3), [Cell(examples())], fit=config, strategy="loop")
+    fit_many(lambda: nn.Linear(D, 3), [Job(examples())], fit=config, strategy="loop")
     return lambda: fit_many(lambda: nn.Linear(768, 2), several, fit=config, strategy="loop")
 
 
@@ -130,11 +130,11 @@ def trains_on(folder: Path, kind: str) -> Callable[[], object]:
 # forks of one process, as to import PyTorch takes longer than all they do.
 
 
-RUNS = 6
+RUNS = 4
 
 
 def _call(store: Path, answer: Path, runs: int) -> None:
-    fitted = fit_many(imported.make, imported.cells(runs), fit=imported.slow_fit, store=store)
+    fitted = fit_many(imported.make, imported.jobs(runs), fit=imported.slow_fit, store=store)
     answer.write_text(json.dumps({"digest": digest(fitted), "stored": sum(f.stored for f in fitted)}), encoding="ascii")
 
 
@@ -151,13 +151,17 @@ def _forked(store: Path, answer: Path, runs: int) -> int:
 
 
 def kills(store: Path) -> None:
-    """A call, killed at 20 moments, one after another, and then left alone; then two on another store at once."""
-    delays = random.Random(0)
+    """A call, killed five times amid its jobs and then left alone; then two on another store at once."""
+    moments = random.Random(0)
+    begun = Path(os.environ["STARTED"])
     answer = store.parent / "answer.json"
     found = []
-    for _ in range(20):
+    for _ in range(5):
+        aim = len(begun.read_bytes().splitlines()) + moments.randint(1, 3)
         pid = _forked(store, answer, RUNS)
-        time.sleep(delays.uniform(0.02, 0.2))
+        while len(begun.read_bytes().splitlines()) < aim:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.04))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         found.append(os.WIFSIGNALED(status))
@@ -177,9 +181,9 @@ def kills(store: Path) -> None:
 
 
 def pool(store: Path) -> None:
-    """A call with workers, to be stopped before its end."""
+    """A call with workers, to be stopped before its end; forks, as these have PyTorch loaded."""
     fast, slow = fast_and_slow()
-    with ProcessPoolExecutor(int(os.environ["WORKERS"]), multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(int(os.environ["WORKERS"]), multiprocessing.get_context("fork")) as executor:
         fit_many(imported.make, [*fast, *slow], fit=LONG, strategy="loop", executor=executor, store=store)
 
 
@@ -192,7 +196,7 @@ def some_function() -> Callable[..., object]:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    fit_many(make, cells(1)[:1], fit=slow_fit)  # loads what the first optimizer needs, before the forks
+    fit_many(make, jobs(1)[:1], fit=slow_fit)  # loads what the first optimizer needs, before the forks
     # Not this module but the one that workers and other processes import: a factory is known by its name.
     from tests.retraining import retraining_worker as imported
 

@@ -1,5 +1,6 @@
 """The same models wherever they are trained: this process, threads, and the workers of three kinds of pools."""
 
+import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_density.retraining import Cell, Examples, FitConfig, StoppedError, fit_many
+from captum_density.retraining import Examples, FitConfig, Job, StoppedError, fit_many
 from tests.retraining import retraining_worker as worker
 
 MAKES = {"plain": worker.make, "dropout": worker.make_with_dropout}
@@ -25,7 +26,7 @@ def spawned(workers=2, **options):
 
 @pytest.fixture(scope="module")
 def processes():
-    with spawned() as executor:
+    with spawned(1) as executor:
         yield executor
 
 
@@ -74,7 +75,7 @@ sends_code = pytest.mark.parametrize("executor", ["loky", "dask"], indirect=True
 def expected(make, strategy):
     fit = worker.slow_fit if strategy == "fit" else worker.CONFIG
     return worker.digest(
-        fit_many(MAKES[make], worker.cells(2), fit=fit, strategy="vmap" if strategy == "vmap" else "loop")
+        fit_many(MAKES[make], worker.jobs(2), fit=fit, strategy="vmap" if strategy == "vmap" else "loop")
     )
 
 
@@ -83,24 +84,23 @@ def expected(make, strategy):
 def test_the_same_models_everywhere(executor, make, strategy, tmp_path):
     fit = worker.slow_fit if strategy == "fit" else worker.CONFIG
     options = {"fit": fit, "strategy": "vmap" if strategy == "vmap" else "loop"}
-    cells = worker.cells(2)
+    jobs = worker.jobs(2)
     before = torch.get_num_threads()
-    fitted = fit_many(MAKES[make], cells, **options, executor=executor, store=tmp_path)
+    fitted = fit_many(MAKES[make], jobs, **options, executor=executor, store=tmp_path)
     assert worker.digest(fitted) == expected(make, strategy)
-    assert [f.cell for f in fitted] == cells and not any(f.stored for f in fitted)
+    assert [f.job for f in fitted] == jobs and not any(f.stored for f in fitted)
     # What workers did is what this process would do.
-    assert all(f.stored for f in fit_many(MAKES[make], cells, **options, store=tmp_path))
+    assert all(f.stored for f in fit_many(MAKES[make], jobs, **options, store=tmp_path))
     assert all(path.suffix == ".json" for path in tmp_path.iterdir())
     assert torch.get_num_threads() == before
 
 
 @everywhere
-def test_a_trial_is_made_by_a_worker(executor):
-    fitted = fit_many(worker.make_with_dropout, worker.cells(1), fit=worker.CONFIG, executor=executor)
-    assert "draws random numbers" in fitted[0].reason
-    cells = worker.cells(1)
-    expected = fit_many(worker.make_with_dropout, cells, fit=worker.CONFIG, strategy="loop")
-    assert worker.digest(fitted) == worker.digest(expected)
+def test_an_engine_is_chosen_by_a_worker(executor):
+    jobs = worker.jobs(2)
+    results = fit_many(worker.make_with_dropout, jobs, fit=worker.CONFIG, executor=executor)
+    assert "draws random numbers" in results[0].reason
+    assert worker.digest(results) == expected("dropout", "loop")
 
 
 @sends_code
@@ -108,8 +108,8 @@ def test_a_trial_is_made_by_a_worker(executor):
 def test_functions_without_a_name_are_sent_by_loky_and_dask(executor, strategy):
     width = 5
     make = lambda: nn.Sequential(nn.Linear(worker.D, width), nn.Linear(width, 3))  # noqa: E731
-    found = fit_many(make, worker.cells(1), fit=worker.CONFIG, strategy=strategy, executor=executor)
-    assert worker.digest(found) == worker.digest(fit_many(make, worker.cells(1), fit=worker.CONFIG, strategy="loop"))
+    found = fit_many(make, worker.jobs(1), fit=worker.CONFIG, strategy=strategy, executor=executor)
+    assert worker.digest(found) == worker.digest(fit_many(make, worker.jobs(1), fit=worker.CONFIG, strategy="loop"))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
@@ -127,7 +127,7 @@ def test_functions_without_a_name_cannot_be_sent_by_the_library(processes, strat
         r"cannot be sent to the executor's workers: .*Define it at the top of a module .*loky.get_reusable_executor"
     )
     with pytest.raises(TypeError, match=remedy):
-        fit_many(make, [Cell(given, (0, 4))], fit=fit, strategy=strategy, executor=processes)
+        fit_many(make, [Job(given, (0, 4))], fit=fit, strategy=strategy, executor=processes)
     assert processes.submit(abs, -1).result() == 1  # and it is not broken by it
 
 
@@ -135,15 +135,15 @@ def test_functions_without_a_name_cannot_be_sent_by_the_library(processes, strat
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
 def test_what_a_worker_raises_arrives_and_what_is_finished_stays(executor, strategy, tmp_path):
     given = worker.examples()
-    cells = [Cell(given, kept) for kept in ((0, worker.D), (0, 3), (3, worker.D), (4, 4))]
+    jobs = [Job(given, kept) for kept in ((0, worker.D), (0, 3), (3, worker.D), (4, 4))]
     with pytest.raises(ArithmeticError, match="nothing to see"):
-        fit_many(worker.make_raising, cells, fit=worker.CONFIG, strategy="loop", executor=executor, store=tmp_path)
+        fit_many(worker.make_raising, jobs, fit=worker.CONFIG, strategy="loop", executor=executor, store=tmp_path)
     assert not list(tmp_path.glob("scratch-*"))
-    again = fit_many(worker.make_raising, cells[:3], fit=worker.CONFIG, strategy="loop", store=tmp_path)
+    again = fit_many(worker.make_raising, jobs[:3], fit=worker.CONFIG, strategy="loop", store=tmp_path)
     # All but what was under way, at most one for each worker.
     assert sum(f.stored for f in again) >= 1
     assert worker.digest(again) == worker.digest(
-        fit_many(worker.make_raising, cells[:3], fit=worker.CONFIG, strategy="loop")
+        fit_many(worker.make_raising, jobs[:3], fit=worker.CONFIG, strategy="loop")
     )
 
 
@@ -167,11 +167,11 @@ class Ordered(Executor):
 
 def test_what_is_finished_when_another_fails_is_kept(tmp_path):
     given = worker.examples()
-    cells = [Cell(given, kept) for kept in ((4, 4), (0, worker.D), (0, 3), (3, worker.D))]
+    jobs = [Job(given, kept) for kept in ((4, 4), (0, worker.D), (0, 3), (3, worker.D))]
     for attempt in range(4):  # in whatever order finished ones are looked at
         store = tmp_path / str(attempt)
         with pytest.raises(ArithmeticError, match="nothing to see"):
-            fit_many(worker.make_raising, cells, fit=worker.CONFIG, strategy="loop", executor=Ordered(), store=store)
+            fit_many(worker.make_raising, jobs, fit=worker.CONFIG, strategy="loop", executor=Ordered(), store=store)
         assert len(list(store.glob("*.json"))) == 3
 
 
@@ -182,7 +182,7 @@ def dies(model, inputs, labels, seed):
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_of(tmp_path):
     with spawned(1) as executor, pytest.raises(RuntimeError, match="a worker of the executor ended abruptly") as raised:
-        fit_many(worker.make, worker.cells(1), fit=dies, executor=executor, store=tmp_path)
+        fit_many(worker.make, worker.jobs(1), fit=dies, executor=executor, store=tmp_path)
     assert isinstance(raised.value.__cause__, BrokenExecutor)
     assert not list(tmp_path.iterdir())
 
@@ -191,26 +191,26 @@ def test_an_error_stops_what_runs(processes, tmp_path):
     """Half a minute of work that nobody waits for any more ends as well."""
     _, slow = worker.fast_and_slow()
     given = worker.examples()
-    cells = [Cell(given, (4, 4)), slow[0]]
+    jobs = [Job(given, (4, 4)), slow[0]]
     start = time.monotonic()
     with pytest.raises(ArithmeticError, match="nothing to see"):
-        fit_many(worker.make_raising, cells, fit=worker.LONG, strategy="loop", executor=processes)
+        fit_many(worker.make_raising, jobs, fit=worker.LONG, strategy="loop", executor=processes)
     assert [processes.submit(abs, -i).result() for i in range(4)] == [0, 1, 2, 3]
     assert time.monotonic() - start < 10
 
 
-def test_others_may_draw_while_a_model_is_tried():
+def test_others_may_draw_while_an_engine_is_chosen():
     """As the threads of a Dask worker do, now and then; here in the first passes."""
     passes = itertools.count()
 
     class Disturbed(nn.Linear):
         def forward(self, x):
-            if next(passes) < 2:
+            if next(passes) < 3:
                 random.random()
             return super().forward(x)
 
-    fitted = fit_many(lambda: Disturbed(worker.D, 3), worker.cells(1), fit=worker.CONFIG)
-    assert fitted[0].reason.startswith("a stack of 4 trains")
+    results = fit_many(lambda: Disturbed(worker.D, 3), worker.jobs(2), fit=worker.CONFIG)
+    assert results[0].engine == "vmap"
 
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
@@ -218,9 +218,9 @@ def test_work_is_dealt_over_devices(strategy):
     given, pieces = worker.examples(), []
 
     class Records(ThreadPoolExecutor):
-        def submit(self, function, piece):
-            pieces.append((piece.device, len(piece.cells)))
-            return super().submit(function, piece)
+        def submit(self, function, work):
+            pieces.append((work.device, len(work.runs)))
+            return super().submit(function, work)
 
     class Where(nn.Linear):
         def forward(self, x):
@@ -230,13 +230,13 @@ def test_work_is_dealt_over_devices(strategy):
     def make():
         return Where(worker.D, 3)
 
-    cells = [Cell(given, (0, 4), run) for run in range(4)]
+    jobs = [Job(given, (0, 4), run) for run in range(4)]
     config = FitConfig(**{**vars(worker.CONFIG), "devices": ["cpu", torch.device("cpu", 0)], "stack_size": 2})
     with Records(2) as executor:
-        dealt = fit_many(make, cells, fit=config, strategy=strategy, executor=executor)
+        dealt = fit_many(make, jobs, fit=config, strategy=strategy, executor=executor)
     expected = [("cpu", 1), ("cpu:0", 1)] * 2 if strategy == "loop" else [("cpu", 2), ("cpu", 2), ("cpu:0", 2)]
     assert pieces == expected  # of a stack, the trial comes first
-    plain = fit_many(make, cells, fit=worker.CONFIG, strategy=strategy)
+    plain = fit_many(make, jobs, fit=worker.CONFIG, strategy=strategy)
     assert worker.digest(dealt) == worker.digest(plain)
 
 
@@ -247,28 +247,28 @@ def test_workers_in_another_folder_find_what_they_need(loky, tmp_path, monkeypat
     loky.submit(os.chdir, str(tmp_path / "elsewhere")).result()  # there is one
     try:
         options = {"fit": worker.CONFIG, "strategy": "loop", "executor": loky, "store": "store"}
-        fitted = fit_many(worker.make, worker.cells(1), **options)
+        fitted = fit_many(worker.make, worker.jobs(1), **options)
     finally:
         loky.submit(os.chdir, before).result()
-    assert worker.digest(fitted) == worker.digest(fit_many(worker.make, worker.cells(1), fit=worker.CONFIG))
+    assert worker.digest(fitted) == worker.digest(fit_many(worker.make, worker.jobs(1), fit=worker.CONFIG))
 
 
 def test_an_executor_that_loses_the_examples_is_told_of(tmp_path):
     class Elsewhere(ThreadPoolExecutor):
         """Of another machine, which sees other files."""
 
-        def submit(self, function, piece):
-            return super().submit(function, piece.__class__(**{**vars(piece), "alive": tmp_path / "not here"}))
+        def submit(self, function, work):
+            return super().submit(function, dataclasses.replace(work, alive=tmp_path / "not here"))
 
     with Elsewhere(1) as executor, pytest.raises(StoppedError, match="or this machine cannot see"):
-        fit_many(worker.make, worker.cells(1), fit=worker.CONFIG, strategy="loop", executor=executor)
+        fit_many(worker.make, worker.jobs(1), fit=worker.CONFIG, strategy="loop", executor=executor)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_workers_share_a_gpu(processes, strategy):
     config = FitConfig(**{**vars(worker.CONFIG), "devices": ("cuda:0",)})
-    cells = worker.cells(2)
-    here = fit_many(worker.make, cells, fit=config, strategy=strategy)
-    there = fit_many(worker.make, cells, fit=config, strategy=strategy, executor=processes)
+    jobs = worker.jobs(2)
+    here = fit_many(worker.make, jobs, fit=config, strategy=strategy)
+    there = fit_many(worker.make, jobs, fit=config, strategy=strategy, executor=processes)
     assert worker.digest(here) == worker.digest(there)

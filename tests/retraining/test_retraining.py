@@ -1,8 +1,9 @@
-"""Many models: two engines and a plain loop written once more, what each cell's model sees, seeds, and refusals."""
+"""Many models: two engines and a plain loop written once more, what each job's model sees, seeds, and refusals."""
 
 import copy
 import functools
 import hashlib
+import itertools
 import math
 import os
 import random
@@ -21,16 +22,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from captum_density import retraining
 from captum_density._cache.arrays import Arrays
 from captum_density._cache.scratch import scratch_folder
-from captum_density.retraining import Cell, Examples, FitConfig, StoppedError, _trial, adversarial_fit, fit_many
+from captum_density.retraining import Examples, FitConfig, Job, StoppedError, adversarial_fit, fit_many
+from captum_density.retraining._choice import choose_engine
 from captum_density.retraining._engines import correct_of, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._plan import Plan
 from captum_density.retraining._seeds import batches, count_batches, initial_model
-from captum_density.retraining._trial import try_engines
-from captum_density.retraining._view import CellSpec, ExamplesSpec, View
-from captum_density.retraining._work import run_piece
+from captum_density.retraining._view import ExamplesRef, View
+from captum_density.retraining._work import run_work
 from tests.benchmarks.harness import peak_bytes
 from tests.retraining import retraining_worker as worker
 
@@ -141,79 +144,91 @@ MIXED = [((0, 18), 0), ((0, 5), 0), ((5, 18), 1), ((3, 3), 1), ((0, 18), 2)]  # 
 
 
 def view(given, seed=7):
-    return View(ExamplesSpec.of(given, Arrays(None)), CPU, seed)
+    return View(ExamplesRef.of(given, Arrays(None)), CPU, seed)
 
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{n}-{c.optimizer}-{c.schedule}" for n, c in CASES])
 def test_a_stack_gives_what_a_loop_gives(name, config):
     make, seen = BOTH[name], view(examples(mask_only=name == "cnn"))
-    cells = [CellSpec(*kept, kept == (0, 18) and name != "cnn", run) for kept, run in MIXED]
-    models = [initial_model(make, 7, cell.run) for cell in cells]
-    stacked = train_stack([initial_model(make, 7, cell.run) for cell in cells], seen, cells, config, seed=7)
+    kept, runs = zip(*MIXED, strict=True)
+    models = [initial_model(make, 7, run) for run in runs]
+    stacked = train_stack([initial_model(make, 7, run) for run in runs], seen, kept, runs, config, seed=7)
     values = {**stacked[1], **stacked[2]}
-    for i, (cell, model) in enumerate(zip(cells, models, strict=True)):
+    for i, (places, run, model) in enumerate(zip(kept, runs, models, strict=True)):
         start = {key: value.clone() for key, value in model.state_dict().items()}
-        train_loop(model, seen.whole(0, cell), seen.labels[0], config, seed=7, run=cell.run)
+        train_loop(model, seen.whole(0, places, run), seen.labels[0], config, seed=7, run=run)
         moved = 0
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
             assert_close(values[key][i], value.detach(), rtol=0, atol=1e-10)
             moved += not torch.equal(value, start[key])
         assert moved > 0
         assert name != "frozen" or torch.equal(model[1].weight, start["1.weight"])
-    both = correct_of_stack(stacked, seen, cells, lambda: None)
-    alone = torch.stack([correct_of(m, seen, cell, lambda: None) for m, cell in zip(models, cells, strict=True)])
-    assert torch.equal(both, alone)
+    both = correct_of_stack(stacked, seen, kept, lambda: None)
+    alone = [correct_of(m, seen, *job, lambda: None) for m, job in zip(models, MIXED, strict=True)]
+    assert torch.equal(both, torch.stack(alone))
 
 
 @pytest.mark.parametrize("strategy", ["loop", "channels_last", "vmap"])
 @pytest.mark.parametrize("stack_size", [1, 3, 32])
-def test_cells_come_out_alike_by_every_strategy(strategy, stack_size):
+def test_jobs_come_out_alike_by_every_strategy(strategy, stack_size):
     given = examples()
-    cells = [Cell(given, kept, run) for run in range(3) for kept in ((0, 18), (0, 4), (4, 18))]
+    jobs = [Job(given, kept, run) for run in range(3) for kept in ((0, 18), (0, 4), (4, 18))]
     config = FitConfig(**{**vars(ADAMW), "stack_size": stack_size})
-    fitted = fit_many(mlp, cells, fit=config, seed=3, strategy=strategy)
-    expected = fit_many(mlp, cells, fit=ADAMW, seed=3, strategy="loop")
+    fitted = fit_many(mlp, jobs, fit=config, seed=3, strategy=strategy)
+    expected = fit_many(mlp, jobs, fit=ADAMW, seed=3, strategy="loop")
     assert digest(fitted) == digest(expected)
-    assert [f.cell for f in fitted] == cells
+    assert [f.job for f in fitted] == jobs
     assert {f.engine for f in fitted} == {strategy} and {f.reason for f in fitted} == {"it was asked for"}
     assert all(f.seconds > 0 and not f.stored and f.correct.dtype == torch.bool for f in fitted)
     assert all(f.accuracy == f.correct.double().mean().item() for f in fitted)
     assert len({tuple(f.correct.tolist()) for f in fitted}) > 5
 
 
-def test_a_trial_chooses_and_says_why():
-    cells = [Cell(given, (0, 9), run) for given in [examples()] for run in range(4)]
-    fitted = fit_many(mlp, cells, fit=ADAMW)
-    found = re.fullmatch(r"a stack of 4 trains (\d+\.\d\d) times as fast as a loop", fitted[0].reason)
-    assert found
-    assert {f.engine for f in fitted} == {"vmap" if float(found[1]) > 1.05 else "loop"} or found[1] == "1.05"
-    assert digest(fitted) == digest(fit_many(mlp, cells, fit=ADAMW, strategy="loop"))
+def eight(given, fit_runs=4):
+    """As many jobs as a stack takes to gain."""
+    return [Job(given, kept, run) for run in range(fit_runs) for kept in ((0, 9), (9, 18))]
 
 
-class Viewed(nn.Module):
-    """Works in any layout while it trains; `view` does not where it is tested."""
+@pytest.mark.parametrize(
+    ("width", "n_jobs", "stack_size", "engine", "reason"),
+    [
+        (8, 8, 32, "vmap", r"works on \d+ values, and a stack gains up to 320000"),
+        (8, 7, 32, "loop", "7 models on the same examples are fewer than the 8 from which a stack gains"),
+        (8, 8, 4, "loop", "4 models on the same examples are fewer"),
+        (4000, 8, 32, "loop", r"works on \d+ values, and a stack gains up to 320000"),
+    ],
+)
+def test_a_stack_is_chosen_for_many_small_models(width, n_jobs, stack_size, engine, reason):
+    def make():
+        return nn.Sequential(nn.Flatten(), nn.Linear(D, width), nn.ReLU(), nn.Linear(width, 3)).double()
 
-    def __init__(self, in_training, in_test):
-        super().__init__()
-        self.conv, self.linear = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(36, 3)
-        self.in_training, self.in_test = in_training, in_test
-
-    def forward(self, x):
-        x = self.conv(x)
-        return self.linear(x.view(len(x), 36) if (self.in_training, self.in_test)[not self.training] else x.flatten(1))
+    config = replace(ADAMW, epochs=1, stack_size=stack_size)
+    jobs = eight(examples())[:n_jobs]
+    results = fit_many(make, jobs, fit=config)
+    assert {result.engine for result in results} == {engine}
+    assert all(re.search(reason, result.reason) for result in results), results[0].reason
+    assert digest(results) == digest(fit_many(make, jobs, fit=config, strategy="loop"))
 
 
-class Strided(Viewed):
-    """Reads memory in the order in which it lies."""
+def test_few_models_beside_many_are_trained_alone():
+    many, few = examples(), examples(m=50)
+    results = fit_many(mlp, [*eight(many), *eight(few)[:3]], fit=PLAIN)
+    assert [result.engine for result in results] == ["vmap"] * 8 + ["loop"] * 3
+    assert "fewer than the 8" in results[-1].reason
 
-    def forward(self, x):
-        x = self.conv(x)
-        return self.linear(x.as_strided((len(x), 36), (36, 1)))
+
+def test_the_choice_does_not_look_at_a_clock(monkeypatch):
+    chosen = []
+    for seconds in ([0.0], itertools.count(), itertools.count(0, -1)):  # still, fast, backwards
+        clock = itertools.cycle(seconds)
+        monkeypatch.setattr("time.perf_counter", lambda clock=clock: next(clock))
+        chosen.append([(r.engine, r.reason) for r in fit_many(mlp, eight(examples()), fit=PLAIN)])
+    assert chosen[0] == chosen[1] == chosen[2]
 
 
-def test_a_layout_in_channels_last_trains_the_same_models(monkeypatch):
+def test_a_layout_in_channels_last_trains_the_same_models():
     given = examples()
-    cells = [Cell(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 4))]
+    jobs = [Job(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 4))]
     formats = []
 
     def make():
@@ -223,36 +238,62 @@ def test_a_layout_in_channels_last_trains_the_same_models(monkeypatch):
         )
         return model
 
-    expected = digest(fit_many(make, cells, fit=ADAMW, strategy="loop"))
+    expected = digest(fit_many(make, jobs, fit=ADAMW, strategy="loop"))
     assert not any(formats)
     formats.clear()
-    last = fit_many(make, cells, fit=ADAMW, strategy="channels_last")
+    last = fit_many(make, jobs, fit=ADAMW, strategy="channels_last")
     assert all(formats) and {f.engine for f in last} == {"channels_last"} and digest(last) == expected
-    # Whichever is the fastest here, a trial takes it.
-    seconds = iter([1.0, 8.0, 1.0, 0.5])
-    monkeypatch.setattr(_trial._Trial, "_seconds", lambda *_, **__: next(seconds))
-    (fitted, *_) = fit_many(lambda: cnn(lambda: nn.BatchNorm2d(4)), cells, fit=ADAMW)
-    assert fitted.engine == "channels_last"
-    assert fitted.reason == "a stack of 4 trains 0.50 times as fast as a loop; channels last 2.00 times"
+
+
+WIDE = (2, 40, 40)
+
+
+def convolutions(body=nn.Identity):
+    return nn.Sequential(nn.Conv2d(2, 96, 3, padding=1), nn.ReLU(), body(), nn.Conv2d(96, 3, 1), Pooled())
+
+
+class Pooled(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+class ViewedWhile(nn.Module):
+    """`view`, which does not work in every layout, while it trains or while it does not."""
+
+    def __init__(self, training):
+        super().__init__()
+        self.when = training
+
+    def forward(self, x):
+        return x.view(len(x), -1).view(x.shape) if self.training is self.when else x
+
+
+class Strided(nn.Module):
+    """Reads memory in the order in which it lies."""
+
+    def forward(self, x):
+        return x.as_strided(x.shape, torch.empty(x.shape, device="meta").stride())
 
 
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("body", "engine", "reason"),
     [
-        (lambda: Viewed(True, False), "channels last cannot run it \\(view size is not compatible"),
-        (lambda: Viewed(False, True), "channels last cannot run it \\(view size is not compatible"),
-        (lambda: Strided(False, False), "channels last gives 'conv.weight' other values"),
+        (nn.Identity, "channels_last", "gains from channels last"),
+        (lambda: ViewedWhile(True), "loop", r"channels last cannot run it \(view size is not compatible"),
+        (lambda: ViewedWhile(False), "loop", r"channels last cannot run it \(view size is not compatible"),
+        (Strided, "loop", "channels last gives '.*' other values"),
     ],
 )
-def test_what_depends_on_the_layout_is_trained_as_it_lies(make, why, monkeypatch):
-    monkeypatch.setattr(_trial._Trial, "_seconds", lambda *_, hopeless=0: {0: 1, 3: 0.1}.get(hopeless, 9))
-    cells = [Cell(given, (0, 9), run) for given in [examples()] for run in range(2)]
-    fitted = fit_many(lambda: make().double(), cells, fit=ADAMW)
-    assert {f.engine for f in fitted} == {"loop"} and re.search(why, fitted[0].reason), fitted[0].reason
+def test_large_convolutions_are_laid_out_in_channels_last_where_that_gives_the_same(body, engine, reason):
+    given = examples(64, 8, shape=WIDE, dtype=torch.float32)
+    jobs = [Job(given, (0, 1600), run) for run in range(2)]
+    results = fit_many(lambda: convolutions(body), jobs, fit=FitConfig(epochs=1, batch_size=64, lr=0.02))
+    assert {result.engine for result in results} == {engine}
+    assert re.search(reason, results[0].reason), results[0].reason
 
 
 def test_nothing_is_said_of_the_layout_of_what_has_none():
-    (fitted, *_) = fit_many(mlp, [Cell(examples(), (0, 9), run) for run in range(2)], fit=ADAMW)
+    (fitted, *_) = fit_many(mlp, [Job(examples(), (0, 9), run) for run in range(2)], fit=ADAMW)
     assert "channels" not in fitted.reason
 
 
@@ -321,16 +362,15 @@ ALONE = {
 @pytest.mark.parametrize("name", ALONE)
 def test_what_a_stack_cannot_train_is_trained_alone(name):
     make, why = ALONE[name]
-    given = examples()
-    cells = [Cell(given, (0, 9), run) for run in range(3)]
+    jobs = eight(examples())
     before = states()
-    fitted = fit_many(make, cells, fit=SGD)
+    fitted = fit_many(make, jobs, fit=SGD)
     assert {f.engine for f in fitted} == {"loop"}
     assert re.search(why, fitted[0].reason), fitted[0].reason
     with pytest.raises(ValueError, match=r"strategy 'vmap' cannot train this model: .*; use 'auto' or 'loop'"):
-        fit_many(make, cells, fit=SGD, strategy="vmap")
+        fit_many(make, jobs, fit=SGD, strategy="vmap")
     assert states() == before
-    assert digest(fitted) == digest(fit_many(make, cells, fit=SGD, strategy="loop"))
+    assert digest(fitted) == digest(fit_many(make, jobs, fit=SGD, strategy="loop"))
 
 
 @pytest.mark.parametrize(("options", "fit"), [({"impute": lambda x, kept, generator: x}, SGD), ({}, lambda *_: None)])
@@ -338,15 +378,15 @@ def test_a_stack_that_is_asked_for_is_no_loop(options, fit):
     with pytest.raises(
         ValueError, match=r"strategy 'vmap' cannot train (on imputed examples|with a function of yours)"
     ):
-        fit_many(mlp, [Cell(examples(**options), (0, 9))], fit=fit, strategy="vmap")
+        fit_many(mlp, [Job(examples(**options), (0, 9))], fit=fit, strategy="vmap")
 
 
-def test_each_reason_is_of_its_own_cells():
+def test_each_reason_is_of_its_own_jobs():
     plain, imputed = examples(), examples(impute=lambda x, kept, generator: x)
-    cells = [Cell(plain, (0, 9), run) for run in range(3)] + [Cell(imputed, (0, 9), 0)]
-    fitted = fit_many(lambda: Flow().double(), cells, fit=SGD)
-    assert ["control flow" in f.reason for f in fitted] == [True] * 3 + [False]
-    assert fitted[3].reason == "imputed examples are made for one model at a time"
+    jobs = [*eight(plain), Job(imputed, (0, 9), 0)]
+    fitted = fit_many(lambda: Flow().double(), jobs, fit=SGD)
+    assert ["control flow" in f.reason for f in fitted] == [True] * 8 + [False]
+    assert fitted[8].reason == "imputed examples are made for one model at a time"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -434,7 +474,7 @@ def test_the_model_is_that_of_a_plain_loop(name, strategy):
     make = Recorded(mlp)
     # 9 examples of 40 stay in the last batch: steps of 31 and 9.
     config = FitConfig(epochs=4, batch_size=31, lr=0.03, weight_decay=0.1)
-    (fitted,) = fit_many(make, [Cell(given, kept, 2)], fit=config, seed=11, strategy=strategy)
+    (fitted,) = fit_many(make, [Job(given, kept, 2)], fit=config, seed=11, strategy=strategy)
     model, correct = plainly(mlp, given, kept, 2, config, 11)
     assert torch.equal(fitted.correct, correct)
     if strategy == "loop":
@@ -451,7 +491,7 @@ def test_every_number_of_examples_is_that_of_a_plain_loop(n, batch_size, epochs,
     given = Examples((x, y), (x, y))
     config = FitConfig(**{**vars(config), "epochs": epochs, "batch_size": batch_size})
     make = Recorded(mlp)
-    (fitted,) = fit_many(make, [Cell(given, run=1)], fit=config, seed=seed, strategy="loop")
+    (fitted,) = fit_many(make, [Job(given, run=1)], fit=config, seed=seed, strategy="loop")
     model, correct = plainly(mlp, given, (0, 18), 1, config, seed)
     for found, expected in zip(make.made[-1].parameters(), model.parameters(), strict=True):
         assert_close(found, expected, rtol=0, atol=1e-10)
@@ -469,12 +509,12 @@ def test_only_the_last_model_counts():
             asked.append(self.training)
             return super().forward(x.flatten(1))
 
-    fit_many(lambda: Counts(D, 3).double(), [Cell(examples())], fit=ADAMW, strategy="loop")
+    fit_many(lambda: Counts(D, 3).double(), [Job(examples())], fit=ADAMW, strategy="loop")
     assert asked[asked.index(True) :] == [True] * 9 + [False]  # 3 epochs of 16, 16 and 8
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a cell's model sees.
+# What a job's model sees.
 
 
 class Sees(nn.Module):
@@ -493,7 +533,7 @@ class Sees(nn.Module):
 
 
 def shown(given, kept, run=0, seed=0):
-    """The training and the test inputs of a cell."""
+    """The training and the test inputs of a job."""
     Sees.shown.clear()
     seen = []
 
@@ -501,7 +541,7 @@ def shown(given, kept, run=0, seed=0):
         seen.append(inputs.clone())
         assert torch.equal(labels, torch.as_tensor(given.train[1]))
 
-    fit_many(lambda: Sees().double(), [Cell(given, kept, run)], fit=fit, seed=seed)
+    fit_many(lambda: Sees().double(), [Job(given, kept, run)], fit=fit, seed=seed)
     return seen[0], torch.cat(Sees.shown)
 
 
@@ -527,12 +567,12 @@ def test_128_places_of_bytes(dtype, strategy, kept):
     given = Examples((x, y), (x, y), ranks=(ranks.to(dtype), ranks.to(dtype)))
     seen = view(given)
     expected = x * ((ranks >= kept[0]) & (ranks < kept[1]))
-    assert torch.equal(seen.rows(0, slice(None), CellSpec(*kept, False, 0)), expected)
+    assert torch.equal(seen.rows(0, slice(None), kept), expected)
     low, high = (torch.tensor([place]) for place in kept)
     assert torch.equal(seen.stacked(0, slice(None), low, high)[0], expected)
-    (fitted,) = fit_many(lambda: nn.Linear(128, 2).double(), [Cell(given, kept)], fit=ADAMW, strategy=strategy)
+    (fitted,) = fit_many(lambda: nn.Linear(128, 2).double(), [Job(given, kept)], fit=ADAMW, strategy=strategy)
     wide = Examples((x, y), (x, y), ranks=(ranks, ranks))
-    assert digest([fitted]) == digest(fit_many(lambda: nn.Linear(128, 2).double(), [Cell(wide, kept)], fit=ADAMW))
+    assert digest([fitted]) == digest(fit_many(lambda: nn.Linear(128, 2).double(), [Job(wide, kept)], fit=ADAMW))
 
 
 def noisy(x, kept, *, generator):
@@ -558,7 +598,7 @@ def test_an_imputation_sees_what_is_kept_and_draws_by_run():
     assert len(noise.unique()) == len(noise) and abs(noise.mean().item()) < 0.05 and abs(noise.std().item() - 1) < 0.05
     again, test_again = shown(given, (0, 7))
     assert torch.equal(again, train) and torch.equal(test_again, test)
-    # The same noise for every cell of a run: what they differ by is what is kept.
+    # The same noise for every job of a run: what they differ by is what is kept.
     more, _ = shown(given, (0, 3))
     assert torch.equal(more[~kept], train[~kept])
     for other in (shown(given, (0, 7), run=1), shown(given, (0, 7), seed=1)):
@@ -587,35 +627,33 @@ def test_an_imputation_may_draw_from_the_global_generators():
 )
 def test_an_imputation_that_fails_is_refused(impute, message):
     with pytest.raises(ValueError, match=message):
-        fit_many(mlp, [Cell(examples(impute=impute), (0, 7))], fit=ADAMW)
+        fit_many(mlp, [Job(examples(impute=impute), (0, 7))], fit=ADAMW)
 
 
-def test_whole_examples_are_one_cell_whatever_their_ranks():
+def test_whole_examples_are_one_job_whatever_their_ranks():
     plain = examples()
     options = {"ranks": tuple(r.flip(1) for r in plain.ranks), "fill": 3.0}
     other = Examples(plain.train, plain.test, **options)
     imputed = Examples(plain.train, plain.test, ranks=plain.ranks, impute=noisy)
     mask = Examples(plain.train, plain.test, ranks=plain.ranks, mask_only=True)
     other_data = Examples((plain.train[0] + 1, plain.train[1]), plain.test)
-    cells = [Cell(plain), Cell(other, (0, 18)), Cell(imputed), Cell(mask), Cell(other_data), Cell(plain, run=1)]
+    jobs = [Job(plain), Job(other, (0, 18)), Job(imputed), Job(mask), Job(other_data), Job(plain, run=1)]
     trained = []
-    fitted = fit_many(mlp, cells, fit=lambda model, x, y, seed: trained.append(x))
-    assert len(trained) == 4 and [f.cell for f in fitted] == cells
+    fitted = fit_many(mlp, jobs, fit=lambda model, x, y, seed: trained.append(x))
+    assert len(trained) == 4 and [f.job for f in fitted] == jobs
 
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
-def test_a_cell_given_twice_is_trained_once_and_the_order_stays(strategy):
+def test_a_job_given_twice_is_trained_once_and_the_order_stays(strategy):
     given = examples()
-    cells = [
-        Cell(given, kept, run) for kept, run in [((0, 3), 1), ((3, 18), 0), ((0, 3), 1), ((0, 18), 1), ((3, 18), 0)]
-    ]
+    jobs = [Job(given, kept, run) for kept, run in [((0, 3), 1), ((3, 18), 0), ((0, 3), 1), ((0, 18), 1), ((3, 18), 0)]]
     make = Recorded(mlp)
-    fitted = fit_many(make, cells, fit=ADAMW, strategy=strategy)
-    assert [f.cell for f in fitted] == cells
+    fitted = fit_many(make, jobs, fit=ADAMW, strategy=strategy)
+    assert [f.job for f in fitted] == jobs
     assert fitted[0].correct is fitted[2].correct and fitted[1].correct is fitted[4].correct
     if strategy == "loop":
         assert len(make.made) == 3 + 3  # the first run's is made twice for a check
-    backwards = fit_many(mlp, cells[::-1], fit=ADAMW, strategy=strategy)
+    backwards = fit_many(mlp, jobs[::-1], fit=ADAMW, strategy=strategy)
     assert digest(backwards[::-1]) == digest(fitted)
 
 
@@ -640,23 +678,23 @@ def test_a_function_of_ones_own_is_the_third_way():
         inputs.zero_()  # its own
         labels.zero_()
 
-    cells = [Cell(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 9))]
+    jobs = [Job(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 9))]
     before = states()
     with torch.no_grad():  # the caller's
-        fitted = fit_many(mlp, cells, fit=fit, seed=4)
+        fitted = fit_many(mlp, jobs, fit=fit, seed=4)
     assert states() == before
     assert torch.equal(given.train[0], x) and torch.equal(given.train[1], y)
     assert {(f.engine, f.reason) for f in fitted} == {("fit", "a function was given")}
-    assert digest(fit_many(mlp, cells[::-1], fit=fit, seed=4)[::-1]) == digest(fitted)
-    assert digest(fit_many(mlp, cells[3:], fit=fit, seed=4)) == digest(fitted[3:])
+    assert digest(fit_many(mlp, jobs[::-1], fit=fit, seed=4)[::-1]) == digest(fitted)
+    assert digest(fit_many(mlp, jobs[3:], fit=fit, seed=4)) == digest(fitted[3:])
     assert len(set(digest(fitted))) == 4
-    assert digest(fit_many(mlp, cells, fit=fit, seed=5)) != digest(fitted)
+    assert digest(fit_many(mlp, jobs, fit=fit, seed=5)) != digest(fitted)
 
 
 def test_a_function_gets_the_seed_of_its_run():
     given, seeds = examples(), []
-    cells = [Cell(given, kept, run) for run in (0, 3) for kept in ((0, 18), (0, 9))]
-    fit_many(mlp, cells, fit=lambda model, x, y, seed: seeds.append(seed), seed=9)
+    jobs = [Job(given, kept, run) for run in (0, 3) for kept in ((0, 18), (0, 9))]
+    fit_many(mlp, jobs, fit=lambda model, x, y, seed: seeds.append(seed), seed=9)
     assert seeds == [plain_seed(9, "training", run) for run in (0, 0, 3, 3)]
 
 
@@ -669,18 +707,18 @@ def with_dropout():
 
 
 @pytest.mark.parametrize(("make", "strategy"), [(mlp, "loop"), (mlp, "vmap"), (with_dropout, "loop")])
-def test_a_cell_depends_on_nothing_but_itself(make, strategy):
+def test_a_job_depends_on_nothing_but_itself(make, strategy):
     given = examples()
-    cells = [Cell(given, kept, run) for run in range(3) for kept in ((0, 4), (4, 18))]
-    expected = digest(fit_many(make, cells, fit=ADAMW, seed=2, strategy=strategy))
+    jobs = [Job(given, kept, run) for run in range(3) for kept in ((0, 4), (4, 18))]
+    expected = digest(fit_many(make, jobs, fit=ADAMW, seed=2, strategy=strategy))
     torch.manual_seed(77)
     np.random.seed(3)
     random.seed(4)
     shuffled = [4, 1, 5, 0]
-    some = fit_many(make, [cells[i] for i in shuffled], fit=ADAMW, seed=2, strategy=strategy)
+    some = fit_many(make, [jobs[i] for i in shuffled], fit=ADAMW, seed=2, strategy=strategy)
     assert digest(some) == [expected[i] for i in shuffled]
     assert len(set(expected)) == 6
-    assert digest(fit_many(make, cells, fit=ADAMW, seed=3, strategy=strategy)) != expected
+    assert digest(fit_many(make, jobs, fit=ADAMW, seed=3, strategy=strategy)) != expected
 
 
 def test_models_of_a_run_start_alike_and_runs_do_not():
@@ -689,7 +727,7 @@ def test_models_of_a_run_start_alike_and_runs_do_not():
     def fit(model, x, y, seed):
         starts.append(model[1].weight.detach().clone())
 
-    fit_many(mlp, [Cell(given, kept, run) for run in range(2) for kept in ((0, 4), (4, 18))], fit=fit)
+    fit_many(mlp, [Job(given, kept, run) for run in range(2) for kept in ((0, 4), (4, 18))], fit=fit)
     assert torch.equal(starts[0], starts[1]) and torch.equal(starts[2], starts[3])
     assert not torch.isclose(starts[0], starts[2]).any()
 
@@ -705,16 +743,16 @@ class Noise(nn.Linear):
 @pytest.mark.parametrize("strategy", ["loop", "auto"])
 def test_the_global_generators_are_left_alone(make, strategy, tmp_path):
     given = examples()
-    cells = [Cell(given, (0, 7), run) for run in range(2)]
+    jobs = [Job(given, (0, 7), run) for run in range(2)]
     before = states()
-    first = fit_many(make, cells, fit=ADAMW, strategy=strategy)
+    first = fit_many(make, jobs, fit=ADAMW, strategy=strategy)
     assert states() == before
     torch.manual_seed(1)
     before = states()
-    second = fit_many(make, cells, fit=ADAMW, strategy=strategy, store=tmp_path)
+    second = fit_many(make, jobs, fit=ADAMW, strategy=strategy, store=tmp_path)
     assert states() == before
     torch.manual_seed(2)
-    third = fit_many(make, cells, fit=ADAMW, strategy=strategy, store=tmp_path)
+    third = fit_many(make, jobs, fit=ADAMW, strategy=strategy, store=tmp_path)
     assert digest(first) == digest(second) == digest(third)
     assert all(f.stored for f in third)
 
@@ -726,20 +764,19 @@ def test_python_draws_in_evaluation_of_a_stack_are_seeded():
             return super().forward(x if self.training else x + 5 * random.random())
 
     given = examples(m=300)
-    cells = [Cell(given, (0, 7), run) for run in range(2)]
+    jobs = [Job(given, (0, 7), run) for run in range(2)]
     found = []
     for seed in range(3):
         random.seed(seed)
         before = states()
-        found.append(digest(fit_many(lambda: Shifted(D, 3).double(), cells, fit=ADAMW, strategy="vmap")))
+        found.append(digest(fit_many(lambda: Shifted(D, 3).double(), jobs, fit=ADAMW, strategy="vmap")))
         assert states() == before
     assert found[0] == found[1] == found[2]
 
 
 def test_python_draws_in_training_of_a_stack_are_seeded():
     """A trial takes some steps only: what draws later than that must not draw from the caller's numbers."""
-    given, seen = examples(), view(examples())
-    cells, weights = [CellSpec.of(Cell(given, (0, 7), run)) for run in range(2)], []
+    seen, weights = view(examples()), []
     for seed in range(2):
         random.seed(seed)
         np.random.seed(seed)
@@ -747,7 +784,7 @@ def test_python_draws_in_training_of_a_stack_are_seeded():
         models = [
             initial_model(lambda: Depth(lambda: random.random() * np.random.rand()).double(), 0, run) for run in (0, 1)
         ]
-        weights.append(train_stack(models, seen, cells, SGD, seed=0)[1]["last.weight"])
+        weights.append(train_stack(models, seen, [(0, 7)] * 2, (0, 1), SGD, seed=0)[1]["last.weight"])
         assert states() == before
     assert torch.equal(*weights)
 
@@ -766,9 +803,9 @@ def test_threads_are_those_asked_for_and_then_as_before(raises):
     try:
         if raises:
             with pytest.raises(ArithmeticError, match=r"^no$"):
-                fit_many(mlp, [Cell(examples())], fit=fit)
+                fit_many(mlp, [Job(examples())], fit=fit)
         else:
-            fit_many(mlp, [Cell(examples())], fit=fit)
+            fit_many(mlp, [Job(examples())], fit=fit)
         assert torch.get_num_threads() == 2 and found == [1]
     finally:
         torch.set_num_threads(before)
@@ -782,17 +819,17 @@ def test_threads_of_a_configuration():
             found.append(torch.get_num_threads())
             return super().forward(x.flatten(1))
 
-    fit_many(lambda: Counts(D, 3).double(), [Cell(examples())], fit=FitConfig(epochs=1, threads=2), strategy="loop")
+    fit_many(lambda: Counts(D, 3).double(), [Job(examples())], fit=FitConfig(epochs=1, threads=2), strategy="loop")
     assert set(found) == {2} and torch.get_num_threads() == before
 
 
 def test_calls_in_threads_do_not_draw_each_others_numbers():
     given = examples()
-    cells = [Cell(given, (0, 9), run) for run in range(6)]
-    expected, found = digest(fit_many(with_dropout, cells, fit=ADAMW, strategy="loop")), {}
+    jobs = [Job(given, (0, 9), run) for run in range(6)]
+    expected, found = digest(fit_many(with_dropout, jobs, fit=ADAMW, strategy="loop")), {}
 
     def call(i):
-        found[i] = digest(fit_many(with_dropout, cells, fit=ADAMW, strategy="loop"))
+        found[i] = digest(fit_many(with_dropout, jobs, fit=ADAMW, strategy="loop"))
 
     threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -859,7 +896,7 @@ DIFFERENT = "make_model made two different models from the same seed"
 def test_factories_that_do_as_they_like_are_refused(make, error, message):
     weight = WEIGHT.clone()
     with pytest.raises(error, match=message):
-        fit_many(make, [Cell(examples(), run=run) for run in range(2)], fit=ADAMW)
+        fit_many(make, [Job(examples(), run=run) for run in range(2)], fit=ADAMW)
     assert torch.equal(WEIGHT, weight)
 
 
@@ -875,7 +912,7 @@ def test_a_factory_that_changes_its_mind_later_is_refused():
 
     given = examples()
     with pytest.raises(ValueError, match="make_model made another model for run 0 than where the call was made"):
-        fit_many(make, [Cell(given, run=run) for run in range(2)], fit=ADAMW, strategy="loop")
+        fit_many(make, [Job(given, run=run) for run in range(2)], fit=ADAMW, strategy="loop")
 
 
 def test_buffers_may_be_shared_and_weights_may_be_given():
@@ -892,7 +929,7 @@ def test_buffers_may_be_shared_and_weights_may_be_given():
             return self.linear(x.flatten(1)) + self.constant
 
     weight = WEIGHT.clone()
-    fit_many(lambda: Constant().double(), [Cell(given, (0, 7), r) for given in [examples()] for r in (0, 1)], fit=SGD)
+    fit_many(lambda: Constant().double(), [Job(given, (0, 7), r) for given in [examples()] for r in (0, 1)], fit=SGD)
     assert torch.equal(WEIGHT, weight) and torch.equal(constant, torch.ones(3, dtype=torch.float64))
 
 
@@ -903,7 +940,7 @@ def test_a_bfloat16_model_is_a_model(tmp_path):
 
     for stored in (False, True):
         (fitted,) = fit_many(
-            lambda: Half(D, 3).bfloat16(), [Cell(examples())], fit=ADAMW, strategy="loop", store=tmp_path
+            lambda: Half(D, 3).bfloat16(), [Job(examples())], fit=ADAMW, strategy="loop", store=tmp_path
         )
         assert fitted.stored is stored
 
@@ -938,9 +975,54 @@ def test_arrays_of_every_kind(kind, store, tmp_path):
         x.tofile(tmp_path / "x.bin")
         given = np.memmap(tmp_path / "x.bin", dtype=x.dtype, mode="r", shape=x.shape)
     folder = tmp_path / "store" if store else None
-    (fitted,) = fit_many(mlp, [Cell(Examples((given, y), (given, y.astype("u1"))))], fit=ADAMW, store=folder)
-    (expected,) = fit_many(mlp, [Cell(Examples(plain.train, plain.train))], fit=ADAMW, strategy="loop")
+    (fitted,) = fit_many(mlp, [Job(Examples((given, y), (given, y.astype("u1"))))], fit=ADAMW, store=folder)
+    (expected,) = fit_many(mlp, [Job(Examples(plain.train, plain.train))], fit=ADAMW, strategy="loop")
     assert digest([fitted]) == digest([expected])
+
+
+class Pairs(Dataset):
+    def __init__(self, x, y):
+        self.pairs = list(zip(x, y.tolist(), strict=True))
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        return self.pairs[i]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [TensorDataset, Pairs, lambda x, y: DataLoader(Pairs(x, y), batch_size=7)],
+    ids=["tensors", "pairs", "loader"],
+)
+def test_data_sets_are_read_once_and_trained_on_like_arrays(wrap):
+    plain = examples()
+    given = Examples(wrap(*plain.train), wrap(*plain.test), plain.ranks)
+    for split, expected in zip(given.splits, plain.splits, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(split, expected, strict=True))
+    found, expected = (fit_many(mlp, [Job(some, (0, 9))], fit=PLAIN) for some in (given, plain))
+    assert digest(found) == digest(expected)
+
+
+def test_a_data_set_without_labels_is_refused():
+    x, y = split(6, 0)
+    with pytest.raises(TypeError, match=r"train must give pairs \(inputs, labels\)"):
+        Examples(TensorDataset(x), (x, y))
+
+
+def test_former_names_still_work():
+    x, y = split(6, 0)
+    with pytest.warns(DeprecationWarning, match="Job"):
+        job = retraining.Cell(Examples((x, y), (x, y)))
+    with pytest.warns(DeprecationWarning, match="jobs"):
+        (result,) = fit_many(mlp, cells=[job], fit=PLAIN)
+    with pytest.warns(DeprecationWarning, match="job"):
+        assert result.cell is job
+    with pytest.warns(DeprecationWarning, match="JobResult"):
+        assert isinstance(result, retraining.Fitted)
+    with pytest.raises(AttributeError, match="nothing"):
+        retraining.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("mode", ["c", "r+"])
@@ -957,7 +1039,7 @@ def test_float32_float16_and_gradients():
     for dtype in (torch.float32, torch.float16):
         x, y = split(40, 1, dtype=dtype)
         x.requires_grad_()
-        (fitted,) = fit_many(lambda: Sees().float(), [Cell(Examples((x.float(), y), (x.float(), y)))], fit=ADAMW)
+        (fitted,) = fit_many(lambda: Sees().float(), [Job(Examples((x.float(), y), (x.float(), y)))], fit=ADAMW)
         assert 0 <= fitted.accuracy <= 1 and x.grad is None
 
 
@@ -973,7 +1055,7 @@ def given(train=(X, Y), test=(X, Y), **options):
 
 
 BAD_EXAMPLES = [
-    ({"train": X}, TypeError, r"train must be a pair \(inputs, labels\), but is Tensor"),
+    ({"train": X}, TypeError, r"train must be a pair \(inputs, labels\), a data set or a DataLoader, but is Tensor"),
     ({"test": (X, Y, Y)}, TypeError, "test must be a pair"),
     ({"train": (X.tolist(), Y)}, TypeError, "the inputs of train must be a tensor or array, but are list"),
     ({"test": (X, Y.tolist())}, TypeError, "the labels of test must be a tensor or array, but are list"),
@@ -1047,10 +1129,10 @@ def test_bad_examples_are_refused(options, error, message):
         ({"kept": (0, 2)}, ValueError, "to keep some elements and not others, the examples need ranks"),
     ],
 )
-def test_bad_cells_are_refused(options, error, message):
+def test_bad_jobs_are_refused(options, error, message):
     ranks = None if "need ranks" in message else (RANKS, RANKS)
     with pytest.raises(error, match=message):
-        Cell(given(ranks=ranks), **options)
+        Job(given(ranks=ranks), **options)
 
 
 COUNTS, RATES = ("epochs", "batch_size", "stack_size", "threads"), ("lr", "momentum", "weight_decay")
@@ -1075,7 +1157,7 @@ def test_bad_configurations_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"cells": []}, ValueError, "there is nothing to train: give at least one cell"),
+        ({"jobs": []}, ValueError, "there is nothing to train: give at least one job"),
         ({"fit": 3}, TypeError, "fit must be a FitConfig or a function, but is int"),
         ({"strategy": "fast"}, ValueError, "one of 'auto', 'loop', 'channels_last', 'vmap', but is 'fast'"),
         ({"executor": 4}, TypeError, "executor must have the interface of concurrent.futures.Executor, but is 4"),
@@ -1087,10 +1169,10 @@ def test_bad_configurations_are_refused(options, message):
 )  # fmt: skip
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
 def test_bad_calls_are_refused(options, error, message, strategy):
-    options = {"make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "cells": [Cell(given())], **options}
+    options = {"make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "jobs": [Job(given())], **options}
     before = states()
     with pytest.raises(error, match=message):
-        fit_many(options.pop("make_model"), options.pop("cells"), **{"strategy": strategy, **options})
+        fit_many(options.pop("make_model"), options.pop("jobs"), **{"strategy": strategy, **options})
     assert states() == before
 
 
@@ -1100,51 +1182,48 @@ def test_a_model_that_returns_no_tensor_is_refused():
             return super().forward(x), None
 
     with pytest.raises(ValueError, match=r"must return logits \(N, classes\), but returned tuple"):
-        fit_many(lambda: Pair(2, 2), [Cell(given())], strategy="loop")
+        fit_many(lambda: Pair(2, 2), [Job(given())], strategy="loop")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Stopping, and progress.
 
 
-def piece_of(folder, strategy="loop"):
-    cells = [Cell(examples(), (0, 9))]
-    plan = Plan(mlp, cells, ADAMW, 0, strategy, None, None, folder)
-    return plan._piece(cells, strategy, "cpu")
+def work_of(folder):
+    jobs = eight(examples())
+    return Plan(mlp, jobs, ADAMW, 0, "loop", None, None, folder)._work(jobs, "loop", "cpu")
 
 
-@pytest.mark.parametrize("work", [run_piece, try_engines])
-def test_work_that_nobody_waits_for_ends(work, tmp_path):
+@pytest.mark.parametrize("do", [run_work, choose_engine])
+def test_work_that_nobody_waits_for_ends(do, tmp_path):
     folder = tmp_path / "scratch"
     folder.mkdir()
-    piece = piece_of(folder)
-    work(piece)
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    work = work_of(folder)
+    do(work)
+    shutil.rmtree(folder)
     with pytest.raises(StoppedError, match="the call that this work was for has ended, or this machine cannot see"):
-        work(piece)
+        do(work)
 
 
 def test_work_for_a_process_that_was_killed_ends(tmp_path):
     """Loky's workers outlive it, and the folder is still there."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     with scratch_folder(tmp_path) as folder:
-        piece = piece_of(folder)
-        run_piece(piece)
+        work = work_of(folder)
+        run_work(work)
         ended.wait()
         left = folder.with_name(folder.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
         shutil.copytree(folder, left)
         with pytest.raises(StoppedError, match="the call that this work was for has ended"):
-            run_piece(replace(piece, alive=left))
+            run_work(replace(work, alive=left))
 
 
 def test_progress_is_of_models_and_silent_by_default(capfd):
     given = examples()
-    cells = [Cell(given, (0, 9)), Cell(given, (0, 9)), Cell(given, (9, 18))]
-    fit_many(mlp, cells, fit=ADAMW)
+    jobs = [Job(given, (0, 9)), Job(given, (0, 9)), Job(given, (9, 18))]
+    fit_many(mlp, jobs, fit=ADAMW)
     assert capfd.readouterr() == ("", "")
-    fit_many(mlp, cells, fit=ADAMW, show_progress=True)
+    fit_many(mlp, jobs, fit=ADAMW, show_progress=True)
     assert "training: 100%" in (shown := capfd.readouterr().err) and "3/3" in shown
 
 
@@ -1241,12 +1320,12 @@ class Projected(nn.Module):
 
 
 def test_models_that_differ_in_more_than_parameters_are_not_stacked():
-    cells = [Cell(examples(), (0, k), run) for run in range(2) for k in (3, 9)]
-    looped, chosen = (fit_many(Projected, cells, fit=ADAMW, strategy=strategy) for strategy in ("loop", "auto"))
+    jobs = [Job(examples(), (0, k), run) for run in range(2) for k in (3, 9)]
+    looped, chosen = (fit_many(Projected, jobs, fit=ADAMW, strategy=strategy) for strategy in ("loop", "auto"))
     assert digest(looped) == digest(chosen)
     assert chosen[0].engine == "loop" and "differ in more than parameters" in chosen[0].reason
     with pytest.raises(ValueError, match="differ in more than parameters"):
-        fit_many(Projected, cells, fit=ADAMW, strategy="vmap")
+        fit_many(Projected, jobs, fit=ADAMW, strategy="vmap")
 
 
 def test_a_model_that_only_a_loop_can_evaluate_is_not_stacked():
@@ -1257,7 +1336,7 @@ def test_a_model_that_only_a_loop_can_evaluate_is_not_stacked():
                 x = x * 2
             return super().forward(x)
 
-    fitted = fit_many(lambda: Switching(D, 3).double(), [Cell(examples(), run=run) for run in range(2)], fit=ADAMW)
+    fitted = fit_many(lambda: Switching(D, 3).double(), eight(examples()), fit=ADAMW)
     assert fitted[0].engine == "loop" and "vmap cannot run" in fitted[0].reason
 
 
@@ -1274,10 +1353,10 @@ def test_a_model_that_writes_to_its_input_writes_to_a_copy(strategy, tmp_path):
 
     given = examples()
     before = [inputs.clone() for inputs, _ in (given.train, given.test)]
-    cells = [Cell(given, run=run) for run in range(3)] + [Cell(given, (0, 4), run) for run in range(3)]
+    jobs = [Job(given, run=run) for run in range(3)] + [Job(given, (0, 4), run) for run in range(3)]
     wrote, read = (
         fit_many(
-            lambda kind=kind: kind(D, 3).double(), cells, fit=ADAMW, strategy=strategy, store=tmp_path / kind.__name__
+            lambda kind=kind: kind(D, 3).double(), jobs, fit=ADAMW, strategy=strategy, store=tmp_path / kind.__name__
         )
         for kind in (Writes, Reads)
     )
@@ -1287,9 +1366,9 @@ def test_a_model_that_writes_to_its_input_writes_to_a_copy(strategy, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_a_model_that_returns_nan_predicts_nothing(strategy):
-    cells = [Cell(examples(), run=run) for run in range(2)]
+    jobs = [Job(examples(), run=run) for run in range(2)]
     diverged = replace(ADAMW, lr=1e200)
-    assert all(not f.correct.any() for f in fit_many(mlp, cells, fit=diverged, strategy=strategy))
+    assert all(not f.correct.any() for f in fit_many(mlp, jobs, fit=diverged, strategy=strategy))
 
 
 def test_weights_that_depend_on_the_number_of_threads_are_made_with_the_same(monkeypatch):
@@ -1301,7 +1380,7 @@ def test_weights_that_depend_on_the_number_of_threads_are_made_with_the_same(mon
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        fit_many(orthogonal, [Cell(examples())], fit=ADAMW, strategy="loop")
+        fit_many(orthogonal, [Job(examples())], fit=ADAMW, strategy="loop")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -1312,7 +1391,7 @@ def test_a_function_must_train_the_model_it_is_given():
         return mlp()
 
     with pytest.raises(TypeError, match="must train that one in place"):
-        fit_many(mlp, [Cell(examples())], fit=returns_another)
+        fit_many(mlp, [Job(examples())], fit=returns_another)
 
 
 @pytest.mark.parametrize(
@@ -1326,7 +1405,7 @@ def test_a_function_must_train_the_model_it_is_given():
 )
 def test_what_is_easily_mistaken_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
-        fit_many(**{"make_model": mlp, "cells": [Cell(examples())], "fit": ADAMW, **arguments})
+        fit_many(**{"make_model": mlp, "jobs": [Job(examples())], "fit": ADAMW, **arguments})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1338,16 +1417,16 @@ def test_what_is_easily_mistaken_is_refused(arguments, error, message):
 @pytest.mark.parametrize("ranks_on", ["cpu", "cuda"])
 def test_on_a_gpu(strategy, ranks_on):
     given = examples()
-    cells = [Cell(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 5), (5, 18))]
-    expected = fit_many(mlp, cells, fit=ADAMW, strategy="loop")
+    jobs = [Job(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 5), (5, 18))]
+    expected = fit_many(mlp, jobs, fit=ADAMW, strategy="loop")
     there = Examples(
         *([a.cuda() for a in pair] for pair in (given.train, given.test)),
         ranks=tuple(r.to(ranks_on) for r in given.ranks),
     )
-    moved = [Cell(there, cell.kept, cell.run) for cell in cells]
+    moved = [Job(there, job.kept, job.run) for job in jobs]
     found = fit_many(mlp, moved, fit=ADAMW, strategy=strategy)
     assert digest(found) == digest(expected)
-    dealt = fit_many(mlp, cells, fit=FitConfig(**{**vars(ADAMW), "devices": ("cuda:0", "cpu")}), strategy=strategy)
+    dealt = fit_many(mlp, jobs, fit=FitConfig(**{**vars(ADAMW), "devices": ("cuda:0", "cpu")}), strategy=strategy)
     assert digest(dealt) == digest(expected)
 
 
@@ -1356,10 +1435,10 @@ def test_the_generator_of_a_gpu_is_left_alone():
     given = examples(dtype=torch.float32)
     config = FitConfig(**{**vars(ADAMW), "devices": ("cuda:0",)})
     before = torch.cuda.get_rng_state()
-    first = fit_many(lambda: with_dropout().float(), [Cell(given, (0, 9))], fit=config)
+    first = fit_many(lambda: with_dropout().float(), [Job(given, (0, 9))], fit=config)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     torch.cuda.manual_seed(3)
-    assert digest(fit_many(lambda: with_dropout().float(), [Cell(given, (0, 9))], fit=config)) == digest(first)
+    assert digest(fit_many(lambda: with_dropout().float(), [Job(given, (0, 9))], fit=config)) == digest(first)
 
 
 def test_volumes_are_trained_as_they_lie():
@@ -1370,5 +1449,5 @@ def test_volumes_are_trained_as_they_lie():
         [nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (2, 4)), nn.Conv2d(2, 2, 1)],
     ):
         make = lambda layers=layers: nn.Sequential(*copy.deepcopy(layers), nn.Flatten(), nn.Linear(16, 2))  # noqa: E731
-        fitted = fit_many(make, [Cell(given, run=run) for run in range(2)], fit=FitConfig(epochs=1))
+        fitted = fit_many(make, [Job(given, run=run) for run in range(2)], fit=FitConfig(epochs=1))
         assert all(f.correct.shape == (12,) for f in fitted)

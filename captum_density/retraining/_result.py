@@ -1,22 +1,23 @@
-"""What came of a cell."""
+"""What came of a job."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from captum_density.retraining._examples import Cell
+from captum_density.retraining._examples import Job
 
-__all__ = ["Fitted"]
+__all__ = ["JobResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Fitted:
-    """What came of one cell. See `fit_many`.
+class JobResult:
+    """What came of one job. See `fit_many`.
 
     Args:
-        cell: The cell.
+        job: The job.
         correct: (M,) bool, whether each test example's class is predicted by the model after the last epoch.
         engine: Which engine trained it: "loop", "channels_last", "vmap" or "fit", a function of yours.
         seconds: What it took; those of a stack are shared evenly. 0 where it came from the store.
@@ -24,7 +25,7 @@ class Fitted:
         reason: Why this engine.
     """
 
-    cell: Cell
+    job: Job
     correct: Tensor
     engine: str
     seconds: float
@@ -36,5 +37,11 @@ class Fitted:
         """Share of the test examples whose class is predicted, in [0, 1]; higher is better."""
         return self.correct.double().mean().item()
 
+    @property
+    def cell(self) -> Job:
+        """The former name of `job`."""
+        warnings.warn("cell is called job now", DeprecationWarning, stacklevel=2)
+        return self.job
+
     def __repr__(self) -> str:
-        return f"Fitted({self.cell}, accuracy={self.accuracy:.4f}, engine={self.engine!r}, stored={self.stored})"
+        return f"JobResult({self.job}, accuracy={self.accuracy:.4f}, engine={self.engine!r}, stored={self.stored})"
