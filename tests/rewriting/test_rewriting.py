@@ -299,11 +299,11 @@ def convolved(*between, second):
 
 
 PERMUTING = {
-    "softmax": (sequence(nn.Softmax(1)), "mixes the units"),
-    "group norm": (convolved(nn.GroupNorm(2, 4), second=nn.Conv2d(4, 1, 1)), "mixes the units"),
-    "pooled features": (sequence(nn.MaxPool1d(1)), "mixes the units"),
-    "other flattening": (convolved(nn.Flatten(2), second=nn.Linear(4, 2)), "mixes the units"),
-    "whole flattening": (sequence(nn.Flatten(0)), "mixes the units"),
+    "softmax": (sequence(nn.Softmax(1)), "mix the units"),
+    "group norm": (convolved(nn.GroupNorm(2, 4), second=nn.Conv2d(4, 1, 1)), "mix the units"),
+    "pooled features": (sequence(nn.MaxPool1d(1)), "mix the units"),
+    "other flattening": (convolved(nn.Flatten(2), second=nn.Linear(4, 2)), "mix the units"),
+    "whole flattening": (sequence(nn.Flatten(0)), "mix the units"),
     "nothing flattened": (convolved(second=nn.Linear(4, 2)), "nothing is flattened"),
     "convolution of features": (sequence(nn.Flatten(), second=nn.Conv1d(4, 1, 1)), "reads no features"),
     "no blocks": (sequence(second=nn.Linear(6, 2)), "no equal blocks"),
@@ -351,7 +351,7 @@ def test_flattening_by_function(flatten):
     "flatten", [lambda x: torch.flatten(x, 2), torch.flatten, lambda x: x.flatten(1, 2), lambda x: x.reshape(-1, 16)]
 )
 def test_other_flattening_by_function_is_refused(flatten):
-    with pytest.raises(ValueError, match="mixes the units"):
+    with pytest.raises(ValueError, match="mix the units"):
         permute_hidden_units(Flattening(flatten), "first", "second")
 
 
