@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._density.langevin import Bounds, check_bounds, check_steps
+from captum_density._density.langevin import check_steps
 from captum_density._model.fixed_modules import fixed_modules, modules_of
 from captum_density._model.generators import standard_noise
 from captum_density._model.validation import class_targets, validate_inputs
@@ -27,7 +27,7 @@ def pgd(
     radius: float,
     step_size: float | None = None,
     n_steps: int = 10,
-    bounds: Bounds | None = None,
+    bounds: tuple[float | Tensor, float | Tensor] | None = None,
     random_start: bool = True,
     generator: torch.Generator | None = None,
     loss: Callable[[Tensor, Any], Tensor] | None = None,
@@ -54,7 +54,8 @@ def pgd(
         step_size: alpha, in units of the inputs; None for 2.5 * radius / n_steps, with which a point can cross the ball
             (Madry et al.).
         n_steps: Gradient steps.
-        bounds: (low, high) for every element, such as (0, 1) for pixels; the inputs must lie within.
+        bounds: (low, high), such as (0, 1) for pixels, within which the inputs must lie; each a number for every
+            element, or a tensor that broadcasts to the inputs, such as (C, 1, 1) for images normalised by channel.
         random_start: Whether to start from a uniform draw in the ball, clamped to the bounds, and not from the inputs.
         generator: What the start is drawn from; None for the global generator.
         loss: Takes the model's output and the target, returns each example's loss, (N,); None for cross-entropy.
@@ -82,10 +83,9 @@ def pgd(
         >>> attacked - inputs  # against w0 - w1 = (3, 4)
         tensor([[-0.3000, -0.4000]])
     """
-    _check(norm, radius, step_size, n_steps, bounds)
+    _check(norm, radius, step_size, n_steps)
     validate_inputs(model, (inputs,))
-    if bounds is not None and not bool(((inputs >= bounds[0]) & (inputs <= bounds[1])).all()):
-        raise ValueError(f"inputs must lie within the bounds {bounds}, but are from {inputs.min()} to {inputs.max()}")
+    limits = None if bounds is None else _limits(bounds, inputs)
     centre = inputs.detach()
     if loss is None:
         loss, target = _cross_entropy, class_targets(target, len(inputs), inputs.device)
@@ -94,7 +94,7 @@ def pgd(
 
     def within(x: Tensor) -> Tensor:
         x = centre + project(x - centre, radius)
-        return x if bounds is None else x.clamp(*bounds)
+        return x if limits is None else x.clamp(*limits)
 
     x = within(centre + _start(centre, norm, radius, generator)) if random_start else centre
     with _evaluation_mode(model), fixed_modules(model):
@@ -178,10 +178,31 @@ def _evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
             module.training = training
 
 
-def _check(norm: str, radius: float, step_size: float | None, n_steps: int, bounds: Bounds | None) -> None:
+def _limits(bounds: tuple[float | Tensor, float | Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds of each element of the inputs, which lie within them."""
+    try:
+        low, high = (torch.as_tensor(b, dtype=inputs.dtype, device=inputs.device).expand_as(inputs) for b in bounds)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            "bounds must be (low, high), each a number or a tensor that broadcasts to the inputs, "
+            f"{tuple(inputs.shape)}, but is {bounds}"
+        ) from error
+    if not bool((low < high).all()):
+        raise ValueError(f"bounds must be (low, high) with low < high, but is {bounds}")
+    # What one normalises the bounds as the inputs by may differ in the last place.
+    slack = 4 * torch.finfo(inputs.dtype).eps * torch.maximum(low.abs(), high.abs())
+    outside = (inputs < low - slack) | (inputs > high + slack)
+    if bool(outside.any()):
+        raise ValueError(
+            f"inputs must lie within the bounds {bounds}, but {int(outside.sum())} elements, from "
+            f"{inputs.min()} to {inputs.max()}, do not"
+        )
+    return low, high
+
+
+def _check(norm: str, radius: float, step_size: float | None, n_steps: int) -> None:
     if norm not in ("linf", "l2"):
         raise ValueError(f"norm must be 'linf' or 'l2', but is {norm!r}")
     if not 0 <= radius < float("inf"):
         raise ValueError(f"radius must be at least 0 and finite, but is {radius}")
     check_steps(n_steps, 1.0 if step_size is None else step_size)
-    check_bounds(bounds)

@@ -30,7 +30,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Fold every batch norm that directly follows a layer into it: one layer does the work of two.
 
     W becomes W gamma / sigma, b becomes (b - mu) gamma / sigma + beta, and `torch.nn.Identity` stands where the batch
-    norm stood. Batch norms that follow something else, or a layer that something else reads too, are left as they are.
+    norm stood; where timm's `BatchNormAct2d` stood, its activation does. Batch norms that follow something else, or a
+    layer that something else reads too, are left as they are.
 
     Args:
         model: In evaluation mode, at least its batch norms, and such that `torch.fx` can trace it. A batch norm after
@@ -69,7 +70,10 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 "call model.eval() first (it must have running statistics)"
             )
         layer, before = _layer_before(node, modules)
-        if layer is None:
+        rest = _rest(norm)
+        if rest is None:
+            reasons.append(f"{node.target!r} is a {type(norm).__name__}, which may do more than a batch norm")
+        elif layer is None:
             reasons.append(f"{node.target!r} does not directly follow a Linear or Conv layer")
         elif has_hooks(norm):
             reasons.append(f"{node.target!r} has hooks")
@@ -81,11 +85,20 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 reasons.append(f"{node.target!r} has {norm.num_features} channels, the layer {output_units(layer)}")
                 continue
             _fold(layer, norm)
-            replaced(rewritten, str(node.target), nn.Identity().train(norm.training))
+            replaced(rewritten, str(node.target), rest.train(norm.training))
             count += 1
     if not count:
         raise ValueError(f"there is no batch norm to fold: {'; '.join(reasons) or 'the model calls none'}")
     return rewritten
+
+
+def _rest(norm: Any) -> nn.Module | None:
+    """What a batch norm does after normalising: timm's BatchNormAct2d drops and activates; None where it is unknown."""
+    if type(norm) in _NORMS:
+        return nn.Identity()
+    if type(norm).__name__ == "BatchNormAct2d":
+        return norm.act if isinstance(norm.drop, nn.Identity) else nn.Sequential(norm.drop, norm.act)
+    return None
 
 
 def _layer_before(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Layer, fx.Node]:

@@ -150,6 +150,13 @@ def new_parameter(values: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(values.to(like).contiguous(), requires_grad=like.requires_grad)
 
 
+class _Tracer(fx.Tracer):
+    """Looks into no batch norm, also where others than PyTorch have written it."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
 def trace(model: nn.Module) -> fx.Graph:
     """What the model calls, and in which order.
 
@@ -157,7 +164,7 @@ def trace(model: nn.Module) -> fx.Graph:
         ValueError: Its forward pass cannot be traced.
     """
     try:
-        return fx.Tracer().trace(copy.deepcopy(model))
+        return _Tracer().trace(copy.deepcopy(model))
     except Exception as error:
         raise ValueError(
             f"torch.fx cannot trace the model ({type(error).__name__}: {str(error).splitlines()[0]}), so what follows "

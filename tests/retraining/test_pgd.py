@@ -10,6 +10,7 @@ from captum.robust import PGD
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing import assert_close
 
 from captum_density.datasets import digits
 from captum_density.retraining import pgd
@@ -42,6 +43,18 @@ def _distance(change, norm):
 def _flat(x):
     """A model without a gradient: what comes back is where the attack started."""
     return 0 * x.flatten(1)[:, :1].expand(-1, 3)
+
+
+def test_bounds_of_each_channel_are_those_of_the_images_before_they_were_normalised():
+    torch.manual_seed(0)
+    mean, std = torch.tensor([0.2, 0.5, 0.7]).view(3, 1, 1), torch.tensor([0.1, 0.3, 0.5]).view(3, 1, 1)
+    images = torch.rand(4, 3, 5, 5).round(decimals=1)  # some of them 0 or 1
+    model = nn.Sequential(nn.Flatten(), nn.Linear(75, 3))
+    for bounds in (((0 - mean) / std, (1 - mean) / std), ((-mean.double() / std).numpy(), ((1 - mean) / std).numpy())):
+        attacked = pgd(model, (images - mean) / std, 0, norm="linf", radius=100.0, bounds=bounds)
+        pixels = attacked * std + mean
+        assert_close(pixels.amin((0, 2, 3)), torch.zeros(3), atol=1e-6, rtol=0)
+        assert_close(pixels.amax((0, 2, 3)), torch.ones(3), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("bounds", [None, (0.1, 0.9)])
@@ -392,6 +405,9 @@ INPUTS = torch.full((2, 3), 0.5)
         ({"n_steps": 0}, ValueError, "n_steps must be an integer of at least 1"),
         ({"n_steps": 2.5}, ValueError, "n_steps must be an integer of at least 1"),
         ({"bounds": (1, 0)}, ValueError, "bounds must be"),
+        ({"bounds": (0, None)}, ValueError, "bounds must be"),
+        ({"bounds": (0, torch.ones(7))}, ValueError, "tensor that broadcasts to the inputs"),
+        ({"bounds": (torch.zeros(1), -torch.ones(1))}, ValueError, "low < high"),
         ({"bounds": (0.6, 1)}, ValueError, r"inputs must lie within the bounds \(0.6, 1\)"),
         ({"bounds": (0, 0.4)}, ValueError, r"inputs must lie within the bounds \(0, 0.4\)"),
         ({"inputs": INPUTS.long()}, TypeError, "dtype torch.int64"),

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -411,3 +412,36 @@ def test_hooks_are_not_lost():
         permute_hidden_units(model, "0", "3")
     handle.remove()
     fold_batch_norm(model), permute_hidden_units(model, "0", "3")
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's of this name: batch norm, dropout and an activation in one module."""
+
+    def __init__(self, num_features, drop=None, act=None):
+        super().__init__(num_features)
+        self.drop, self.act = drop or nn.Identity(), act or nn.Identity()
+
+    def forward(self, x):
+        assert x.ndim == 4
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+        return self.act(self.drop(x))
+
+
+@pytest.mark.parametrize(("drop", "act"), [(None, nn.ReLU()), (nn.Dropout2d(), nn.SiLU(inplace=True)), (None, None)])
+def test_batch_norms_of_timm_leave_their_activation(drop, act):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), BatchNormAct2d(4, drop, act), nn.Conv2d(4, 2, 3)).double()
+    nn.init.normal_(model[1].running_mean)
+    nn.init.uniform_(model[1].running_var, 0.5, 2.0)
+    model.eval()
+    folded, x = fold_batch_norm(model), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert_close(folded(x), model(x))
+
+
+def test_batch_norms_that_may_do_more_are_left():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(ValueError, match="Doubled, which may do more"):
+        fold_batch_norm(nn.Sequential(nn.Conv2d(1, 4, 3), Doubled(4)).eval())
