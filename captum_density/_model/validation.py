@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "class_targets",
     "examples_first",
     "expanded_baselines",
+    "how_to_pick",
     "selected_output",
     "validate_inputs",
 ]
@@ -70,6 +72,21 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, di
             raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
 
 
+def how_to_pick(output: Any) -> str:
+    """Code that picks a tensor out of whatever else a model returned: a mapping, a record, a sequence."""
+    if isinstance(output, Mapping):
+        names = [f"[{key!r}]" for key, value in output.items() if isinstance(value, Tensor)] or ["['key']"]
+    elif dataclasses.is_dataclass(output) or hasattr(output, "_fields"):
+        fields = getattr(output, "_fields", None) or [field.name for field in dataclasses.fields(output)]
+        names = [f".{name}" for name in fields if isinstance(getattr(output, name), Tensor)] or [".field"]
+    elif isinstance(output, list | tuple):
+        names = [f"[{i}]" for i, item in enumerate(output) if isinstance(item, Tensor)] or ["[0]"]
+    else:
+        names = [".logits"]
+    name = next((name for name in names if "logits" in name), names[0])
+    return f"pass a function that picks one, such as `lambda x: model(x){name}`"
+
+
 def examples_first(output: Any, n: int) -> Tensor:
     """What a model returned, a tensor (N, ...).
 
@@ -78,10 +95,7 @@ def examples_first(output: Any, n: int) -> Tensor:
         ValueError: The examples do not come first.
     """
     if not isinstance(output, Tensor):
-        raise TypeError(
-            f"the model returned {type(output).__name__}, not a tensor; pass a function that picks one, such as "
-            "`lambda x: model(x)[0]` or `lambda x: model(x).logits`"
-        )
+        raise TypeError(f"the model returned {type(output).__name__}, not a tensor; {how_to_pick(output)}")
     if output.ndim == 0 or output.shape[0] != n:
         raise ValueError(
             f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first "
@@ -96,13 +110,19 @@ def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
     Raises:
         TypeError: If the model returned no tensor.
         ValueError: If the examples do not come first.
-        AssertionError: Captum's own, for a target that does not fit.
+        AssertionError: As Captum's, for a target that does not fit.
     """
     selected = select_targets(examples_first(output, n), target)
-    # Captum's own check and words.
-    assert selected[0].numel() == 1, (
-        "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
-    )
+    if target is None:  # Captum's own words
+        advice = "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    else:
+        rest = tuple(selected.shape[1:])
+        advice = (
+            f"target {target!r} selects {rest} values of each example, of the model's output {tuple(output.shape)}, "
+            f"where one is needed; give an index for each dimension after the first, such as "
+            f"{(0,) * (output.ndim - 1)}, or sum over the others in a function of the model"
+        )
+    assert selected[0].numel() == 1, advice
     return selected.reshape(n)
 
 

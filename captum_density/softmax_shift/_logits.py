@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_density._model.validation import check_model
+from captum_density._model.validation import check_model, how_to_pick
 
 __all__ = ["LogitsWrapper", "class_dimension", "holds"]
 
@@ -88,18 +88,10 @@ def class_dimension(logits: Any, class_dim: int) -> int:
         TypeError: If the model returned no floating-point tensor.
         ValueError: If there is no such dimension, it is the batch, or it holds a single class.
     """
-    if isinstance(logits, Mapping):
-        keys = list(logits)
-        raise TypeError(
-            f"the model returned a {type(logits).__name__} with {keys}, not a tensor of logits; pass a function that "
-            f"picks them, such as `lambda x: model(x)[{keys[0] if keys else 'key'!r}]`"
-        )
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        received = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(
-            f"the model returned {received}, not a tensor of logits; pass a function that picks them, such as "
-            "`lambda x: model(x).logits`"
-        )
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the model returned {type(logits).__name__}, not a tensor of logits; {how_to_pick(logits)}")
+    if not logits.is_floating_point():
+        raise TypeError(f"the model returned {logits.dtype}, not logits; pass a model that returns no classes yet")
     shape = tuple(logits.shape)
     dim = class_dim + logits.ndim if class_dim < 0 else class_dim
     if not 0 < dim < logits.ndim:

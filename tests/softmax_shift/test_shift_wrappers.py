@@ -308,7 +308,7 @@ def test_a_masked_class_has_no_mean():
 
 
 def test_outputs_in_a_mapping_are_named():
-    with pytest.raises(TypeError, match=r"dict with \['out', 'aux'\].* `lambda x: model\(x\)\['out'\]`"):
+    with pytest.raises(TypeError, match=r"`lambda x: model\(x\)\['out'\]`"):
         CenteredLogits(lambda x: {"out": x, "aux": x})(X)
 
 
