@@ -1,0 +1,2 @@
+# The speeds are measured by hand.
+collect_ignore = ["speed.py"]
