@@ -4,6 +4,7 @@
 
 - `attr`: attribution methods beside Captum's: FullGrad and its family, path methods, attention.
 - `audit`: the audit, which is called as a function, what it takes and what it returns.
+- `rules`: balanced views of a model, on whose gradients any Captum method explains transformers, too.
 - `metrics`: what attributions and models are worth: retraining, perturbation, shifts, axioms, densities.
 - `softmax_shift`: what is added to all logits moves gradients and no prediction; shifts, and the cure.
 - `density`: the density hidden in a classifier, its scores and Hessian traces.
@@ -33,6 +34,7 @@ _NAMESPACES = (
     "plots",
     "retraining",
     "rewriting",
+    "rules",
     "samplers",
     "softmax_shift",
     "testing",

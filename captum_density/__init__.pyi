@@ -10,6 +10,7 @@ from captum_density import metrics as metrics
 from captum_density import plots as plots
 from captum_density import retraining as retraining
 from captum_density import rewriting as rewriting
+from captum_density import rules as rules
 from captum_density import samplers as samplers
 from captum_density import softmax_shift as softmax_shift
 from captum_density import testing as testing

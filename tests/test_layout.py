@@ -18,7 +18,7 @@ ROOT = Path(captum_density.__file__).parent
 # A folder may import from those before it, and from within itself.
 FOLDERS = (
     *("_display", "_model", "_cache", "_linear", "_density", "_attention"),
-    *("softmax_shift", "density", "losses", "samplers", "rewriting", "datasets"),
+    *("rules", "softmax_shift", "density", "losses", "samplers", "rewriting", "datasets"),
     *("attr", "retraining", "metrics", "plots", "testing", "audit", "_command", "__main__"),
 )
 LEVEL = {name: level for level, name in enumerate(FOLDERS)}

@@ -53,6 +53,11 @@ class RoundingTrace(Trace):
     def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
         return [_size(call, y) for y in outputs]
 
+    def tell(self, call: Call, outputs: Sequence[Tensor], remainders: Sequence[Tensor | None]) -> None:
+        with self.paused():
+            sizes = [_size(call, y) for y in outputs]
+        super().tell(call, outputs, sizes)
+
 
 def _size(call: Call, y: Tensor) -> Tensor:
     size = y.detach().abs()

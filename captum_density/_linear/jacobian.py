@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -14,8 +14,13 @@ from captum_density._model.evaluation import load_forward_mode
 __all__ = ["finite", "jacobian_products", "reverse_mode_product", "reverse_products", "transposed_product"]
 
 
-def jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
+def jacobian_products(call: Call, create_graph: bool, shares: Mapping[int, float] | None = None) -> list[Tensor]:
     """sum_j J_j u_j for each output: forward mode, or reverse mode twice where an operation has no forward mode.
+
+    Args:
+        call: The call.
+        create_graph: Whether the sum shall carry a graph.
+        shares: What each summand is multiplied by, by the id of its activation; 1 where it is absent.
 
     Raises:
         NotImplementedError: The operation has neither.
@@ -27,7 +32,8 @@ def jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
     def dual(u: Tensor) -> Tensor:
         # In-place operations write to both, so both must be copies then.
         primal = point(u).clone() if call.mutated else point(u)
-        return forward_ad.make_dual(primal, finite(point(u)))
+        share = 1.0 if shares is None else shares.get(id(u), 1.0)
+        return forward_ad.make_dual(primal, finite(point(u)) * share if share != 1 else finite(point(u)))
 
     load_forward_mode()
     try:
@@ -35,6 +41,8 @@ def jacobian_products(call: Call, create_graph: bool) -> list[Tensor]:
             pairs = [forward_ad.unpack_dual(y) for y in call.evaluate(dual)]
             return [torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in pairs]
     except (NotImplementedError, RuntimeError) as forward_error:
+        if shares:
+            raise
         try:
             return reverse_products(call, create_graph)
         except (NotImplementedError, RuntimeError) as reverse_error:

@@ -227,6 +227,7 @@ def _terms(batch: _Batch, reduction: Callable[[], Reduction[R]], create_graph: b
         at = leaves if create_graph else tuple(x.detach() for x in leaves)
         products = [g.to(dtype) * x.to(dtype) for g, x in zip(gradients, at, strict=True)]
         sums += [per_example(product) for product in products]
+    dtypes |= trace.dtypes
     table = torch.stack([s.detach().double() for s in sums])
     precision = max(dtypes & _TOLERANCE.keys(), key=_TOLERANCE.__getitem__)
     output = output if create_graph else output.detach()

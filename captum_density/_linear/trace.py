@@ -13,14 +13,15 @@ reduced on the spot: nothing but r is kept between the two passes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from captum_density._linear.jacobian import reverse_mode_product
 from captum_density._linear.operations import row
@@ -29,7 +30,7 @@ from captum_density._linear.remainders import DERIVATIVE, Remainder
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.modules import ModuleStack, batch_statistics_error
 
-__all__ = ["OpaqueOperationError", "Operation", "Trace"]
+__all__ = ["OpaqueOperationError", "Operation", "Trace", "enclosing_trace"]
 
 _MARK = "_captum_density_activation"
 
@@ -85,6 +86,8 @@ class Trace(TorchFunctionMode):
         self._constant_nodes: set[Node] = set()
         self._modules = ModuleStack()
         self._counts: Counter[str] = Counter()
+        self._paused = False
+        self.dtypes: set[torch.dtype] = set()
 
     # -- inputs and outputs
 
@@ -137,7 +140,7 @@ class Trace(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or _reads_only(func):
+        if self._paused or not torch.is_grad_enabled() or _reads_only(func):
             return func(*args, **kwargs)
         activations = [t for t in tensors_in((args, kwargs)) if self._is_activation(t)]
         if not activations:
@@ -156,21 +159,33 @@ class Trace(TorchFunctionMode):
         return result
 
     def record(self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Tensor | None]) -> None:
-        """Take what a call returned for activations.
-
-        A function mode that chooses another linear map for a call, entered inside the trace, sees the call first. It
-        can run it itself with the trace switched off, return outputs whose derivatives are that map, and tell the
-        trace here what the map leaves of them.
-
-        Args:
-            call: The call, its activations those of this trace.
-            outputs: What it returned, in order.
-            factors: r of each output, None for zero.
-        """
+        """Take what a call returned for activations; `factors` has r of each output, None for zero."""
         places = propagate(call, [self._place(u) for u in call.activations], outputs, self.sources)
         for y, r, place in zip(outputs, factors, places, strict=True):
             if self._is_new(y):
                 self._add(call.name, y, r, place)
+
+    # -- what another function mode knows better
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, operations are not seen: a mode inside the trace runs them, and tells what came of them."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def tell(self, call: Call, outputs: Sequence[Tensor], remainders: Sequence[Tensor | None]) -> None:
+        """Take outputs whose derivatives are another linear map than the call's Jacobian.
+
+        Args:
+            call: The call that the outputs have the values of.
+            outputs: The outputs, in order.
+            remainders: What the map leaves of each, None for nothing.
+        """
+        known = [u for u in call.activations if self._is_activation(u)]
+        self.record(replace(call, activations=known), outputs, remainders)
 
     def _prepare(self, call: Call, remainder: Remainder) -> None:
         """What has to be done before the call runs."""
@@ -229,6 +244,7 @@ class Trace(TorchFunctionMode):
 
     def _add(self, name: str, y: Tensor, factor: Tensor | None, place: Place | None) -> None:
         self._mark(y, place)
+        self.dtypes.add(y.dtype)
         if factor is None:
             return
         full = self._name(name)
@@ -323,6 +339,12 @@ class Trace(TorchFunctionMode):
         if not nearest:
             self._constant_nodes |= seen
         return list(nearest.values())
+
+
+def enclosing_trace() -> Trace | None:
+    """The innermost trace that is entered, None outside all."""
+    modes = _get_current_function_mode_stack()
+    return next((mode for mode in reversed(modes) if isinstance(mode, Trace)), None)
 
 
 def _reads_only(func: Callable[..., Any]) -> bool:
