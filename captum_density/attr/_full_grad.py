@@ -97,6 +97,17 @@ class FullGrad(FullGradAttribution):
         create_graph: bool = False,
     ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
 
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        return_convergence_delta: bool = False,
+        *,
+        create_graph: bool = False,
+    ) -> Any: ...
+
     @log_usage()
     def attribute(
         self,

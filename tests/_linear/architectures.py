@@ -13,32 +13,33 @@ from torch import Tensor, nn
 
 from captum_density.attr import FullGrad
 
-# One member at least of every classification family of torchvision, and the side of the images it is given.
+# One member at least of every classification family of torchvision; the side of the images that the table is measured
+# on, and one that is enough to go through all operations.
 TORCHVISION = {
-    "alexnet": 64,
-    "vgg11": 64,
-    "vgg11_bn": 64,
-    "resnet18": 64,
-    "resnet50": 64,
-    "resnext50_32x4d": 64,
-    "wide_resnet50_2": 64,
-    "densenet121": 64,
-    "googlenet": 64,
-    "inception_v3": 96,
-    "squeezenet1_1": 64,
-    "shufflenet_v2_x0_5": 64,
-    "mnasnet0_5": 64,
-    "mobilenet_v2": 64,
-    "mobilenet_v3_small": 64,
-    "efficientnet_b0": 64,
-    "efficientnet_v2_s": 64,
-    "regnet_x_400mf": 64,
-    "regnet_y_400mf": 64,
-    "convnext_tiny": 64,
-    "vit_b_32": 224,
-    "swin_t": 64,
-    "swin_v2_t": 64,
-    "maxvit_t": 224,
+    "alexnet": (64, 63),
+    "vgg11": (64, 32),
+    "vgg11_bn": (64, 32),
+    "resnet18": (64, 32),
+    "resnet50": (64, 32),
+    "resnext50_32x4d": (64, 32),
+    "wide_resnet50_2": (64, 32),
+    "densenet121": (64, 32),
+    "googlenet": (64, 32),
+    "inception_v3": (96, 75),
+    "squeezenet1_1": (64, 32),
+    "shufflenet_v2_x0_5": (64, 32),
+    "mnasnet0_5": (64, 32),
+    "mobilenet_v2": (64, 32),
+    "mobilenet_v3_small": (64, 32),
+    "efficientnet_b0": (64, 32),
+    "efficientnet_v2_s": (64, 32),
+    "regnet_x_400mf": (64, 32),
+    "regnet_y_400mf": (64, 32),
+    "convnext_tiny": (64, 32),
+    "vit_b_32": (224, 64),
+    "swin_t": (64, 32),
+    "swin_v2_t": (64, 32),
+    "maxvit_t": (224, 56),
 }
 HUGGING_FACE = ("bert", "gpt2", "llama", "llama_rms_norm", "vit")
 RECURRENT = ("lstm", "gru")
@@ -109,15 +110,26 @@ def _hugging_face(name: str) -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-def build(name: str, dtype: torch.dtype = torch.float32) -> Case:
-    """One of NAMES, seeded; leaves the global random state as it was."""
+def _torchvision(name: str, side: int) -> nn.Module:
+    if name == "maxvit_t" and side < 224:  # whose windows fit no smaller image
+        return torchvision.models.MaxVit((side, side), 16, 7, [16, 32], [1, 2], head_dim=8, stochastic_depth_prob=0.2,
+                                         num_classes=10)  # fmt: skip
+    options: dict[str, Any] = {"num_classes": 10}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"init_weights": False, "aux_logits": False}
+    if name == "vit_b_32":
+        options["image_size"] = side
+    return torchvision.models.get_model(name, weights=None, **options)
+
+
+def build(name: str, dtype: torch.dtype = torch.float32, small: bool = False) -> Case:
+    """One of NAMES, seeded, on images as the table's or small ones; leaves the global random state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if name in TORCHVISION:
-            options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-            model = torchvision.models.get_model(name, weights=None, num_classes=10, **options)
-            side = TORCHVISION[name]
-            return Case(randomise(model).to(dtype), torch.randn(2, 3, side, side, dtype=dtype), [1, 2])
+            side = TORCHVISION[name][small]
+            model = randomise(_torchvision(name, side)).to(dtype)
+            return Case(model, torch.randn(2, 3, side, side, dtype=dtype), [1, 2])
         if name in RECURRENT:
             recurrent = RecurrentClassifier({"lstm": nn.LSTM, "gru": nn.GRU}[name])
             return Case(randomise(recurrent).to(dtype), torch.randn(3, 7, 6, dtype=dtype), [0, 1, 2])

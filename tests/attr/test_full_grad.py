@@ -291,6 +291,11 @@ class TestForm:
         full = FullGrad(forward).decompose(x, target=1, additional_forward_args=args)
         torch.testing.assert_close(full.total(), forward(x, *args)[:, 1])
 
+    @pytest.mark.parametrize("make", [FullGrad, SimpleFullGrad, SmoothFullGrad])
+    def test_either_name_of_the_model(self, make):
+        model = nn.Sequential(nn.Linear(4, 2))
+        assert make(model=model).forward_func is make(forward_func=model).forward_func is make(model).forward_func
+
     def test_repr_reads(self):
         text = repr(FullGrad(small_cnn()).decompose(torch.randn(2, 3, 8, 8), 1))
         assert "2 examples" in text and "0:conv2d" in text and "total" in text and "(2, 4, 8, 8)" in text
@@ -449,6 +454,16 @@ class TestBadInput:
     def test_model(self, model):
         with pytest.raises(TypeError, match="Module or a function"):
             FullGrad(model)
+
+    @pytest.mark.parametrize("make", [FullGrad, SimpleFullGrad, SmoothFullGrad])
+    def test_a_layer_or_a_setting_without_its_name(self, make):
+        model = small_cnn()
+        with pytest.raises(TypeError, match=r"after it.*by name"):
+            make(model, model[0])
+        with pytest.raises(TypeError, match=r"after it.*by name"):
+            make(model, True)
+        with pytest.raises(TypeError, match="two names of one argument"):
+            make(model, forward_func=model)
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
     @pytest.mark.parametrize("part", [False, True])
