@@ -90,8 +90,8 @@ def run(
     model = train(data, seed=seed, epochs=effort.epochs)
     judge = train_judge(data, seed)
     train_set, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
-    asked = {*(metrics or ())}
-    retrained = {"fractions": _FRACTIONS, "runs": _RUNS, "groups": _PATCH, "fit": FitConfig(epochs=effort.epochs)}
+    names = {*(metrics or ())}
+    options = {"fractions": _FRACTIONS, "runs": _RUNS, "groups": _PATCH, "fit": FitConfig(epochs=effort.epochs)}
     report = audit(
         model,
         test,
@@ -99,8 +99,8 @@ def run(
         metrics=metrics,
         limit=effort.examples if limit is None else limit,
         seed=seed,
-        proxy=judge if {"gan_test", "all"} & asked else None,
-        retraining=Retraining(perceptron, train_set, test, retrained) if {"diff_roar", "all"} & asked else None,
+        proxy=judge if {"gan_test", "all"} & names else None,
+        retraining=Retraining(perceptron, train_set, test, options) if {"diff_roar", "all"} & names else None,
         store=store,
         show_progress=True,
         name="a small CNN on the embedded digits",

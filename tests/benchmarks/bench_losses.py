@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.nn.functional import cross_entropy
 
-from captum_density._command import train
+from captum_density._command.network import train
 from captum_density.datasets import Digits, digits
 from captum_density.density import hessian_trace
 from captum_density.losses import (

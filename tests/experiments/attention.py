@@ -19,7 +19,7 @@ from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from captum_density._command import markdown
+from captum_density._command.density import markdown
 from captum_density.metrics import AttentionErasure, FractionToFlip, attention_erasure, fraction_to_flip
 from captum_density.plots import attention_erasure_scatter, fraction_to_flip_boxes
 

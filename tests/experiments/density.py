@@ -12,7 +12,8 @@ from statistics import mean, stdev
 import torch
 from torch import nn
 
-from captum_density._command import FULL, HEADINGS, keep_by_gradient, markdown, study_density
+from captum_density._command.density import HEADINGS, keep_by_gradient, markdown, study_density
+from captum_density._command.digits_job import FULL
 from captum_density.datasets import Digits, digits
 from captum_density.metrics import pixel_perturbation
 

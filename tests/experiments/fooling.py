@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_density._command import train
+from captum_density._command.network import train
 from captum_density.datasets import Digits, digits
 from captum_density.losses import FoolingLoss
 from captum_density.softmax_shift import CenteredLogits

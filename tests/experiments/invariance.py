@@ -26,7 +26,7 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_density._command import train
+from captum_density._command.network import train
 from captum_density.attr import FullGrad
 from captum_density.datasets import Digits, digits
 from captum_density.metrics import ShiftSensitivity, shift_sensitivity

@@ -17,7 +17,8 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor, nn
 
-from captum_density._command import markdown, train
+from captum_density._command.density import markdown
+from captum_density._command.network import train
 from captum_density.datasets import Digits, digits
 from captum_density.losses import DistillationLoss, JacobianMatchingLoss, NoiseMatchingLoss
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from captum_density._command import train
+from captum_density._command.network import train
 from captum_density.datasets import digits
 from captum_density.losses import FoolingLoss
 from tests.experiments import fooling
