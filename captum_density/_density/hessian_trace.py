@@ -121,11 +121,11 @@ def displaced_values(
     points = density.displaced(signed)
     if values is None:
         points = tuple(torch.cat([p, x]) for p, x in zip(points, density.points(), strict=True))
-    found = density.values(points)
-    middle = found[-1:] if values is None else values
-    if not bool((found != middle).any()):
+    displaced = density.values(points)
+    middle = displaced[-1:] if values is None else values
+    if not bool((displaced != middle).any()):
         density.require_gradient()
-    return found[:k], None if one_sided else found[k : 2 * k], middle
+    return displaced[:k], None if one_sided else displaced[k : 2 * k], middle
 
 
 def warn_if_flat(curvatures: Tensor) -> None:
@@ -143,11 +143,11 @@ def _exact(density: LogDensity, create_graph: bool) -> Tensor:
     """The sum of e'He over all unit vectors e, as many at once as may run."""
     d = sum(x[0].numel() for x in density.inputs)
     size = density.copies_at_once or d
-    found = []
+    parts = []
     for start in range(0, d, size):
         directions = _unit_vectors(density.inputs, start, min(start + size, d))
-        found.append(density.curvatures(directions, create_graph=create_graph))
-    curvatures = torch.cat(found)
+        parts.append(density.curvatures(directions, create_graph=create_graph))
+    curvatures = torch.cat(parts)
     warn_if_flat(curvatures)
     return curvatures.sum(0)
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from captum_density._linear.diagnosis import CulpritTrace, RoundingTrace
 from captum_density._linear.places import Place
 from captum_density._linear.trace import OpaqueOperationError, Operation, Trace
-from captum_density._model.captum import TargetType, format_additional_forward_args, run_forward
+from captum_density._model.batch import ModelOnBatch
+from captum_density._model.captum import TargetType
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import selected_output, validate_inputs
+from captum_density._model.validation import selected_output
 
 __all__ = ["IncompleteError", "Reduction", "Sweep", "Term", "per_example", "sweep"]
 
@@ -110,47 +111,21 @@ def sweep(
     Raises:
         IncompleteError: If the terms of an example do not sum to its output.
     """
-    model = unwrap(model)
-    validate_inputs(model, inputs)
-    batch = _Batch(model, inputs, target, format_additional_forward_args(additional_forward_args))
+    batch = _Batch(unwrap(model), inputs, target, additional_forward_args)
     whole = _terms(batch, reduction, create_graph)
     if whole is not None and _is_complete(whole, batch):
         return Sweep(whole.output, whole.reduction.result(whole.products))
-    if len(batch) == 1:
+    if batch.n == 1:
         raise _diagnosis(batch, whole)
-    output = whole.output if whole is not None else batch.output()
-    parts = [_alone(batch, i, float(output[i]), reduction, create_graph) for i in range(len(batch))]
+    with torch.no_grad():
+        output = batch.selected() if whole is None else whole.output
+    parts = [_alone(batch, i, float(output[i]), reduction, create_graph) for i in range(batch.n)]
     results = [part.reduction.result(part.products) for part in parts]
     return Sweep(torch.cat([part.output for part in parts]), reduction().join(results))
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A model and examples to run it on."""
-
-    model: Callable[..., Any]
-    inputs: tuple[Tensor, ...]
-    target: TargetType
-    args: Any
-
-    def __len__(self) -> int:
-        return self.inputs[0].shape[0]
-
-    def example(self, i: int) -> _Batch:
-        """Example i of every tensor that has as many of them, as Captum reads additional arguments."""
-        one_each = isinstance(self.target, list) or (isinstance(self.target, Tensor) and self.target.numel() > 1)
-        target = self.target[i : i + 1] if one_each else self.target
-        args = None if self.args is None else self._rows(self.args, i)
-        return _Batch(self.model, self._rows(self.inputs, i), target, args)
-
-    def _rows(self, values: tuple[Any, ...], i: int) -> tuple[Any, ...]:
-        n = len(self)
-        return tuple(v[i : i + 1] if isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == n else v for v in values)
-
-    def output(self) -> Tensor:
-        """(N,) f(x)."""
-        with torch.no_grad():
-            return selected_output(run_forward(self.model, self.inputs, None, self.args), self.target, len(self))
+class _Batch(ModelOnBatch):
+    """A model and examples to trace it on."""
 
     def traced(self, kind: type[T], create_graph: bool) -> tuple[T, tuple[Tensor, ...], Tensor]:
         """A trace of the model, the inputs as leaves, and f(x) (N,), computed from them."""
@@ -163,8 +138,8 @@ class _Batch:
         leaves = tuple(_leaf(x, trace.create_graph) for x in self.inputs)
         tracked = trace.track(leaves)
         with trace:
-            output = run_forward(self.model, tracked, None, self.args)
-        selected = selected_output(output, self.target, len(self))
+            output = self.run(tracked)
+        selected = selected_output(output, self.target, self.n)
         if not trace.depends_on_inputs(output):
             raise ValueError("the model's output is not connected to its inputs by differentiable operations")
         return trace, leaves, selected
@@ -215,7 +190,7 @@ def _terms(batch: _Batch, reduction: Callable[[], Reduction[R]], create_graph: b
 
         def take(operation: Operation, gradient: Tensor) -> None:
             dtypes.add(gradient.dtype)
-            parts = _examples_first(operation, gradient, len(batch), dtype)
+            parts = _examples_first(operation, gradient, batch.n, dtype)
             if parts is None:
                 unclear.append(operation.name)
             else:
@@ -277,12 +252,12 @@ def _alone(
     Raises:
         IncompleteError: It cannot be run alone, is not complete, or gives another output.
     """
-    one = batch.example(i)
+    one = batch.at(slice(i, i + 1))
     try:
         terms = _terms(one, reduction, create_graph)
     except Exception as error:
         raise IncompleteError(
-            f"the shapes inside the model do not tell its {len(batch)} examples apart, and it does not accept example "
+            f"the shapes inside the model do not tell its {batch.n} examples apart, and it does not accept example "
             f"{i} alone ({type(error).__name__}: {error}); hand what belongs to each example, such as masks or "
             "lengths, through additional_forward_args, and pass examples one at a time if they depend on each other"
         ) from error
@@ -356,7 +331,7 @@ def _largest_rounding(batch: _Batch) -> Tensor | None:
         trace, _, output = batch.traced(RoundingTrace, False)
 
         def take(operation: Operation, gradient: Tensor) -> None:
-            parts = _examples_first(operation, gradient, len(batch), accumulation_dtype(*batch.inputs))
+            parts = _examples_first(operation, gradient, batch.n, accumulation_dtype(*batch.inputs))
             sizes.append(None if parts is None else per_example((parts[0] * parts[1]).abs()).double())
 
         trace.backward(output, take)

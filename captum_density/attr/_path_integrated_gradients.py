@@ -217,8 +217,8 @@ class PathIntegratedGradients(GradientAttribution):
                     factor = slopes[i][0]
                 elif slopes is not None:
                     integrand = integrand * slopes[i].reshape(s, -1)
-                found = (weights.to(totals[i]) @ integrand).view_as(totals[i])
-                totals[i] += found if factor is None else found * factor
+                integral = (weights.to(totals[i]) @ integrand).view_as(totals[i])
+                totals[i] += integral if factor is None else integral * factor
         return totals
 
 

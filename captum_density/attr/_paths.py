@@ -228,8 +228,8 @@ class PiecewiseLinearPath(Path):
 
     def derivatives(self, alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
         """d gamma / d alpha, (S, N, ...), at a bend that of the line that begins."""
-        found = self._by_leg(StraightPath.derivatives, alphas, baselines, inputs)
-        return tuple((len(self.waypoints[0]) + 1) * d for d in found)
+        slopes = self._by_leg(StraightPath.derivatives, alphas, baselines, inputs)
+        return tuple((len(self.waypoints[0]) + 1) * d for d in slopes)
 
     def _by_leg(self, values: Callable[..., Tensors], alphas: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
         legs = self.legs(baselines, inputs)
@@ -301,7 +301,7 @@ class FunctionPath(Path):
         if self.derivative is not None:
             return _stacked([self._value(self.derivative, alpha, baselines, inputs) for alpha in alphas])
         load_forward_mode()
-        found, moves = [], [False] * len(inputs)
+        derivatives, moves = [], [False] * len(inputs)
         for alpha in alphas:
             with forward_mode.dual_level():
                 dual = forward_mode.make_dual(alpha.clone(), torch.ones_like(alpha))
@@ -311,14 +311,16 @@ class FunctionPath(Path):
                     raise ValueError(f"the path has no forward-mode derivative ({error}); give derivative=") from error
                 tangents = [forward_mode.unpack_dual(p).tangent for p in point]
             moves = [m or t is not None for m, t in zip(moves, tangents, strict=True)]
-            found.append(tuple(torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs, strict=True)))
+            derivatives.append(
+                tuple(torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs, strict=True))
+            )
         for moved, b, x in zip(moves, baselines, inputs, strict=True):
             if not moved and not torch.equal(b, x):
                 raise ValueError(
                     "the path does not depend on alpha: compute with alpha as a tensor (no float(alpha) or "
                     "alpha.item()), or give derivative="
                 )
-        return _stacked(found)
+        return _stacked(derivatives)
 
     def legs(self, baselines: Tensors, inputs: Tensors) -> list[Leg]:
         """The whole path."""
@@ -337,12 +339,12 @@ class FunctionPath(Path):
     def _value(self, function: Callable[..., Any], alpha: Tensor, baselines: Tensors, inputs: Tensors) -> Tensors:
         given = (baselines, inputs) if len(inputs) > 1 else (baselines[0], inputs[0])
         returned = function(alpha, *given)
-        found = returned if isinstance(returned, tuple) else (returned,)
+        points = returned if isinstance(returned, tuple) else (returned,)
         shapes = [tuple(x.shape) for x in inputs]
-        if any(not isinstance(p, Tensor) for p in found) or [tuple(p.shape) for p in found] != shapes:
-            said = [tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in found]
-            raise ValueError(f"the path must return points of the inputs' shapes {shapes}, but returned {said}")
-        return found
+        if any(not isinstance(p, Tensor) for p in points) or [tuple(p.shape) for p in points] != shapes:
+            received = [tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in points]
+            raise ValueError(f"the path must return points of the inputs' shapes {shapes}, but returned {received}")
+        return points
 
 
 def _beside(alphas: Tensor, x: Tensor) -> Tensor:

@@ -9,15 +9,10 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
 
-from captum_density._model.captum import (
-    TargetType,
-    TensorOrTupleOfTensorsGeneric,
-    format_additional_forward_args,
-    log_usage,
-    run_forward,
-)
-from captum_density._model.validation import check_model, selected_output, validate_inputs
-from captum_density.attr._common import as_tuple, finish
+from captum_density._model.batch import ModelOnBatch
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
+from captum_density._model.validation import check_model, selected_output
+from captum_density.attr._common import finish
 from captum_density.attr._repr import shown
 from captum_density.softmax_shift import NetworkShift, Shift
 
@@ -87,15 +82,13 @@ class ShiftFooledGradient(GradientAttribution):
                 shape or device, not finite, or does not depend on the inputs.
             TypeError: Inputs that are not floating-point tensors; a model or shift that returns no tensor.
         """
-        xs = as_tuple(inputs)
-        validate_inputs(self.forward_func, xs)
-        args = format_additional_forward_args(additional_forward_args) or ()
+        batch = ModelOnBatch(self.forward_func, inputs, target, additional_forward_args)
         with torch.inference_mode(False), torch.enable_grad():
             # Copies, so that the caller's own tensors are neither marked nor given gradients.
-            leaves = tuple(x.detach().clone().requires_grad_() for x in xs)
-            output = run_forward(self.forward_func, leaves, None, args)
+            leaves = tuple(x.detach().clone().requires_grad_() for x in batch.inputs)
+            output = batch.run(leaves)
             if isinstance(output, Tensor):
-                output = self.shift.add_to(output, *leaves, *args, class_dim=self.class_dim)
-            selected = selected_output(output, target, len(xs[0]))
+                output = self.shift.add_to(output, *leaves, *(batch.args or ()), class_dim=self.class_dim)
+            selected = selected_output(output, target, batch.n)
             gradients = torch.autograd.grad(selected.sum(), leaves, allow_unused=True, materialize_grads=True)
-        return finish(isinstance(inputs, tuple), [g.abs() if abs else g for g in gradients], xs)
+        return finish(batch.is_tuple, [g.abs() if abs else g for g in gradients], batch.inputs)

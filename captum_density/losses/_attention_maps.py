@@ -115,8 +115,8 @@ class AttentionMapLoss(TransferLoss):
                 learnt = _on_grid(attention, taught.shape[2:])
                 of_maps.append(_distance((taught,), (learnt,), dtype))
                 if wanted is not None:
-                    found = _gradient(learnt, largest, leaves, create_graph)
-                    of_gradients.append(_distance(as_rows(wanted), as_rows(found), dtype))
+                    gradients = _gradient(learnt, largest, leaves, create_graph)
+                    of_gradients.append(_distance(as_rows(wanted), as_rows(gradients), dtype))
         parts = {"map_distance": torch.stack(of_maps).sum()}
         loss = parts["map_distance"]
         if of_gradients:
@@ -127,7 +127,7 @@ class AttentionMapLoss(TransferLoss):
     def _maps(self, model: ModelOnCopies, side: int) -> tuple[Points, list[Tensor]]:
         """The inputs (N, ...) of a run, and the attention map (N, 1, *grid) of each of the layers on a side."""
         leaves = tuple(x.clone().requires_grad_(torch.is_grad_enabled()) for x in model.inputs)
-        layers = [_found(model.forward_func, pair[side], ("student", "teacher")[side]) for pair in self._layers]
+        layers = [_module(model.forward_func, pair[side], ("student", "teacher")[side]) for pair in self._layers]
         with _recorded(layers) as runs:
             model.outputs(tuple(leaf.clone()[None] for leaf in leaves))  # which a model may write to
         return leaves, [
@@ -167,7 +167,7 @@ def _name(layer: Layer) -> str:
     return repr(layer) if isinstance(layer, str) else type(layer).__name__
 
 
-def _found(model: Callable[..., Any], layer: Layer, whose: str) -> nn.Module:
+def _module(model: Callable[..., Any], layer: Layer, whose: str) -> nn.Module:
     model = unwrap(model)
     if isinstance(layer, nn.Module):
         if isinstance(model, nn.Module) and all(layer is not module for module in model.modules()):

@@ -148,15 +148,15 @@ class JacobianMatchingLoss(TransferLoss):
             require_same_outputs(tuple(vectors.shape[2:]), tuple(outputs.shape[1:]))
             return vectors
 
-        _, found = student.jacobian_products(same, create_graph=create_graph)
+        _, own = student.jacobian_products(same, create_graph=create_graph)
         dtype = accumulation_dtype(*student.inputs)
         direction = partial(directions, dtype=dtype)
-        taught, learnt = direction(as_rows(products)), direction(as_rows(found))
+        taught, learnt = direction(as_rows(products)), direction(as_rows(own))
         cosine = (taught * learnt).sum(1).mean()
         if self.normalize:
             loss = ((taught - learnt) ** 2).sum(1).mean()
         else:
-            squared = squared_norm(tuple(t - s for t, s in zip(products, found, strict=True)))
+            squared = squared_norm(tuple(t - s for t, s in zip(products, own, strict=True)))
             # The whole Jacobian's rows add up; projections are an estimate each.
             loss = (squared.mean(0) if self.output == "random" else squared.sum(0)).mean()
         return loss, {"cosine": cosine}

@@ -20,7 +20,7 @@ from captum_density._model.captum import (
 )
 from captum_density._model.generators import replayable
 from captum_density._model.validation import are_probabilities, check_model, selected_output, validate_inputs
-from captum_density.metrics._explained import flat, runs
+from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
 __all__ = ["ShiftSensitivity", "shift_sensitivity"]
@@ -138,9 +138,9 @@ def shift_sensitivity(
             rewind()
             copies = tuple(x.detach().clone() for x in xs)
             attribute = attribute_function(make(attributed), "make_attribution(model)")
-            with runs(shifted) as shifted_runs, runs(model) as model_runs:
+            with counted_runs(shifted) as shifted_runs, counted_runs(model) as model_runs:
                 attributions = attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs)
-            maps.append(flat(attributions, n))
+            maps.append(attribution_rows(attributions, n))
     if model_runs and not shifted_runs:
         raise ValueError(
             "the attribution ran the model and not its shifted twin; make_attribution must make it for the model it is "

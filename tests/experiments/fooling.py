@@ -49,7 +49,7 @@ def cross(zero_mean: bool) -> Tensor:
     return picture - picture.mean() if zero_mean else picture
 
 
-def fooled(data: Digits, picture: Tensor, target: str, *, seed: int) -> nn.Module:
+def fooled(data: Digits, picture: Tensor, target: str, *, seed: int, epochs: int = EPOCHS) -> nn.Module:
     """Train the digits network on cross-entropy and FoolingLoss, with a target of TARGETS.
 
     In evaluation mode the cross-entropy is needed as well: on None, whose gradient the classes share, the network
@@ -64,7 +64,7 @@ def fooled(data: Digits, picture: Tensor, target: str, *, seed: int) -> nn.Modul
         model.train()
         return value
 
-    return train(data, seed=seed, epochs=EPOCHS, extra_loss=extra)
+    return train(data, seed=seed, epochs=epochs, extra_loss=extra)
 
 
 def measure(model: nn.Module, data: Digits, picture: Tensor) -> Figures:

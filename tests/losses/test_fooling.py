@@ -328,30 +328,34 @@ def test_cuda():
         FoolingLoss(pattern)(model, x.cuda(), 0)
 
 
+EPOCHS = 4
+
+
 @pytest.fixture(scope="module")
 def honest():
     data = digits()
-    return fooling.measure(train(data, seed=0, epochs=fooling.EPOCHS), data, fooling.cross(zero_mean=False))
+    return fooling.measure(train(data, seed=0, epochs=EPOCHS), data, fooling.cross(zero_mean=False))
 
 
 @pytest.mark.parametrize("target", ["random", "labels"])
 def test_digits_show_the_picture_and_centering_takes_it_away(honest, target):
-    """Bounds are wider than what seeds 0 to 5 gave, see `python -m tests.experiments.fooling`."""
+    """Bounds are wider than what seeds 0 and 1 gave; the experiment, `tests.experiments.fooling`, trains for longer."""
     data, picture = digits(), fooling.cross(zero_mean=False)
-    found = fooling.measure(fooling.fooled(data, picture, target, seed=0), data, picture)
+    model = fooling.fooled(data, picture, target, seed=0, epochs=EPOCHS)
+    figures = fooling.measure(model, data, picture)
     assert abs(honest.predicted) < 0.1
-    assert found.accuracy >= honest.accuracy - 0.01
-    assert found.predicted > 0.9
+    assert figures.accuracy >= honest.accuracy - 0.01
+    assert figures.predicted > 0.8
     # Where the target was the labels nobody asked for the other classes, but they show the picture as well.
-    assert found.weakest > (0.9 if target == "random" else 0.8)
+    assert figures.weakest > (0.8 if target == "random" else 0.65)
     # Asked of every class alike, the picture is a shift and goes, on average; asked of the right class, some stays.
     if target == "random":
-        assert abs(found.centered - honest.centered) < 0.15
-        assert abs(found.log_probability - honest.log_probability) < 0.15
+        assert abs(figures.centered - honest.centered) < 0.15
+        assert abs(figures.log_probability - honest.log_probability) < 0.15
     else:
-        assert found.centered < 0.4
+        assert figures.centered < 0.4
     # Of single examples more than the honest network's 0.13 to 0.18 is left, of either sign.
-    assert honest.centered_size < found.centered_size < 0.45
+    assert honest.centered_size < figures.centered_size < 0.45
 
 
 def test_batch_norm_in_training_mode_uses_its_running_statistics():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density.metrics._attribution_rows import attribution_rows
 from captum_density.metrics._axioms._feature_vectors import FeatureVectors, quotient
-from captum_density.metrics._explained import flat
 
 __all__ = ["completeness_gap"]
 
@@ -65,7 +65,7 @@ def completeness_gap(
     if complete_to == "output" and baselines is not None:
         raise ValueError("complete_to='output' compares with f(x) alone; leave baselines out")
     vectors = FeatureVectors(forward_func, inputs, baselines, additional_forward_args, target)
-    a = flat(attributions, vectors.n).to(vectors.x.device)
+    a = attribution_rows(attributions, vectors.n).to(vectors.x.device)
     change = vectors.outputs(vectors.x)
     if complete_to == "difference":
         change = change - vectors.outputs(vectors.baselines)

@@ -16,7 +16,7 @@ from captum_density._model.captum import TargetType
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.generators import replayable
 from captum_density._model.validation import expanded_baselines
-from captum_density.metrics._explained import flat
+from captum_density.metrics._attribution_rows import attribution_rows
 
 __all__ = ["FeatureVectors", "attribute_of", "explaining", "quotient"]
 
@@ -124,7 +124,7 @@ class FeatureVectors(ModelOnBatch):
         for name, value in (("target", self.target_of(rows)), ("additional_forward_args", self.args_of(rows))):
             if value is not None and (name in parameters or takes_any):
                 more[name] = value
-        return flat(attribute(self.in_form(self._split(points)), **more, **options), len(points))
+        return attribution_rows(attribute(self.in_form(self._split(points)), **more, **options), len(points))
 
     def _split(self, points: Tensor) -> tuple[Tensor, ...]:
         """In the inputs' form; copies, as a method may write to what it is given."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.validation import check_model
+from captum_density.metrics._attribution_rows import counted_runs
 from captum_density.metrics._axioms._feature_vectors import FeatureVectors, explaining, quotient
-from captum_density.metrics._explained import runs
 
 __all__ = ["implementation_gap"]
 
@@ -79,7 +79,7 @@ def implementation_gap(
         for vectors in both:
             rewind()
             attribute = attribute_function(make(vectors.forward_func), "make_attribution(model)")
-            with runs(model) as model_runs, runs(rewritten) as rewritten_runs:
+            with counted_runs(model) as model_runs, counted_runs(rewritten) as rewritten_runs:
                 attributions.append(vectors.attributions_at_once(attribute, vectors.x, vectors.rows, kwargs))
     if model_runs and not rewritten_runs:
         raise ValueError(

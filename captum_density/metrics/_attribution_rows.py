@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["flat", "runs"]
+__all__ = ["attribution_rows", "counted_runs"]
 
 
 @contextmanager
-def runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
+def counted_runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
     """A list with an entry for each time the module runs; it stays empty for a function."""
     runs: list[bool] = []
     hook = None
@@ -29,7 +29,7 @@ def runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
             hook.remove()
 
 
-def flat(attributions: Any, n: int) -> Tensor:
+def attribution_rows(attributions: Any, n: int) -> Tensor:
     """(N, elements) in float64, over all inputs.
 
     Raises:
