@@ -120,8 +120,10 @@ def _parents(node: nodes.Node) -> list[nodes.Node]:
 def _mathml(translator: Any, node: nodes.Element) -> None:
     """A formula as MathML, which browsers lay out themselves."""
     block = isinstance(node, nodes.math_block)
+    tex = node.astext().replace(r"\dots", r"\ldots")
+    tex = re.sub(r"(\\(?:bar|hat|tilde) ?(?:\w|\{\w\}))(?=_)", r"\1{}", tex)  # or the index lands below the letter
     try:
-        formula = latex2mathml.tex2mathml(node.astext().replace(r"\dots", r"\ldots"), as_block=block)
+        formula = latex2mathml.tex2mathml(tex, as_block=block)
     except MathError as error:
         logger.warning("%s in %s", error, node.astext(), location=node)
         formula = ""
