@@ -123,20 +123,24 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         if all(key.startswith(prefix) for key in own):
             break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
-    other = [
-        f"{k} is {tuple(state[k].shape)} and should be {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if missing or unexpected or other:
-        reasons = [
-            f"{len(names)} {kind} ({_few(names)})"
-            for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
-            if names
-        ]
-        raise BadInput(f"--weights: {path} does not fit the model: {'; '.join(reasons)}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)  # decides: modules read what older versions of them saved
+    except RuntimeError as error:
+        raise BadInput(f"--weights: {path} does not fit the model: {_misfit(state, own) or one_line(error)}") from error
+
+
+def _misfit(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str:
+    """What weights lack, have too much, or in another shape, shorter than PyTorch says it."""
+    reasons = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} is {tuple(state[key].shape)} and should be {tuple(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
+    return "; ".join(f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in reasons.items() if keys)
 
 
 def load_transform(name: str | None) -> tuple[Callable[..., Any], tuple[str, ...] | None]:
@@ -203,10 +207,21 @@ def load_data(name: str, transform: str | None, what: str = "--data", *, seed: i
     return data
 
 
+class _Images(ImageFolder):
+    """A folder of images for each class; hidden folders, such as .ipynb_checkpoints, are none."""
+
+    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+        """The classes, and their numbers."""
+        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        if not classes:
+            raise FileNotFoundError(f"couldn't find any class folder in {directory}")
+        return classes, {name: i for i, name in enumerate(classes)}
+
+
 def _folder(path: Path, transform: str | None, what: str) -> ImageFolder:
     apply, categories = load_transform(transform)
     try:
-        folder = ImageFolder(str(path), transform=apply)
+        folder = _Images(str(path), transform=apply)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{what}: {path} must hold a folder of images for each class, such as {path / 'cat' / '1.png'}: "

@@ -81,6 +81,11 @@ def cats():
     return net
 
 
+def normed():
+    net = Net()
+    return nn.Sequential(nn.BatchNorm2d(3), net)
+
+
 def gray():
     return Net(channels=1)
 
@@ -341,6 +346,21 @@ def test_weights_as_training_scripts_save_them(wrapped, user, undrawn):
     torch.save(wrapped(model.state_dict()), "weights.pt")
     report = audited("--weights", "weights.pt", "--metrics", "accuracy", "gradient_norm", *FEW)
     check_model_figures(report, model, *of_folder("images", ToTensor()))
+
+
+def test_weights_of_an_older_version_that_pytorch_loads(user, undrawn):
+    model = made("normed")
+    state = {key: value for key, value in model.state_dict().items() if "num_batches_tracked" not in key}
+    torch.save(state, "weights.pt")
+    report = audited("--weights", "weights.pt", "--metrics", "accuracy", "gradient_norm", *FEW, model="normed")
+    check_model_figures(report, model, *of_folder("images", ToTensor()))
+
+
+def test_hidden_folders_are_no_classes(user, undrawn):
+    (user / "images" / ".ipynb_checkpoints").mkdir()
+    report = audited("--metrics", "accuracy", "gradient_norm", *FEW)
+    (user / "images" / ".ipynb_checkpoints").rmdir()
+    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
 
 
 def test_images_of_varying_sizes_with_a_transform_of_the_users(user, undrawn):
@@ -809,8 +829,8 @@ def _without(state):
             ["a folder of images for each class", "cat, dog"],
         ),
         (
-            lambda folder: (write_images(folder) / ".ipynb_checkpoints").mkdir(),
-            ["a folder of images for each class", "for the classes .ipynb_checkpoints"],
+            lambda folder: (folder / ".ipynb_checkpoints").mkdir(parents=True),
+            ["a folder of images for each class", "couldn't find any class folder"],
         ),
         (
             lambda folder: write_images(folder, sizes=(6, 9)),
