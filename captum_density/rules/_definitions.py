@@ -27,6 +27,10 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     return a * b.sigmoid()
 
 
+def _softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    return F.softmax(-input, dim, _stacklevel, dtype)
+
+
 def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     return input + value * tensor1 * tensor2
 
@@ -51,6 +55,7 @@ def _local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: fl
 
 
 DEFINITIONS: dict[str, Callable[..., Tensor]] = {
-    "glu": _glu, "addcmul": _addcmul, "addcdiv": _addcdiv, "lerp": _lerp, "cosine_similarity": _cosine_similarity,
+    "glu": _glu, "softmin": _softmin,
+    "addcmul": _addcmul, "addcdiv": _addcdiv, "lerp": _lerp, "cosine_similarity": _cosine_similarity,
     "local_response_norm": _local_response_norm,
 }  # fmt: skip

@@ -301,13 +301,16 @@ class RuleMode(TorchFunctionMode):
             return self._told(call, result, self._moved([dividend]))
         if kind in ("product", "summed product") and rules.product != "jacobian":
             added = call.argument(0, "input") if kind == "summed product" else _bias(call)
+            call = self._distinct(call)
             factors = [u for u in call.activations if u is not added]
-            if len(factors) > 1:
+            if len(factors) > 1 or call.name == "prod":
                 return self._product(call, factors, added)
         return self._mark_all(call.run(), self._after(call))
 
     def _after(self, call: _Call) -> _Mark:
         """The mark of what an operation of no particular kind returns: a gate that is moved or scaled remains one."""
+        if call.name == "div" and not any(call.argument(0, "input") is u for u in call.activations):
+            return replace(self._plain, nonlinear=True, gate="divisor")
         moved = call.kind in ("moved", "same") or call.name in ("mul", "div")
         return self._moved(call.activations) if moved else self._plain
 
@@ -393,6 +396,9 @@ class RuleMode(TorchFunctionMode):
     def _product(self, call: _Call, factors: list[Tensor], added: Tensor | None) -> Any:
         """A product of several activations, to each of which its part of the gradient goes; what is added has all."""
         shares = {id(u): share for u, share in zip(factors, self._shares(call.rules, factors), strict=True)}
+        if call.name == "prod":
+            (u,), dim = factors, call.argument(1, "dim")
+            shares = {id(u): 1 / (u.numel() if dim is None else u.size(dim))}
         result = self._unseen(lambda: call.run(lambda t: scaled(t, shares[id(t)]) if id(t) in shares else t))
         mark = self._moved(factors) if added is None and all(self._mark(u).gate for u in factors) else self._plain
         constant = None if any(added is u for u in call.activations) else added
@@ -415,13 +421,9 @@ class RuleMode(TorchFunctionMode):
 
     def _attention(self, call: _Call) -> Any:
         """Attention as it runs, fused or not; parts of the gradient go to queries, keys and values."""
-        # One tensor in two places has two shares.
-        args, kwargs = self._unseen(
-            lambda: map_tensors(lambda t: t.view_as(t) if t.requires_grad else t, (call.args, call.kwargs))
-        )
-        copied = _Call(call.name, call.func, args, kwargs, [], call.rules)
-        places = [(name, call.argument(i, name), copied.argument(i, name)) for i, name in enumerate(_OPERANDS)]
-        active = {name: copy for name, t, copy in places if any(t is u for u in call.activations)}
+        copied = self._distinct(call)
+        operands = {name: copied.argument(i, name) for i, name in enumerate(_OPERANDS)}
+        active = {name: t for name, t in operands.items() if any(t is u for u in copied.activations)}
         if "softmax" in call.rules.gates:
             shares = {"query": 0.0, "key": 0.0, "attn_mask": 0.0, "value": 1.0}
         else:
@@ -437,7 +439,25 @@ class RuleMode(TorchFunctionMode):
             record = Call(copied.func, copied.args, copied.kwargs, list(active.values()))
             return result.detach() - jacobian_products(record, False, by_id)[0]
 
-        return self._told(call, result, self._plain, remainder)
+        return self._told(copied, result, self._plain, remainder)
+
+    def _distinct(self, call: _Call) -> _Call:
+        """The call with another tensor in every place, so that one that stands in two has two shares."""
+        places = [t for t in call.tensors() if any(t is u for u in call.activations)]
+        if len(places) == len(call.activations):
+            return call
+        copies = []
+
+        def copied(t: Tensor) -> Tensor:
+            if not any(t is u for u in call.activations):
+                return t
+            copy = t.view(t.shape)
+            setattr(copy, _MARK, self._mark(t))
+            copies.append(copy)
+            return copy
+
+        args, kwargs = map_tensors(copied, (call.args, call.kwargs))
+        return _Call(call.name, call.func, args, kwargs, copies, call.rules)
 
     # -- what a trace around this mode is told
 

@@ -124,6 +124,30 @@ def test_packed_sequences():
     torch.testing.assert_close((g * x).sum((1, 2)), y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x @ x).sum((1, 2)),
+        lambda x: torch.einsum("nij,njk->n", x, x),
+        lambda x: x.prod(-1).sum(-1),
+        lambda x: (x * (torch.ones(3, dtype=x.dtype) / x.square().mean(-1, keepdim=True).sqrt())).sum((1, 2)),
+        lambda x: (torch.special.softmax(x, -1) @ x).sum((1, 2)),
+        lambda x: (F.softmin(x, -1) @ x).sum((1, 2)),
+        lambda x: torch.addcmul(x, x, x.roll(1, 0)).sum((1, 2)),
+        lambda x: F.glu(torch.cat([x, x], -1), -1).sum((1, 2)),
+        lambda x: F.cosine_similarity(x, x.roll(1, 1), dim=2).sum(1),
+        lambda x: F.local_response_norm(x, 2).sum((1, 2)),
+        lambda x: torch.lerp(x, x.roll(1, 2), torch.sigmoid(x.roll(1, 1))).sum((1, 2)),
+        lambda x: F.scaled_dot_product_attention(x, x, x).sum((1, 2)),
+    ],
+)
+def test_sums_of_single_operations(function):
+    x = torch.rand(2, 3, 3, dtype=torch.float64) + 0.5
+    parts = gradient(BalancedGradients(function), x) * x
+    torch.testing.assert_close(parts.sum((1, 2)), function(x), rtol=1e-9, atol=1e-9)
+    assert_complete(FullGrad(BalancedGradients(function, "attnlrp")).decompose(x))
+
+
 # -- published numbers
 
 
