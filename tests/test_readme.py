@@ -35,6 +35,8 @@ def test_is_short():
     assert len(README.splitlines()) <= 200
 
 
-def test_every_namespace_has_its_row():
-    rows = set(re.findall(r"^\| `captum_density\.(\w+)` \|", README, flags=re.MULTILINE))
-    assert rows == set(captum_density._NAMESPACES)
+def test_every_namespace_has_its_row_and_its_page():
+    namespaces = {name for name in dir(captum_density) if not name.startswith("_")}
+    assert set(re.findall(r"^\| `captum_density\.(\w+)` \|", README, flags=re.MULTILINE)) == namespaces
+    index = (ROOT / "tutorials" / "api" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"captum_density\.(\w+)$", index, flags=re.MULTILINE)) == namespaces
