@@ -22,15 +22,15 @@ from torch.autograd.graph import Node
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
+from captum_density._linear.definitions import DEFINITIONS, opened
 from captum_density._linear.jacobian import jacobian_products
 from captum_density._linear.operations import ROWS, UNKNOWN, Balance
+from captum_density._linear.recurrent import RECURRENT
 from captum_density._linear.trace import Trace, enclosing_trace
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density.rules._choices import Choice, RuleCall, Rules, RuleSet
-from captum_density.rules._definitions import DEFINITIONS, opened
 from captum_density.rules._maps import Secant, Valued, probe_points, scaled
 from captum_density.rules._normalisations import NORMALISATIONS, bias_of
-from captum_density.rules._recurrent import RECURRENT
 
 __all__ = ["TRANSFORMS", "RuleMode", "in_transform"]
 
