@@ -69,7 +69,7 @@ class ModelOnBatch:
         self.forward_func, self.target = forward_func, target
         self.args: tuple[Any, ...] | None = format_additional_forward_args(additional_forward_args)
         self.limit = max_examples_per_batch
-        self._compared = False
+        self._comparison = False
         self._modules: FixedModules | None = None
 
     @property
@@ -125,13 +125,13 @@ class ModelOnBatch:
         return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
     @contextmanager
-    def evaluation(self, *, compared: bool = False) -> Iterator[None]:
+    def evaluation(self, *, comparison: bool = False) -> Iterator[None]:
         """Within, it runs in full precision, with batch norm fixed, and nothing that a run does to the model lasts.
 
         So one example's output depends neither on the others nor on how often it was asked for.
 
         Args:
-            compared: Whether values are compared, so that a model that draws random numbers is refused.
+            comparison: Whether values are compared, so that a model that draws random numbers is refused.
 
         Raises:
             ValueError: Batch norm without running statistics; where values are compared, a model that changes itself.
@@ -141,9 +141,9 @@ class ModelOnBatch:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(gradients))  # leaving inference mode enables them
             stack.enter_context(full_precision(self.device))
-            self._modules = stack.enter_context(fixed_modules(self.forward_func, compared=compared))
-            self._compared = compared
-            stack.callback(setattr, self, "_compared", False)
+            self._modules = stack.enter_context(fixed_modules(self.forward_func, comparison=comparison))
+            self._comparison = comparison
+            stack.callback(setattr, self, "_comparison", False)
             yield
 
     def run(self, inputs: tuple[Tensor, ...] | None = None, rows: Rows = _ALL) -> Any:
@@ -157,7 +157,7 @@ class ModelOnBatch:
             ValueError: The model draws random numbers, where values are compared.
         """
         inputs = self.inputs_of(rows) if inputs is None else inputs
-        with refuse_random_numbers(inputs[0]) if self._compared else nullcontext():
+        with refuse_random_numbers(inputs[0]) if self._comparison else nullcontext():
             return run_forward(self.forward_func, inputs, None, self.args_of(rows))
 
     def selected(self, inputs: tuple[Tensor, ...] | None = None, rows: Rows = _ALL) -> Tensor:

@@ -45,18 +45,18 @@ class ModelOnCopies(ModelOnBatch):
         self.anchor: Tensor | None = None
 
     @contextmanager
-    def evaluation(self, *, compared: bool = False, twice: bool = False) -> Iterator[None]:
+    def evaluation(self, *, comparison: bool = False, second_derivatives: bool = False) -> Iterator[None]:
         """As `ModelOnBatch.evaluation`, and DistributedDataParallel sends no buffers.
 
         Args:
-            compared: Whether values are compared, so that a model that draws random numbers is refused.
-            twice: Whether second derivatives are asked for, of which compiled code has none.
+            comparison: Whether values are compared, so that a model that draws random numbers is refused.
+            second_derivatives: Whether second derivatives are asked for, of which compiled code has none.
 
         Raises:
             ValueError: As there; DistributedDataParallel with a static graph.
         """
-        second = differentiable_twice(self.forward_func) if twice else nullcontext()
-        with super().evaluation(compared=compared), fixed_buffers(self.forward_func), second:
+        second = differentiable_twice(self.forward_func) if second_derivatives else nullcontext()
+        with super().evaluation(comparison=comparison), fixed_buffers(self.forward_func), second:
             yield
 
     def points(self) -> Points:

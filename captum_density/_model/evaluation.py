@@ -22,12 +22,12 @@ from captum_density._model.fixed_modules import modules_of
 __all__ = [
     "DifferentiableNorms",
     "differentiable_twice",
-    "eager",
     "fixed_buffers",
     "full_precision",
     "load_forward_mode",
     "refuse_random_numbers",
     "refuse_reentrant_checkpoint",
+    "without_compilation",
     "without_fused_recurrence",
 ]
 
@@ -35,10 +35,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def eager(method: Callable[P, T]) -> Callable[P, T]:
-    """The method, of which torch.compile leaves everything as it is.
+def without_compilation(method: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: the function always runs as plain Python, in code that torch.compile compiles as well.
 
-    What is compiled around it may take no gradients twice, and refuses that compiling be switched off within.
+    Compiled code has no second derivatives, and does not let a function within it switch compilation off.
     """
 
     @functools.wraps(method)
@@ -207,15 +207,15 @@ def refuse_reentrant_checkpoint(values: Tensor) -> None:
     Raises:
         ValueError: There is such a node.
     """
-    seen, waiting = set(), [values.grad_fn]
+    visited, waiting = set(), [values.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
         if node.name() == "CheckpointFunctionBackward":
             raise ValueError(
                 "reentrant activation checkpointing runs the model again in the backward pass, in training mode, where "
                 "batch norm depends on the batch; call model.eval() before this call and model.train() after backward()"
             )
-        seen.add(node)
+        visited.add(node)
         waiting += [following for following, _ in node.next_functions]

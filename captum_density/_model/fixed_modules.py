@@ -87,14 +87,14 @@ class FixedModules:
 
 
 @contextmanager
-def fixed_modules(model: Callable[..., Any], *, compared: bool = False) -> Iterator[FixedModules]:
+def fixed_modules(model: Callable[..., Any], *, comparison: bool = False) -> Iterator[FixedModules]:
     """Within, nothing that a forward pass does to the model's modules lasts, or makes two of them differ.
 
     Of a function, the modules are those that run within: PyTorch tells of each before it does.
 
     Args:
         model: A module, a method of one, or any function.
-        compared: Whether values are compared, so that a model is refused whose other buffers change.
+        comparison: Whether values are compared, so that a model is refused whose other buffers change.
 
     Raises:
         ValueError: Batch norm without running statistics, or a model that changes itself.
@@ -108,7 +108,7 @@ def fixed_modules(model: Callable[..., Any], *, compared: bool = False) -> Itera
         else:
             hook = register_module_forward_pre_hook(lambda module, _: fixed.fix(module, type(module).__name__))
         yield fixed
-        if compared:
+        if comparison:
             fixed.refuse_changes()
     finally:
         if hook is not None:

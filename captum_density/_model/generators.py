@@ -69,16 +69,16 @@ def standard_noise(
         distribution: "gaussian" or "rademacher" (1 or -1).
         generator: What to draw from, on its own device; None for the global one of the inputs' device.
     """
-    drawn = []
+    noise = []
     for x in inputs:
         device = x.device if generator is None else generator.device
         shape = (n_samples, *x.shape)
         if distribution == "rademacher":
             signs = torch.randint(0, 2, shape, generator=generator, device=device)
-            drawn.append((signs * 2 - 1).to(x))
+            noise.append((signs * 2 - 1).to(x))
         else:
-            drawn.append(torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x.device))
-    return tuple(drawn)
+            noise.append(torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x.device))
+    return tuple(noise)
 
 
 # The generators are global: threads that seed them in turn would draw each other's numbers.

@@ -174,11 +174,11 @@ def expanded_baselines(baselines: Any, xs: tuple[Tensor, ...]) -> tuple[Tensor, 
     Raises:
         ValueError: They are not as many, do not broadcast to the inputs, or contain NaN or infinity.
     """
-    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(xs)
-    if len(given) != len(xs):
-        raise ValueError(f"there must be a baseline for each of {len(xs)} inputs, but there are {len(given)}")
+    values = baselines if isinstance(baselines, tuple) else (baselines,) * len(xs)
+    if len(values) != len(xs):
+        raise ValueError(f"there must be a baseline for each of {len(xs)} inputs, but there are {len(values)}")
     fills = []
-    for x, b in zip(xs, given, strict=True):
+    for x, b in zip(xs, values, strict=True):
         fill = torch.as_tensor(0.0 if b is None else b, dtype=x.dtype, device=x.device)
         if not bool(fill.isfinite().all()):
             raise ValueError("baselines contain NaN or infinity")

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_density._density.hessian_trace import TraceEstimator
 from captum_density._density.log_density import LogDensity
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._model.evaluation import eager
+from captum_density._model.evaluation import without_compilation
 
 __all__ = ["hessian_trace"]
 
@@ -19,7 +19,7 @@ __all__ = ["hessian_trace"]
 _EXACT_EXAMPLES = 1024
 
 
-@eager
+@without_compilation
 def hessian_trace(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -99,5 +99,8 @@ def hessian_trace(
         forward_func, inputs, target, additional_forward_args, max_examples_per_batch=max_examples_per_batch
     )
     differences = estimate.by_differences
-    with density.evaluation(twice=not differences, compared=differences), torch.set_grad_enabled(create_graph):
+    with (
+        density.evaluation(second_derivatives=not differences, comparison=differences),
+        torch.set_grad_enabled(create_graph),
+    ):
         return estimate(density, None, create_graph=create_graph)

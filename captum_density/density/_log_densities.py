@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._model.evaluation import eager
+from captum_density._model.evaluation import without_compilation
 
 __all__ = ["class_log_density", "class_score", "marginal_log_density", "marginal_score"]
 
@@ -94,7 +94,7 @@ def marginal_log_density(
     return _values(LogDensity(forward_func, inputs, None, additional_forward_args))
 
 
-@eager
+@without_compilation
 def class_score(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -131,7 +131,7 @@ def class_score(
     return _score(LogDensity(forward_func, inputs, target, additional_forward_args, marginal=False), create_graph)
 
 
-@eager
+@without_compilation
 def marginal_score(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -171,7 +171,7 @@ def _values(density: LogDensity) -> Tensor:
 
 
 def _score(density: LogDensity, create_graph: bool) -> Any:
-    with density.evaluation(twice=create_graph):
+    with density.evaluation(second_derivatives=create_graph):
         _, gradients = density.scores(density.points(), create_graph=create_graph)
     parts = tuple(g[0] for g in gradients)
     return parts if density.is_tuple else parts[0]

@@ -108,17 +108,17 @@ class _Softplus(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _RELU or func in _RELU_IN_PLACE or func in _LEAKY or _clamps_at_zero(func, args, kwargs):
-            named = dict(zip(_parameters(func), args, strict=False)) | kwargs
-            x = named.get("input", args[0] if args else None)
+            arguments = dict(zip(_parameters(func), args, strict=False)) | kwargs
+            x = arguments.get("input", args[0] if args else None)
             # Positions are clamped, too, and are integers.
             if isinstance(x, Tensor) and x.is_floating_point():
-                return self._replace(func, x, named)
+                return self._replace(func, x, arguments)
         return func(*args, **kwargs)
 
-    def _replace(self, func: Callable[..., Any], x: Tensor, named: dict[str, Any]) -> Tensor:
+    def _replace(self, func: Callable[..., Any], x: Tensor, arguments: dict[str, Any]) -> Tensor:
         self.replaced = True
-        slope = named.get("negative_slope", 0.01) if func in _LEAKY else 0.0
-        in_place = func in _IN_PLACE or bool(named.get("inplace", False))
+        slope = arguments.get("negative_slope", 0.01) if func in _LEAKY else 0.0
+        in_place = func in _IN_PLACE or bool(arguments.get("inplace", False))
         # A copy of what is overwritten: the derivative needs it.
         value = x.clone() if in_place else x
         result = (1 - slope) * _functional.softplus(value, beta=self.beta)

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from captum_density._model.copies import ModelOnCopies, Points, gradients_of
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
-from captum_density.losses._density_loss import LossAndParts, check_weight
+from captum_density.losses._density_loss import Log, check_weight
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows
 
@@ -51,7 +51,7 @@ class AttentionMapLoss(TransferLoss):
     trains nothing.
 
     Args:
-        teacher: The model to learn from; a module, or a function if its layers are given as modules.
+        teacher: As `JacobianMatchingLoss`; a module, or a function if its layers are given as modules.
         layers: Student's layer to teacher's, a mapping or pairs; each a name, as in `named_modules()`, or the module
             itself. Their outputs must be (N, C, ...) with one to three dimensions of a grid.
         jacobian_weight: lambda, at least 0; with 0 no gradients are taken.
@@ -80,7 +80,6 @@ class AttentionMapLoss(TransferLoss):
         True
     """
 
-    _twice = True
     map_distance: Tensor | None
     jacobian_distance: Tensor | None
 
@@ -90,13 +89,13 @@ class AttentionMapLoss(TransferLoss):
         layers: Mapping[Layer, Layer] | Sequence[tuple[Layer, Layer]],
         jacobian_weight: float = 1.0,
     ) -> None:
-        super().__init__(teacher)
+        super().__init__(teacher, second_derivatives=True)
         check_weight("jacobian_weight", jacobian_weight)
         self._layers = _pairs(layers)  # a tuple, so that the modules are not submodules
         self.jacobian_weight = jacobian_weight
         self.map_distance = self.jacobian_distance = None
 
-    def _ask(self, teacher: ModelOnCopies) -> list[_Lesson]:
+    def _lesson(self, teacher: ModelOnCopies) -> list[_Lesson]:
         with torch.enable_grad():
             leaves, maps = self._maps(teacher, 1)
             lessons = []
@@ -106,23 +105,23 @@ class AttentionMapLoss(TransferLoss):
                 lessons.append(_Lesson(attention.detach(), largest, gradient))
         return lessons
 
-    def _compare(self, student: ModelOnCopies, lesson: list[_Lesson], create_graph: bool) -> LossAndParts:
+    def _compare(self, student: ModelOnCopies, lesson: list[_Lesson], create_graph: bool) -> tuple[Tensor, Log]:
         dtype = accumulation_dtype(*student.inputs)
         of_maps, of_gradients = [], []
         with torch.set_grad_enabled(create_graph or self.jacobian_weight > 0):
             leaves, maps = self._maps(student, 0)
-            for (taught, largest, wanted), attention in zip(lesson, maps, strict=True):
-                learnt = _on_grid(attention, taught.shape[2:])
-                of_maps.append(_distance((taught,), (learnt,), dtype))
-                if wanted is not None:
-                    gradients = _gradient(learnt, largest, leaves, create_graph)
-                    of_gradients.append(_distance(as_rows(wanted), as_rows(gradients), dtype))
-        parts = {"map_distance": torch.stack(of_maps).sum()}
-        loss = parts["map_distance"]
+            for (theirs, largest, their_gradients), attention in zip(lesson, maps, strict=True):
+                ours = _on_grid(attention, theirs.shape[2:])
+                of_maps.append(_distance((theirs,), (ours,), dtype))
+                if their_gradients is not None:
+                    gradients = _gradient(ours, largest, leaves, create_graph)
+                    of_gradients.append(_distance(as_rows(their_gradients), as_rows(gradients), dtype))
+        log = {"map_distance": torch.stack(of_maps).sum()}
+        loss = log["map_distance"]
         if of_gradients:
-            parts["jacobian_distance"] = torch.stack(of_gradients).sum()
-            loss = loss + self.jacobian_weight * parts["jacobian_distance"]
-        return loss, parts
+            log["jacobian_distance"] = torch.stack(of_gradients).sum()
+            loss = loss + self.jacobian_weight * log["jacobian_distance"]
+        return loss, log
 
     def _maps(self, model: ModelOnCopies, side: int) -> tuple[Points, list[Tensor]]:
         """The inputs (N, ...) of a run, and the attention map (N, 1, *grid) of each of the layers on a side."""
@@ -141,8 +140,8 @@ class AttentionMapLoss(TransferLoss):
 
 
 def _gradient(maps: Tensor, place: Tensor, leaves: Points, create_graph: bool) -> Points:
-    chosen = maps.flatten(1).gather(1, place[:, None])
-    gradients = gradients_of(chosen, leaves, create_graph, torch.ones_like(chosen))
+    element = maps.flatten(1).gather(1, place[:, None])
+    gradients = gradients_of(element, leaves, create_graph, torch.ones_like(element))
     return tuple(g[None] for g in gradients)
 
 
@@ -220,5 +219,5 @@ def _on_grid(maps: Tensor, grid: torch.Size) -> Tensor:
     return maps if maps.shape[2:] == grid else interpolate(maps, size=list(grid), mode="area")
 
 
-def _distance(taught: tuple[Tensor, ...], learnt: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    return ((directions(taught, dtype) - directions(learnt, dtype)) ** 2).sum(1).mean()
+def _distance(theirs: tuple[Tensor, ...], ours: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    return ((directions(theirs, dtype) - directions(ours, dtype)) ** 2).sum(1).mean()

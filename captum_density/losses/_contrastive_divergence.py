@@ -12,7 +12,7 @@ from captum_density._density.langevin import Bounds, Langevin, check_bounds, che
 from captum_density._density.log_density import LogDensity
 from captum_density._model.copies import Points
 from captum_density._model.validation import class_targets
-from captum_density.losses._density_loss import DensityLoss, LossAndParts, check_weight
+from captum_density.losses._density_loss import DensityLoss, Log, check_weight
 
 __all__ = ["ContrastiveDivergenceLoss"]
 
@@ -33,12 +33,12 @@ class ContrastiveDivergenceLoss(DensityLoss):
         n_steps: Steps of a chain in one call.
         buffer_size: Chains that are kept.
         restart: The share of chains that start anew, in [0, 1]; with 1 all do, and none goes on.
-        temperature: Of the chains, as for `captum_density.samplers.LangevinSampler`. JEM's steps
-            of 1 along the gradient with noise of 0.01 are step_size 1e-4 and temperature 5e-5.
+        temperature: Of the chains, as for `captum_density.samplers.LangevinSampler`. JEM's steps of 1 along the
+            gradient with noise of 0.01 are step_size 1e-4 and temperature 5e-5.
         bounds: (low, high), to which points are clamped and between which chains start uniformly; None starts them
             from a Gaussian of the batch's mean and standard deviation.
         regularization: lambda, of the squared energies, which keeps them from drifting apart; at least 0.
-        generator: What noise and chains are drawn from; None for the global generator.
+        generator: As `ScoreMatchingLoss`.
 
     Attributes:
         positive: Mean log-density, up to a constant, of the data of the last call, detached.
@@ -108,7 +108,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         (x,) = self._one_input(density)
         if any(isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == density.n > 1 for arg in density.args or ()):
             raise ValueError(
@@ -151,17 +151,17 @@ class ContrastiveDivergenceLoss(DensityLoss):
         added = min(n, self.buffer_size - filled)
         old = torch.randperm(filled, generator=self.generator, device=self._device())[: n - added].to(x.device)
         slots = torch.cat([torch.arange(filled, filled + added, device=x.device), old])
-        goes_on = torch.zeros(n, dtype=torch.bool, device=x.device)
+        continues = torch.zeros(n, dtype=torch.bool, device=x.device)
         # A chain of p(x), of class -1, does not go on as one of p(x | y), nor the other way round.
         fits = (self.chain_targets.to(x.device)[old] == -1) == (targets is None)
-        goes_on[added : len(slots)] = (self._random(len(old)).to(x.device) >= self.restart) & fits
-        kept = old[goes_on[added : len(slots)]]
+        continues[added : len(slots)] = (self._random(len(old)).to(x.device) >= self.restart) & fits
+        again = old[continues[added : len(slots)]]
 
         start = self._fresh(x)
         classes = torch.full((n,), -1, device=x.device) if targets is None else targets.clone()
-        if len(kept):
-            start[goes_on] = self.chains[kept.to(self.chains.device)].to(x)
-            classes[goes_on] = self.chain_targets[kept.to(self.chain_targets.device)].to(x.device)
+        if len(again):
+            start[continues] = self.chains[again.to(self.chains.device)].to(x)
+            classes[continues] = self.chain_targets[again.to(self.chain_targets.device)].to(x.device)
         return slots, start, classes
 
     def _keep(self, slots: Tensor, ends: Tensor, classes: Tensor) -> None:
@@ -178,10 +178,10 @@ class ContrastiveDivergenceLoss(DensityLoss):
         bounds = self._langevin.bounds
         if bounds is not None:
             low, high = bounds
-            drawn = torch.rand(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)
-            return low + (high - low) * drawn
-        drawn = torch.randn(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)
-        return x.mean() + drawn * x.std(correction=0)
+            uniform = torch.rand(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)
+            return low + (high - low) * uniform
+        noise = torch.randn(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)
+        return x.mean() + noise * x.std(correction=0)
 
     def _random(self, n: int) -> Tensor:
         return torch.rand(n, generator=self.generator, device=self._device())

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_density._density.hessian_trace import check_noise
 from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density._model.generators import standard_noise
-from captum_density.losses._density_loss import DensityLoss, LossAndParts
+from captum_density.losses._density_loss import DensityLoss, Log
 
 __all__ = ["DenoisingScoreMatchingLoss"]
 
@@ -23,9 +23,7 @@ class DenoisingScoreMatchingLoss(DensityLoss):
 
     Args:
         noise_std: sigma, in the inputs' units. The smaller, the closer to the data's own score and the noisier.
-        n_samples: Noise samples for each example, in one batch.
-        generator: What noise is drawn from; None for the global generator.
-        max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
+        Other arguments: As `ScoreMatchingLoss`.
 
     Attributes:
         gradient_norm: Root of the mean squared gradient norm at the noisy points, of the last call, detached.
@@ -44,7 +42,6 @@ class DenoisingScoreMatchingLoss(DensityLoss):
         0.0
     """
 
-    _twice = True
     gradient_norm: Tensor | None
 
     def __init__(
@@ -55,12 +52,12 @@ class DenoisingScoreMatchingLoss(DensityLoss):
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch)
+        super().__init__(max_examples_per_batch, second_derivatives=True)
         check_noise(n_samples, noise_std, generator)
         self.noise_std, self.n_samples, self.generator = noise_std, n_samples, generator
         self.gradient_norm = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         noise = standard_noise(density.inputs, self.n_samples, "gaussian", self.generator)
         points = density.displaced(tuple(self.noise_std * u for u in noise))
         _, gradients = density.scores(points, create_graph=create_graph)

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from captum_density._density.log_density import LogDensity
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._model.evaluation import eager
+from captum_density._model.evaluation import without_compilation
 
-__all__ = ["DensityLoss", "LossAndParts", "check_weight"]
+__all__ = ["DensityLoss", "Log", "check_weight"]
 
-# The loss, and its parts by the name of the attribute that keeps them.
-LossAndParts: TypeAlias = tuple[Tensor, dict[str, Tensor]]
+# What a call leaves for logging: attribute of the loss to value.
+Log: TypeAlias = dict[str, Tensor]
 
 
 class DensityLoss(nn.Module):
-    """A loss of log p(x | y), or of log p(x), averaged over the batch, whose parts are kept for logging.
+    """A loss of log p(x | y), or of log p(x), averaged over the batch; its terms stay in attributes, for logging.
 
     During a call batch norm uses copies of its running statistics, whatever the mode, and no buffer of the model
     changes; autocast is off. Where a derivative is taken twice, what torch.compile made runs as it was before.
@@ -29,18 +29,22 @@ class DensityLoss(nn.Module):
     Args:
         max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once; one copy of the
             batch runs in any case. None for all. It bounds a run; what the backward pass needs of all runs is kept.
+        second_derivatives: Whether it takes second derivatives, which compiled code does not have.
+        comparison: Whether it compares values, which a model that draws random numbers spoils.
     """
 
-    # Whether it takes second derivatives, which compiled code does not have.
-    _twice = False
-    # Whether it compares values, which a model that draws random numbers spoils.
-    _compared = False
-
-    def __init__(self, max_examples_per_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        max_examples_per_batch: int | None = None,
+        *,
+        second_derivatives: bool = False,
+        comparison: bool = False,
+    ) -> None:
         super().__init__()
         self.max_examples_per_batch = max_examples_per_batch
+        self._settings = {"second_derivatives": second_derivatives, "comparison": comparison}
 
-    @eager
+    @without_compilation
     def forward(
         self,
         forward_func: Callable[..., Any],
@@ -74,17 +78,17 @@ class DensityLoss(nn.Module):
             additional_forward_args,
             max_examples_per_batch=self.max_examples_per_batch,
         )
-        with density.evaluation(twice=self._twice, compared=self._compared):
+        with density.evaluation(**self._settings):
             create_graph = torch.is_grad_enabled()
-            loss, parts = self._loss(density, create_graph)
+            loss, log = self._loss(density, create_graph)
         if create_graph:
             loss = density.anchored(loss)
-        for name, part in parts.items():
-            setattr(self, name, part.detach())
+        for name, value in log.items():
+            setattr(self, name, value.detach())
         return loss
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
-        """The loss of a batch under `evaluation`."""
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
+        """The loss of a batch, and its terms by the attribute that shows them; runs within `evaluation`."""
         raise NotImplementedError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._model.copies import ModelOnCopies
-from captum_density.losses._density_loss import LossAndParts
+from captum_density.losses._density_loss import Log
 from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["DistillationLoss"]
@@ -30,8 +30,7 @@ class DistillationLoss(TransferLoss):
     cross-entropy's forward pass: trained on this loss alone, a student should have none.
 
     Args:
-        teacher: The model to learn from, a module or a function that returns logits (N, C); see `forward` for the
-            student.
+        teacher: As `JacobianMatchingLoss`; it returns logits (N, C).
         temperature: tau, positive. The higher, the more the small probabilities count.
 
     Attributes:
@@ -64,7 +63,7 @@ class DistillationLoss(TransferLoss):
         self.temperature = temperature
         self.agreement = None
 
-    def _ask(self, teacher: ModelOnCopies) -> Tensor:
+    def _lesson(self, teacher: ModelOnCopies) -> Tensor:
         with torch.no_grad():
             logits = teacher.outputs(teacher.points())[0]
         if logits.ndim != 2 or logits.shape[1] < 2:
@@ -73,14 +72,14 @@ class DistillationLoss(TransferLoss):
             )
         return logits
 
-    def _compare(self, student: ModelOnCopies, lesson: Tensor, create_graph: bool) -> LossAndParts:
+    def _compare(self, student: ModelOnCopies, lesson: Tensor, create_graph: bool) -> tuple[Tensor, Log]:
         logits = student.outputs(student.points())[0]
         require_same_outputs(tuple(lesson.shape[1:]), tuple(logits.shape[1:]))
         # In double precision: at a high temperature the two are nearly the same, and what is left is multiplied.
-        learnt, taught = ((t.double() / self.temperature).log_softmax(1) for t in (logits, lesson))
+        ours, theirs = ((t.double() / self.temperature).log_softmax(1) for t in (logits, lesson))
         # A class that the teacher rules out, by a logit of minus infinity, counts nothing.
-        difference = (taught - learnt).masked_fill(taught == -torch.inf, 0)
-        loss = self.temperature**2 * (taught.exp() * difference).sum(1).mean()
+        difference = (theirs - ours).masked_fill(theirs == -torch.inf, 0)
+        loss = self.temperature**2 * (theirs.exp() * difference).sum(1).mean()
         return loss.to(logits.dtype), {"agreement": (logits.argmax(1) == lesson.argmax(1)).to(logits.dtype).mean()}
 
     def extra_repr(self) -> str:

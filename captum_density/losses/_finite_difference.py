@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator, displaced_values
 from captum_density._density.log_density import LogDensity
-from captum_density.losses._density_loss import DensityLoss, LossAndParts, check_weight
+from captum_density.losses._density_loss import DensityLoss, Log, check_weight
 
 __all__ = ["FiniteDifferenceScoreMatchingLoss"]
 
@@ -24,12 +24,8 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
     differentiated twice: compiled ones, fused attention and recurrence, custom functions.
 
     Args:
-        n_samples: Noise samples for each example.
         noise_std: sigma, in the inputs' units.
-        stability: mu, at least 0.
-        distribution: "gaussian" or "rademacher".
-        generator: What noise is drawn from; None for the global generator.
-        max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
+        Other arguments: As `ScoreMatchingLoss`.
 
     Attributes:
         trace: Mean over the batch of the first term, of the last call, detached.
@@ -53,7 +49,6 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
         1.0
     """
 
-    _compared = True
     trace: Tensor | None
     gradient_norm: Tensor | None
     stability_penalty: Tensor | None
@@ -68,13 +63,13 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch)
+        super().__init__(max_examples_per_batch, comparison=True)
         check_weight("stability", stability)
         self.estimator = TraceEstimator("antithetic", n_samples, noise_std, distribution, generator)
         self.stability = stability
         self.trace = self.gradient_norm = self.stability_penalty = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         variance = self.estimator.noise_std**2
         noise = tuple(self.estimator.noise_std * u for u in self.estimator.directions(density))
         plus, minus, middle = displaced_values(density, None, noise)
@@ -82,8 +77,8 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
         trace = ((plus - middle) + (minus - middle)).mean(0) / variance
         squared = ((plus - minus) ** 2).mean() / (4 * variance)
         penalty = (self.stability * trace**2).mean()
-        parts = {"trace": trace.mean(), "gradient_norm": squared.sqrt(), "stability_penalty": penalty}
-        return trace.mean() + 0.5 * squared + penalty, parts
+        log = {"trace": trace.mean(), "gradient_norm": squared.sqrt(), "stability_penalty": penalty}
+        return trace.mean() + 0.5 * squared + penalty, log
 
     def extra_repr(self) -> str:
         """What `print` shows."""

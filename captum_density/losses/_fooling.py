@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
 from captum_density._model.precision import accumulation_dtype
-from captum_density.losses._density_loss import DensityLoss, LossAndParts
+from captum_density.losses._density_loss import DensityLoss, Log
 
 __all__ = ["FoolingLoss", "directions"]
 
@@ -77,24 +77,23 @@ class FoolingLoss(DensityLoss):
         True
     """
 
-    _twice = True
     cosine: Tensor | None
 
     def __init__(self, pattern: Maps | None = None, *, target_maps: Maps | Callable[..., Maps] | None = None) -> None:
-        super().__init__()
+        super().__init__(second_derivatives=True)
         if (pattern is None) == (target_maps is None):
             raise TypeError("give either a pattern, the same for all examples, or target_maps, one for each")
         self._is_one_for_all = pattern is not None
         self._make_maps = None
         self.cosine = None
-        given = pattern if pattern is not None else target_maps
-        if self._is_one_for_all or isinstance(given, (Tensor, tuple)):
-            self._keep(given if isinstance(given, tuple) else (given,))
-        elif callable(given):
-            self._make_maps = given
+        source = pattern if pattern is not None else target_maps
+        if self._is_one_for_all or isinstance(source, (Tensor, tuple)):
+            self._keep(source if isinstance(source, tuple) else (source,))
+        elif callable(source):
+            self._make_maps = source
         else:
             raise TypeError(
-                f"target_maps must be a tensor, a tuple of them or a function, but is {type(given).__name__}"
+                f"target_maps must be a tensor, a tuple of them or a function, but is {type(source).__name__}"
             )
 
     def _keep(self, maps: tuple[Any, ...]) -> None:
@@ -106,7 +105,7 @@ class FoolingLoss(DensityLoss):
                 raise ValueError(f"map {i} is zero throughout, or contains NaN or infinity: it has no direction")
             self.register_buffer(f"map_{i}", m.detach().clone())
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         maps = self._maps(density.inputs)
         _, gradients = density.scores(density.points(), create_graph=create_graph)
         dtype = accumulation_dtype(*density.inputs)
@@ -120,8 +119,8 @@ class FoolingLoss(DensityLoss):
     def _maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One for each input, of its shape."""
         if self._make_maps is not None:
-            made = self._make_maps(*(x.detach() for x in inputs))
-            maps = made if isinstance(made, tuple) else (made,)
+            result = self._make_maps(*(x.detach() for x in inputs))
+            maps = result if isinstance(result, tuple) else (result,)
         else:
             maps = tuple(self.buffers())
         if len(maps) != len(inputs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss, LossAndParts
+from captum_density.losses._density_loss import DensityLoss, Log
 
 __all__ = ["GradientNormLoss"]
 
@@ -33,14 +33,13 @@ class GradientNormLoss(DensityLoss):
         True
     """
 
-    _twice = True
     gradient_norm: Tensor | None
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(second_derivatives=True)
         self.gradient_norm = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         _, gradients = density.scores(density.points(), create_graph=create_graph)
         squared = squared_norm(gradients).mean()
         return 0.5 * squared, {"gradient_norm": squared.sqrt()}

@@ -16,7 +16,7 @@ from captum_density._model.copies import ModelOnCopies, Points
 from captum_density._model.generators import standard_noise
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import selected_output
-from captum_density.losses._density_loss import LossAndParts
+from captum_density.losses._density_loss import Log
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows, require_same_outputs
 
@@ -79,7 +79,6 @@ class JacobianMatchingLoss(TransferLoss):
         True
     """
 
-    _twice = True
     cosine: Tensor | None
 
     def __init__(
@@ -91,7 +90,7 @@ class JacobianMatchingLoss(TransferLoss):
         n_projections: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(teacher)
+        super().__init__(teacher, second_derivatives=True)
         if output not in _OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(map(repr, _OUTPUTS))}, but is {output!r}")
         check_noise(n_projections, 1.0, generator, name="n_projections")
@@ -105,7 +104,7 @@ class JacobianMatchingLoss(TransferLoss):
         if target is not None and self.output != "target":
             raise ValueError(f"a target is for output='target', and output is {self.output!r}; leave it out")
 
-    def _ask(self, teacher: ModelOnCopies) -> _Lesson:
+    def _lesson(self, teacher: ModelOnCopies) -> _Lesson:
         lesson: list[Tensor] = []
 
         def vectors(outputs: Tensor) -> Tensor:
@@ -132,16 +131,16 @@ class JacobianMatchingLoss(TransferLoss):
                 )
             target = outputs.argmax(1)
         # Captum's targets come in many forms; the derivative of its choice is 1 where it chose.
-        chosen = outputs.detach().requires_grad_()
+        leaf = outputs.detach().requires_grad_()
         try:
-            selected = selected_output(chosen, target, n)
+            selected = selected_output(leaf, target, n)
         except (IndexError, RuntimeError) as error:
             raise ValueError(
                 f"the target does not fit the teacher's outputs {tuple(outputs.shape)}: {error}"
             ) from error
-        return torch.autograd.grad(selected.sum(), chosen)[0][None]
+        return torch.autograd.grad(selected.sum(), leaf)[0][None]
 
-    def _compare(self, student: ModelOnCopies, lesson: _Lesson, create_graph: bool) -> LossAndParts:
+    def _compare(self, student: ModelOnCopies, lesson: _Lesson, create_graph: bool) -> tuple[Tensor, Log]:
         vectors, products = lesson
 
         def same(outputs: Tensor) -> Tensor:
@@ -151,10 +150,10 @@ class JacobianMatchingLoss(TransferLoss):
         _, own = student.jacobian_products(same, create_graph=create_graph)
         dtype = accumulation_dtype(*student.inputs)
         direction = partial(directions, dtype=dtype)
-        taught, learnt = direction(as_rows(products)), direction(as_rows(own))
-        cosine = (taught * learnt).sum(1).mean()
+        theirs, ours = direction(as_rows(products)), direction(as_rows(own))
+        cosine = (theirs * ours).sum(1).mean()
         if self.normalize:
-            loss = ((taught - learnt) ** 2).sum(1).mean()
+            loss = ((theirs - ours) ** 2).sum(1).mean()
         else:
             squared = squared_norm(tuple(t - s for t, s in zip(products, own, strict=True)))
             # The whole Jacobian's rows add up; projections are an estimate each.

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from captum_density._density.log_density import LogDensity
 from captum_density._model.generators import seed_generators
 from captum_density._model.validation import class_targets
-from captum_density.losses._density_loss import DensityLoss, LossAndParts
+from captum_density.losses._density_loss import DensityLoss, Log
 
 __all__ = ["NoiseContrastiveLoss"]
 
@@ -34,7 +34,7 @@ class NoiseContrastiveLoss(DensityLoss):
         n_classes: For a c of its own for each class, where targets are given; None for one c.
         generator: Draws the seed of each call's noise (a Distribution takes none itself); None for the global
             generator.
-        max_examples_per_batch: As Captum's: how many examples, noise included, run at once.
+        max_examples_per_batch: As `ScoreMatchingLoss`.
 
     Attributes:
         log_normalizer: c, the parameter, (1,) or (n_classes,).
@@ -82,12 +82,11 @@ class NoiseContrastiveLoss(DensityLoss):
         self._has_classes = n_classes is not None
         self.accuracy = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         if len(density.inputs) != 1:
             raise ValueError(f"the noise is for one input, but there are {len(density.inputs)}; concatenate them")
         x, normalizer = density.inputs[0], self._normalizer(density)
-        drawn = self._draw(x)
-        points = torch.cat([x[None], drawn])
+        points = torch.cat([x[None], self._draw(x)])
         log_noise = self.noise.log_prob(points.flatten(0, 1))
         if log_noise.shape != (points.shape[0] * density.n,):
             raise ValueError(
@@ -97,8 +96,8 @@ class NoiseContrastiveLoss(DensityLoss):
         log_density = density.values((points,)) - normalizer
         logits = log_density - log_noise.reshape(log_density.shape).to(log_density) - math.log(self.ratio)
         loss = nn.functional.softplus(-logits[0]).mean() + nn.functional.softplus(logits[1:]).sum(0).mean()
-        told_apart = torch.cat([logits[:1] > 0, logits[1:] < 0])
-        return loss, {"accuracy": told_apart.to(logits).mean()}
+        is_right = torch.cat([logits[:1] > 0, logits[1:] < 0])
+        return loss, {"accuracy": is_right.to(logits).mean()}
 
     def _normalizer(self, density: LogDensity) -> Tensor:
         if not self._has_classes:
@@ -111,15 +110,17 @@ class NoiseContrastiveLoss(DensityLoss):
     def _draw(self, x: Tensor) -> Tensor:
         shape = (self.ratio, len(x))
         if self.generator is None:
-            drawn = self.noise.sample(shape)
+            examples = self.noise.sample(shape)
         else:
             seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
             with torch.random.fork_rng([x.device] if x.is_cuda else []):
                 seed_generators(seed, x.device)
-                drawn = self.noise.sample(shape)
-        if drawn.shape[2:] != x.shape[1:]:
-            raise ValueError(f"noise has examples of shape {tuple(drawn.shape[2:])}, the inputs {tuple(x.shape[1:])}")
-        return drawn.to(x)
+                examples = self.noise.sample(shape)
+        if examples.shape[2:] != x.shape[1:]:
+            raise ValueError(
+                f"noise has examples of shape {tuple(examples.shape[2:])}, the inputs {tuple(x.shape[1:])}"
+            )
+        return examples.to(x)
 
     def extra_repr(self) -> str:
         """What `print` shows."""

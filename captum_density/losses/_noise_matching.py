@@ -12,7 +12,7 @@ from captum_density._density.hessian_trace import check_noise
 from captum_density._model.copies import ModelOnCopies, Points
 from captum_density._model.generators import standard_noise
 from captum_density._model.validation import check_limit
-from captum_density.losses._density_loss import LossAndParts
+from captum_density.losses._density_loss import Log
 from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
 __all__ = ["NoiseMatchingLoss"]
@@ -38,11 +38,9 @@ class NoiseMatchingLoss(TransferLoss):
     noise meets no bend, ReLU networks, and for others no smaller than the rest unless d is.
 
     Args:
-        teacher: The model to learn from, a module or a function; see `forward` for the student.
+        teacher: As `JacobianMatchingLoss`.
         noise_std: sigma, in the inputs' units.
-        n_samples: Noise samples for each example, in one batch.
-        generator: What noise is drawn from; None for the global generator.
-        max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
+        Other arguments: As `ScoreMatchingLoss`.
 
     Attributes:
         agreement: Share of the noisy examples whose largest output is the same for both, of the last call, in [0, 1].
@@ -80,18 +78,18 @@ class NoiseMatchingLoss(TransferLoss):
         self.noise_std, self.n_samples, self.generator = noise_std, n_samples, generator
         self.agreement = None
 
-    def _ask(self, teacher: ModelOnCopies) -> _Lesson:
+    def _lesson(self, teacher: ModelOnCopies) -> _Lesson:
         noise = standard_noise(teacher.inputs, self.n_samples, "gaussian", self.generator)
         points = teacher.displaced(tuple(self.noise_std * u for u in noise))
         with torch.no_grad():
             return _Lesson(points, teacher.outputs(tuple(p.clone() for p in points)))  # which a model may write to
 
-    def _compare(self, student: ModelOnCopies, lesson: _Lesson, create_graph: bool) -> LossAndParts:
+    def _compare(self, student: ModelOnCopies, lesson: _Lesson, create_graph: bool) -> tuple[Tensor, Log]:
         outputs = student.outputs(lesson.points)
         require_same_outputs(tuple(lesson.outputs.shape[2:]), tuple(outputs.shape[2:]))
-        taught, learnt = (o.reshape(*o.shape[:2], -1) for o in (lesson.outputs, outputs))
-        agreement = (taught.argmax(2) == learnt.argmax(2)).to(learnt.dtype).mean()
-        return ((taught - learnt) ** 2).sum(2).mean(), {"agreement": agreement}
+        theirs, ours = (o.reshape(*o.shape[:2], -1) for o in (lesson.outputs, outputs))
+        agreement = (theirs.argmax(2) == ours.argmax(2)).to(ours.dtype).mean()
+        return ((theirs - ours) ** 2).sum(2).mean(), {"agreement": agreement}
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss, LossAndParts, check_weight
+from captum_density.losses._density_loss import DensityLoss, Log, check_weight
 
 __all__ = ["AntiScoreMatchingLoss", "ScoreMatchingLoss"]
 
@@ -82,14 +82,14 @@ class ScoreMatchingLoss(DensityLoss):
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch)
         check_weight("stability", stability)
-        self.estimator = TraceEstimator(estimator, n_samples, noise_std, distribution, generator)
+        traces = TraceEstimator(estimator, n_samples, noise_std, distribution, generator)
+        super().__init__(max_examples_per_batch, second_derivatives=True, comparison=traces.by_differences)
+        self.estimator = traces
         self.stability = stability
         self.trace = self.gradient_norm = self.stability_penalty = None
-        self._twice, self._compared = True, self.estimator.by_differences
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         values, gradients = density.scores(density.points(), create_graph=create_graph)
         squared = squared_norm(gradients)[0]
         trace = self.estimator(density, values, create_graph=create_graph)
@@ -117,12 +117,7 @@ class AntiScoreMatchingLoss(DensityLoss):
 
     Args:
         threshold: theta, in nats per squared unit of the inputs.
-        estimator: "antithetic", "taylor" (the paper's, noisy), "hutchinson" or "exact", as for `hessian_trace`.
-        n_samples: Noise samples for each example; not for "exact".
-        noise_std: Their standard deviation in the inputs' units, for "antithetic" and "taylor".
-        distribution: "gaussian" or "rademacher".
-        generator: What noise is drawn from; None for the global generator.
-        max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
+        Other arguments: As `ScoreMatchingLoss`.
 
     Attributes:
         trace: Mean over the batch of the trace, unclamped, of the last call, detached.
@@ -155,15 +150,16 @@ class AntiScoreMatchingLoss(DensityLoss):
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch)
         if not math.isfinite(threshold):
             raise ValueError(f"threshold must be finite, but is {threshold}")
-        self.estimator = TraceEstimator(estimator, n_samples, noise_std, distribution, generator)
+        traces = TraceEstimator(estimator, n_samples, noise_std, distribution, generator)
+        differences = traces.by_differences
+        super().__init__(max_examples_per_batch, second_derivatives=not differences, comparison=differences)
+        self.estimator = traces
         self.threshold = threshold
         self.trace = None
-        self._twice, self._compared = not self.estimator.by_differences, self.estimator.by_differences
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         trace = self.estimator(density, None, create_graph=create_graph)
         return -trace.clamp(max=self.threshold).mean(), {"trace": trace.mean()}
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator, warn_if_flat
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss, LossAndParts
+from captum_density.losses._density_loss import DensityLoss, Log
 
 __all__ = ["SlicedScoreMatchingLoss"]
 
@@ -24,8 +24,7 @@ class SlicedScoreMatchingLoss(DensityLoss):
         n_samples: Directions for each example.
         variance_reduced: Whether to take the square's mean.
         distribution: "rademacher" (1 or -1) or "gaussian", of the directions.
-        generator: What they are drawn from; None for the global generator.
-        max_examples_per_batch: As Captum's: how many examples, one for each direction, run at once.
+        Other arguments: As `ScoreMatchingLoss`.
 
     Attributes:
         trace: Mean of u'Hu, of the last call, detached.
@@ -46,7 +45,6 @@ class SlicedScoreMatchingLoss(DensityLoss):
         True
     """
 
-    _twice = True
     trace: Tensor | None
     gradient_norm: Tensor | None
 
@@ -59,12 +57,12 @@ class SlicedScoreMatchingLoss(DensityLoss):
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch)
+        super().__init__(max_examples_per_batch, second_derivatives=True)
         self.estimator = TraceEstimator("hutchinson", n_samples, distribution=distribution, generator=generator)
         self.variance_reduced = variance_reduced
         self.trace = self.gradient_norm = None
 
-    def _loss(self, density: LogDensity, create_graph: bool) -> LossAndParts:
+    def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         directions = self.estimator.directions(density)
         _, gradients = density.scores(density.points(), create_graph=create_graph)
         curvatures = density.curvatures(directions, create_graph=create_graph)

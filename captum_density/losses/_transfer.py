@@ -13,16 +13,16 @@ from captum_density._model.captum import (
     TensorOrTupleOfTensorsGeneric,
 )
 from captum_density._model.copies import ModelOnCopies, Points
-from captum_density._model.evaluation import eager
+from captum_density._model.evaluation import without_compilation
 from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.validation import check_model
-from captum_density.losses._density_loss import LossAndParts
+from captum_density.losses._density_loss import Log
 
 __all__ = ["TransferLoss", "as_rows", "require_same_outputs"]
 
 
 class TransferLoss(nn.Module):
-    """A loss of how a student differs from a teacher, averaged over the batch, whose parts are kept for logging.
+    """A loss of how a student differs from a teacher, averaged over the batch; its terms stay in attributes.
 
     Of the student holds what holds of other losses' models: during a call batch norm uses copies of its running
     statistics, whatever the mode, and no buffer changes; autocast is off; where a derivative is taken twice, what
@@ -33,19 +33,23 @@ class TransferLoss(nn.Module):
 
     Args:
         teacher: The model to learn from, a module or a function, on the inputs' device.
-        max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
+        max_examples_per_batch, second_derivatives: As `DensityLoss`.
     """
 
-    # Whether it takes second derivatives, which compiled code does not have.
-    _twice = False
-
-    def __init__(self, teacher: Callable[..., Any], max_examples_per_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        teacher: Callable[..., Any],
+        max_examples_per_batch: int | None = None,
+        *,
+        second_derivatives: bool = False,
+    ) -> None:
         super().__init__()
         check_model(teacher, "teacher")
         self._teacher = (teacher,)  # not a submodule
         self.max_examples_per_batch = max_examples_per_batch
+        self._second_derivatives = second_derivatives
 
-    @eager
+    @without_compilation
     def forward(
         self,
         forward_func: Callable[..., Any],
@@ -85,27 +89,30 @@ class TransferLoss(nn.Module):
             for model in (forward_func, self._teacher[0])
         )
         # First and by itself, as the two may share modules.
-        with evaluation_mode(teacher.forward_func), teacher.evaluation(twice=self._twice, compared=True):
-            lesson = self._ask(teacher)
-        with student.evaluation(twice=self._twice):
+        with (
+            evaluation_mode(teacher.forward_func),
+            teacher.evaluation(second_derivatives=self._second_derivatives, comparison=True),
+        ):
+            lesson = self._lesson(teacher)
+        with student.evaluation(second_derivatives=self._second_derivatives):
             create_graph = torch.is_grad_enabled()
-            loss, parts = self._compare(student, lesson, create_graph)
+            loss, log = self._compare(student, lesson, create_graph)
         if create_graph:
             loss = student.anchored(loss)
-        for name, part in parts.items():
-            setattr(self, name, part.detach())
+        for name, value in log.items():
+            setattr(self, name, value.detach())
         return loss
 
     def _check_target(self, target: TargetType) -> None:
         if target is not None:
             raise ValueError(f"{type(self).__name__} needs no label, so that a target has no meaning; leave it out")
 
-    def _ask(self, teacher: ModelOnCopies) -> Any:
+    def _lesson(self, teacher: ModelOnCopies) -> Any:
         """What the student is compared with; nothing in it carries a graph."""
         raise NotImplementedError
 
-    def _compare(self, student: ModelOnCopies, lesson: Any, create_graph: bool) -> LossAndParts:
-        """The loss of a batch under `evaluation`."""
+    def _compare(self, student: ModelOnCopies, lesson: Any, create_graph: bool) -> tuple[Tensor, Log]:
+        """The loss of a batch, and its terms by the attribute that shows them; runs within `evaluation`."""
         raise NotImplementedError
 
 

@@ -107,10 +107,10 @@ class AttentionExamples(ModelOnBatch):
             return attention.attribute(self.inputs_of(at), self.args_of(at), query=self._query_of(at, "mean"))
 
     @contextmanager
-    def evaluation(self, *, compared: bool = True) -> Iterator[None]:
+    def evaluation(self, *, comparison: bool = True) -> Iterator[None]:
         """As `ModelOnBatch.evaluation`, in the form in which attention can be erased."""
         with ExitStack() as stack:
-            stack.enter_context(super().evaluation(compared=compared))
+            stack.enter_context(super().evaluation(comparison=comparison))
             # Erasing keeps PyTorch off the fused path of nn.TransformerEncoder, which sets padding to zero, and off
             # compiled code: what it is compared with must be so too. While any mode is on, the fused path is not taken.
             stack.enter_context(BaseTorchFunctionMode())

@@ -62,7 +62,7 @@ class Classifier(ModelOnBatch):
         shape = points[0].shape[:2]
         flat, rows = tuple(p.flatten(0, 1) for p in points), torch.arange(self.n, device=self.device).repeat(shape[0])
         correct, probability = [], []
-        with torch.no_grad(), self.evaluation(compared=True):
+        with torch.no_grad(), self.evaluation(comparison=True):
             for part in self.parts(len(rows)):
                 logits, classes = self.run(tuple(f[part] for f in flat), rows[part]), self.classes[rows[part]]
                 _check(logits, classes)

@@ -89,7 +89,7 @@ def density_ratio(
     stds = _standard_deviations(noise_std)
     if perturb_func is not None and generator is not None:
         raise ValueError("a perturb_func draws its own numbers; leave generator out")
-    with density.evaluation(compared=True), torch.no_grad():
+    with density.evaluation(comparison=True), torch.no_grad():
         displaced: Iterable[Points]
         if perturb_func is not None:
             with torch.enable_grad():  # of which an adversarial perturbation is made

@@ -24,9 +24,9 @@ class ActivationMaximization(Sampler):
     which climbs f_y(x) - lambda / 2 |x - x_0|^2. Deterministic: samples differ where their initial points do.
 
     Args:
-        forward_func: Returns logits (N, C), or a log-density (N,) itself.
+        forward_func: As `LangevinSampler`.
         step_size: eta; with `normalize`, the length of the step up.
-        n_steps: Steps.
+        n_steps: As `LangevinSampler`.
         decay: lambda, at least 0.
         reference: x_0, a number or a tensor that broadcasts to the input; a tuple of these for several inputs.
         bounds: (low, high), to which every element is clamped.
@@ -70,13 +70,13 @@ class ActivationMaximization(Sampler):
         self.bounds, self.normalize = bounds, normalize
 
     def _references(self, density: LogDensity) -> Points:
-        given = self.reference if isinstance(self.reference, tuple) else (self.reference,) * len(density.inputs)
-        if len(given) != len(density.inputs):
+        values = self.reference if isinstance(self.reference, tuple) else (self.reference,) * len(density.inputs)
+        if len(values) != len(density.inputs):
             raise ValueError(f"reference must be one, or one for each of {len(density.inputs)} inputs")
         try:
             return tuple(
                 torch.as_tensor(r, dtype=x.dtype, device=x.device).expand_as(x)
-                for r, x in zip(given, density.inputs, strict=True)
+                for r, x in zip(values, density.inputs, strict=True)
             )
         except RuntimeError as error:
             raise ValueError(f"reference must fit the inputs: {error}") from error

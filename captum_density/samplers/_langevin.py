@@ -74,7 +74,7 @@ class LangevinSampler(Sampler):
             raise ValueError(f"temperature must be positive and finite, but is {temperature}")
         super().__init__(forward_func, n_steps)
         self._langevin = Langevin(step_size, temperature, bounds, metropolis, generator)
-        self._compared = metropolis
+        self._comparison = metropolis
 
     def _steps(self, density: LogDensity) -> Iterator[Step]:
         return self._langevin.chain(density, self.n_steps)

@@ -41,7 +41,7 @@ class Sampler:
     # Of the progress bar.
     _name = "sampling"
     # Whether values are compared, which a model that draws random numbers spoils.
-    _compared = False
+    _comparison = False
 
     def __init__(self, forward_func: Callable[..., Any], n_steps: int) -> None:
         self.forward_func, self.n_steps = forward_func, n_steps
@@ -75,22 +75,22 @@ class Sampler:
             AssertionError: Captum's own, for a target that does not fit.
         """
         density = LogDensity(self.forward_func, initial, target, additional_forward_args)
-        with density.evaluation(compared=self._compared):
+        with density.evaluation(comparison=self._comparison):
             accepted = torch.zeros(density.n, dtype=torch.float64, device=density.inputs[0].device)
             points = density.points()
-            kept = [points]
+            path = [points]
             steps = self._steps(density)
             for step in tqdm(steps, total=self.n_steps, desc=self._name, disable=not show_progress):
                 points = step.points
                 accepted += step.accepted
                 if return_trajectory:
-                    kept.append(points)
+                    path.append(points)
 
         def like_inputs(parts: tuple[Tensor, ...]) -> Any:
             return parts if density.is_tuple else parts[0]
 
-        path = like_inputs(tuple(torch.cat(p) for p in zip(*kept, strict=True))) if return_trajectory else None
-        return Samples(like_inputs(tuple(p[0] for p in points)), accepted / self.n_steps, path)
+        trajectory = like_inputs(tuple(map(torch.cat, zip(*path, strict=True)))) if return_trajectory else None
+        return Samples(like_inputs(tuple(p[0] for p in points)), accepted / self.n_steps, trajectory)
 
     def _steps(self, density: LogDensity) -> Iterator[Step]:
         """The chains after each step; the density is open."""

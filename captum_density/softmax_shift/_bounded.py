@@ -25,8 +25,9 @@ class BoundedShift(LogitsWrapper):
         h_i(x) = a \, \mathrm{tri}(\omega \langle d, x \rangle + 4 k_i / C + 1 / \pi)
 
     with amplitude a, frequency omega, a unit vector d, and tri the triangle wave of period 4 between -1 and 1, whose
-    slope is 1 or -1. The waves of the C classes are evenly out of step, so no centring of the logits removes them; k
-    is a permutation that puts neighbouring classes far apart, k_i = s i mod C with s near 0.38 C.
+    slope is 1 or -1. The phases of the C classes are spread evenly over one period, so no centring of the
+    logits removes the waves; k is a permutation that puts neighbouring classes far apart, k_i = s i mod C with s near
+    0.38 C.
 
     What moves:
 
@@ -114,7 +115,7 @@ class BoundedShift(LogitsWrapper):
             A tensor of the logits' shape and dtype.
         """
         logits, dim = self.logits(*args, **kwargs)
-        phase = self.frequency * self._along(*leading(args, 1))
+        phase = self.frequency * self._projection(*leading(args, 1))
         if not holds(phase.isfinite().all()):
             raise ValueError(f"frequency {self.frequency:g} times <d, x> is NaN or infinite; lower it")
         # Within one period first: beside a large phase the differences between the classes would be rounded away.
@@ -123,7 +124,7 @@ class BoundedShift(LogitsWrapper):
         shape[0], shape[dim] = waves.shape
         return self.changed(logits + waves.reshape(shape).to(logits.dtype))
 
-    def _along(self, x: Any) -> Tensor:
+    def _projection(self, x: Any) -> Tensor:
         """<d, x>, (N,), in float32 at least: half precision would lose the phase."""
         x = floating(x)
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -139,11 +140,15 @@ class BoundedShift(LogitsWrapper):
 
 def _phases(classes: int) -> Tensor:
     """(C,) evenly over one period, neighbours far apart, and none at a peak for x = 0."""
-    return 4 * (torch.arange(classes, dtype=torch.float64) * _stride(classes) % classes) / classes + 1 / math.pi
+    return 4 * (torch.arange(classes, dtype=torch.float64) * _phase_step(classes) % classes) / classes + 1 / math.pi
 
 
 @lru_cache(maxsize=8)
-def _stride(classes: int) -> int:
+def _phase_step(classes: int) -> int:
+    """s of k_i = s i mod C: the number prime to C, which makes k a permutation, that is nearest to 0.38 C.
+
+    0.38 is 1 - 0.62, the golden ratio: multiples of it, modulo 1, keep neighbours farthest apart.
+    """
     return min((s for s in range(1, classes) if math.gcd(s, classes) == 1), key=lambda s: abs(s - 0.38 * classes))
 
 

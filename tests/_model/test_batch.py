@@ -91,7 +91,7 @@ def test_gradients_are_on_or_off_as_before_and_inference_mode_is_left(enabled):
 def test_random_numbers_are_refused_where_values_are_compared():
     own = ModelOnBatch(nn.Dropout(), A)
     state = torch.get_rng_state()
-    with pytest.raises(ValueError, match=r"model\.eval\(\)"), own.evaluation(compared=True):
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"), own.evaluation(comparison=True):
         own.run()
     assert torch.equal(torch.get_rng_state(), state)
     with own.evaluation():

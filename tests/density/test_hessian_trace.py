@@ -235,7 +235,7 @@ def test_forward_over_reverse_is_reverse_over_reverse(monkeypatch, x, name):
     model = MODELS[name]().double().eval()
     u = torch.randn((5, 4, 2, 3), generator=seeded(), dtype=DOUBLE)
     density = LogDensity(model, x, 1, None)
-    with density.evaluation(twice=True):
+    with density.evaluation(second_derivatives=True):
         by_forward = None
         if name in ("no forward mode", "group norm"):
             with pytest.raises(RuntimeError, match="forward"):

@@ -78,7 +78,7 @@ class FeatureVectors(ModelOnBatch):
             ValueError: The output is not finite, or the model draws random numbers or changes itself.
         """
         rows = self.rows if rows is None else rows
-        with torch.no_grad(), self.evaluation(compared=True):
+        with torch.no_grad(), self.evaluation(comparison=True):
             parts = self.parts(len(rows), unlimited=self.n)
             values = torch.cat([self.selected(self._split(points[part]), rows[part]).double() for part in parts])
         if not bool(values.isfinite().all()):
