@@ -122,7 +122,7 @@ class BoundedShift(LogitsWrapper):
         waves = self.amplitude * _triangle(phase.remainder(4)[:, None] + _phases(logits.shape[dim]).to(phase))
         shape = [1] * logits.ndim
         shape[0], shape[dim] = waves.shape
-        return self.changed(logits + waves.reshape(shape).to(logits.dtype))
+        return self.last(logits + waves.reshape(shape).to(logits.dtype))
 
     def _projection(self, x: Any) -> Tensor:
         """<d, x>, (N,), in float32 at least: half precision would lose the phase."""

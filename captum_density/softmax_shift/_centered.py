@@ -78,10 +78,10 @@ class CenteredLogits(LogitsWrapper):
         """
         logits, class_dim = self.logits(*args, **kwargs)
         if self.how == "logsumexp":
-            return self.changed(_log_softmax(logits, class_dim))
+            return self.last(_log_softmax(logits, class_dim))
         if not holds((logits.detach() > -math.inf).all()):
             raise ValueError('a logit is -inf, a class masked out, which leaves no mean; pass how="logsumexp"')
-        return self.changed(logits - logits.mean(class_dim, keepdim=True))
+        return self.last(logits - logits.mean(class_dim, keepdim=True))
 
     def extra_repr(self) -> str:
         """What `print` shows beside the model."""

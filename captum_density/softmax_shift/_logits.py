@@ -25,10 +25,10 @@ def holds(condition: Tensor) -> bool:
         return True
 
 
-class Changed(nn.Module):
-    """What comes out. Captum's LRP follows layers only and would be silently wrong about what a wrapper does to logits.
+class LastLayer(nn.Module):
+    """What a wrapper ends in: a layer for which Captum's LRP has no rule, so that it refuses.
 
-    For this one it has no rule, and says so.
+    LRP follows layers only, and would be silently wrong about what a wrapper does to the logits outside of them.
     """
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class LogitsWrapper(nn.Module):
         super().__init__()
         self.model = model
         self.class_dim = class_dim
-        self.changed = Changed()
+        self.last = LastLayer()
         if isinstance(model, nn.Module):
             self.training = model.training  # not train(): the model's own parts keep their modes
 

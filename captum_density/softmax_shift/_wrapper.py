@@ -74,4 +74,4 @@ class SoftmaxShift(LogitsWrapper):
             A tensor of the logits' shape and dtype.
         """
         logits, class_dim = self.logits(*args, **kwargs)
-        return self.changed(self.shift.add_to(logits, *args, class_dim=class_dim, **kwargs))
+        return self.last(self.shift.add_to(logits, *args, class_dim=class_dim, **kwargs))

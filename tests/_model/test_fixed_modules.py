@@ -78,7 +78,7 @@ def test_spectral_norm_stands_still(kind):
 @pytest.mark.parametrize("by_assignment", [True, False])
 def test_models_that_change_as_they_run(by_assignment):
     model, x = Counting(by_assignment=by_assignment), torch.randn(5, 4, dtype=DOUBLE)
-    kept = model.mean
+    before = model.mean
     for compare in (
         lambda: ScoreMatchingLoss()(model, x, 0),
         lambda: density_ratio(model, x, 0.1, target=0),
@@ -88,8 +88,8 @@ def test_models_that_change_as_they_run(by_assignment):
         with pytest.raises(ValueError, match=r"'' \(Counting\) changes its buffer 'mean'.*model\.eval"):
             compare()
     GradientNormLoss()(model, x, 0).backward()  # one evaluation, which nothing is compared with
-    assert model.mean is kept
-    assert not kept.any()
+    assert model.mean is before
+    assert not before.any()
     ScoreMatchingLoss()(model.eval(), x, 0)
 
 
@@ -110,11 +110,11 @@ def test_batch_norm_within_functions_stands_still(wrap):
         lambda f: gan_test(f, x, 0).probability,
         lambda f: LangevinSampler(f, 0.01, 3, generator=seeded()).sample(x, 0).samples,
     ):
-        found = measure(wrap(model.train()))
+        result = measure(wrap(model.train()))
         assert all(module.training for module in model.modules())
         for name, buffer in model.named_buffers():
             assert torch.equal(buffer, before[name])
-        torch.testing.assert_close(found, measure(model.eval()))
+        torch.testing.assert_close(result, measure(model.eval()))
 
 
 def test_batch_norm_without_statistics_within_functions_is_refused():

@@ -83,11 +83,11 @@ def x():
 
 def slow_scores(of_one, inputs):
     """Gradients example by example; `of_one` maps a batch of one, and its number, to a number."""
-    found = []
+    result = []
     for n in range(len(inputs[0])):
         leaves = [x[n : n + 1].detach().requires_grad_() for x in inputs]
-        found.append(torch.autograd.grad(of_one(n, *leaves), leaves))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        result.append(torch.autograd.grad(of_one(n, *leaves), leaves))
+    return tuple(torch.cat(parts) for parts in zip(*result, strict=True))
 
 
 def test_classes_of_gaussians(x):
@@ -137,8 +137,8 @@ def test_a_function_added_to_all_logits_is_added_to_the_log_density(seed, slope,
 
 def test_marginal_of_large_logits_is_finite():
     x = torch.tensor([[1.0], [2.0]])
-    found = marginal_log_density(lambda x: torch.cat([1000 * x, -1000 * x, 900 * x], dim=1), x)
-    assert found.tolist() == [1000.0, 2000.0]
+    result = marginal_log_density(lambda x: torch.cat([1000 * x, -1000 * x, 900 * x], dim=1), x)
+    assert result.tolist() == [1000.0, 2000.0]
 
 
 TARGETS = {
@@ -163,12 +163,12 @@ def test_several_inputs_and_arguments(target):
 
     expected = torch.stack([logits(n, x[n : n + 1], y[n : n + 1])[classes[n]] for n in range(4)])
     torch.testing.assert_close(class_log_density(model, (x, y), target, (factor, bias)), expected)
-    found = class_score(model, (x, y), target, (factor, bias))
-    assert isinstance(found, tuple)
-    for a, b in zip(found, slow_scores(lambda n, *one: logits(n, *one)[classes[n]], (x, y)), strict=True):
+    result = class_score(model, (x, y), target, (factor, bias))
+    assert isinstance(result, tuple)
+    for a, b in zip(result, slow_scores(lambda n, *one: logits(n, *one)[classes[n]], (x, y)), strict=True):
         torch.testing.assert_close(a, b)
-    found = marginal_score(model, (x, y), (factor, bias))
-    for a, b in zip(found, slow_scores(lambda n, *one: logits(n, *one).exp().sum().log(), (x, y)), strict=True):
+    result = marginal_score(model, (x, y), (factor, bias))
+    for a, b in zip(result, slow_scores(lambda n, *one: logits(n, *one).exp().sum().log(), (x, y)), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -240,14 +240,14 @@ def test_half_precision(dtype):
     model.to(dtype).float()  # rounded
     expected, scores = marginal_log_density(model, x), marginal_score(model, x)
     model.to(dtype)
-    found = marginal_log_density(model, x.to(dtype))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+    result = marginal_log_density(model, x.to(dtype))
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected, atol=0.02, rtol=0.02)
     # The logits are the model's, in half precision; their logsumexp is not rounded again.
-    assert torch.equal(found, model(x.to(dtype)).float().logsumexp(1))
-    found = marginal_score(model, x.to(dtype))
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), scores, atol=0.02, rtol=0.02)
+    assert torch.equal(result, model(x.to(dtype)).float().logsumexp(1))
+    result = marginal_score(model, x.to(dtype))
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.float(), scores, atol=0.02, rtol=0.02)
     assert class_log_density(model, x.to(dtype), 1).dtype == torch.float32
 
 
@@ -295,10 +295,10 @@ def test_gradient_modes_of_the_caller(x, mode):
     for function in functions:
         expected = function(x)
         with mode():
-            found = function(x * 1)
-        assert not found.requires_grad
-        assert not found.is_inference()
-        assert torch.equal(found, expected)
+            result = function(x * 1)
+        assert not result.requires_grad
+        assert not result.is_inference()
+        assert torch.equal(result, expected)
 
 
 def test_autocast_is_off():
@@ -368,9 +368,9 @@ def test_instance_norm_keeps_its_mode_and_its_statistics(training):
     norm = nn.InstanceNorm1d(3, affine=True, track_running_stats=True)
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(12, 3)).train(training)
     x, before = torch.randn(5, 3, 4), everything(model)
-    found = class_log_density(model, x, 1)
+    result = class_log_density(model, x, 1)
     assert everything(model) == before
-    assert torch.equal(found, model(x)[:, 1])
+    assert torch.equal(result, model(x)[:, 1])
     marginal_score(nn.Sequential(nn.InstanceNorm1d(3), nn.Flatten(), nn.Linear(12, 3)), x)  # no statistics, none needed
 
 
@@ -383,14 +383,14 @@ def test_all_is_restored_after_an_exception(last, error):
     model = nn.Sequential(*normed(), last)
     before, state = everything(model), torch.get_rng_state()
     x = torch.randn(4, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    kept = x.detach().clone()
+    before = x.detach().clone()
     for function in (class_log_density, class_score, hessian_trace):
         options = {"generator": torch.Generator()} if function is hessian_trace else {}
         with pytest.raises(error):
             function(model, x, 0, **options)
         assert everything(model) == before
         assert torch.equal(torch.get_rng_state(), state)
-        assert torch.equal(x, kept)
+        assert torch.equal(x, before)
         assert x.requires_grad
         assert x.grad is None
         assert torch.is_grad_enabled()
@@ -399,7 +399,7 @@ def test_all_is_restored_after_an_exception(last, error):
 def test_inputs_and_weights_are_left_alone(x):
     model = Gaussians()
     x.requires_grad_()
-    kept = x.detach().clone()
+    before = x.detach().clone()
 
     def writes(x):
         return model(x.mul_(2.0))
@@ -414,7 +414,7 @@ def test_inputs_and_weights_are_left_alone(x):
     hessian_trace(model, x, 0, estimator="exact")
     assert x.requires_grad
     assert x.grad is None
-    assert torch.equal(x, kept)
+    assert torch.equal(x, before)
     assert all(p.grad is None for p in model.parameters())
     value = class_log_density(model, x, 0)
     assert value.requires_grad
@@ -522,9 +522,9 @@ def test_no_path_from_the_input_is_refused(model):
 
 
 def test_an_input_that_is_not_used_has_no_score():
-    found = class_score(lambda x, y: x**2, (X, X), 0)
-    assert torch.equal(found[0][:, 0], 2 * X[:, 0])
-    assert not found[1].any()
+    result = class_score(lambda x, y: x**2, (X, X), 0)
+    assert torch.equal(result[0][:, 0], 2 * X[:, 0])
+    assert not result[1].any()
     trace = hessian_trace(lambda x, y: x**2, (X, X), 0, estimator="exact")
     assert trace.tolist() == [2.0] * 4
 

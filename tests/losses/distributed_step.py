@@ -1,14 +1,14 @@
 """Training steps on two processes against the same on one: what each process runs for tests/losses/test_distributed.py.
 
-`torchrun --standalone --nproc-per-node 2 -m tests.losses.distributed_step FILE` writes to the file what came of each
-check: the largest difference of a gradient, or an error's text.
+`python -m tests.losses.distributed_step RANK FOLDER`, once for each rank, writes to a file in the folder what came of
+each check: the largest difference of a gradient, or an error's text.
 """
 
 import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,14 @@ class Setting:
     def checks(self) -> list[Sequence[str]]:
         return [self.losses] if self.together else [(name,) for name in self.losses]
 
+    def on_one_process(self) -> "Setting":
+        """A setting with the same gradients by definition, of which many have one.
+
+        Without batch norm, no term sees what another's forward pass has done.
+        """
+        order = {} if self.batch_norm else {"terms": tuple(sorted(self.terms)), "apart": False}
+        return replace(self, wrap=_parallel, **order)
+
 
 _unused = {"find_unused_parameters": True}
 SETTINGS = {
@@ -213,28 +221,57 @@ def gradients(
             take_step(models, losses, how, [(x[2:], y[2:]) for x, y in halves])
         else:
             take_step(models, losses, how, halves)
-        found = []
+        means = []
         for same in zip(*(model.parameters() for model in models), strict=True):
-            found.append(sum(torch.zeros_like(p) if p.grad is None else p.grad for p in same) / len(same))
+            means.append(sum(torch.zeros_like(p) if p.grad is None else p.grad for p in same) / len(same))
             for p in same:
-                p.data -= RATE * found[-1]
-        yield [g.clone() for g in found]
+                p.data -= RATE * means[-1]
+        yield [g.clone() for g in means]
 
 
-def difference(how: Setting, names: Sequence[str]) -> float:
-    """The largest of a gradient on this process from that of a single process with both parts."""
+def split_batch() -> list[tuple[Tensor, Tensor]]:
     x, y = batch()
-    halves = list(zip(parts(x), parts(y), strict=True))
+    return list(zip(parts(x), parts(y), strict=True))
 
-    def losses() -> list[nn.Module]:
-        return [LOSSES[name]() for name in names]
 
-    both = [how.view(network(how.batch_norm)).train(how.training) for _ in halves]
-    expected = gradients(both, [losses() for _ in halves], how, halves)
-    mine = halves[torch.distributed.get_rank()]
+def losses_of(names: Sequence[str]) -> list[nn.Module]:
+    return [LOSSES[name]() for name in names]
+
+
+Steps = list[list[Tensor]]
+Reference = tuple[Setting, tuple[str, ...]]
+
+
+def reference(how: Setting, names: Sequence[str]) -> Steps:
+    """The gradients of a single process with both parts."""
+    halves = split_batch()
+    models = [how.view(network(how.batch_norm)).train(how.training) for _ in halves]
+    return list(gradients(models, [losses_of(names) for _ in halves], how, halves))
+
+
+def references() -> dict[Reference, Steps | str]:
+    """For each setting on one process; each process computes its share. An error's text where one is raised."""
+    every = [(how.on_one_process(), tuple(names)) for how in SETTINGS.values() for names in how.checks()]
+    unique = list(dict.fromkeys(every))
+    mine: list[Steps | str] = []
+    for how, names in unique[torch.distributed.get_rank() :: PROCESSES]:
+        try:
+            mine.append(reference(how, names))
+        except Exception as error:
+            mine.append(f"{type(error).__name__}: {error}")
+    shares: list[Any] = [None] * PROCESSES
+    torch.distributed.all_gather_object(shares, mine)
+    return {one: shares[i % PROCESSES][i // PROCESSES] for i, one in enumerate(unique)}
+
+
+def difference(how: Setting, names: Sequence[str], expected: Steps | str) -> float:
+    """The largest of a gradient on this process from that of a single process with both parts."""
+    if isinstance(expected, str):
+        raise RuntimeError(expected)
+    own = split_batch()[torch.distributed.get_rank()]
     model = how.view(how.wrap(network(how.batch_norm))).train(how.training)
-    found = gradients([model], [losses()], how, [mine])
-    pairs = [pair for step in zip(expected, found, strict=True) for pair in zip(*step, strict=True)]
+    steps = gradients([model], [losses_of(names)], how, [own])
+    pairs = [pair for both in zip(expected, steps, strict=True) for pair in zip(*both, strict=True)]
     assert pairs
     return max(float((a - b).abs().max()) for a, b in pairs)
 
@@ -277,7 +314,7 @@ def restored() -> float:
     return float(not untouched or not model.broadcast_buffers)
 
 
-def check(name: str) -> float | str:
+def check(name: str, expected: dict[Reference, Steps | str]) -> float | str:
     special: dict[str, Callable[[], float | str]] = {
         STATIC: static_graph,
         NORMALIZER: normalizer,
@@ -287,26 +324,26 @@ def check(name: str) -> float | str:
         return special[name]()
     setting, _, names = name.partition(": ")
     how = SETTINGS[setting]
-    return difference(how, how.losses if how.together else (names,))
+    one = tuple(how.losses) if how.together else (names,)
+    return difference(how, one, expected[how.on_one_process(), one])
 
 
-def main(path: Path) -> None:
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=30))
-    found: dict[str, list[float | str]] = {}
+def main(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world_size=PROCESSES, rank=rank
+    )
+    expected = references()
+    results: dict[str, float | str] = {}
     for name in CHECKS:
         try:
-            result = check(name)
+            results[name] = check(name, expected)
         except Exception as error:  # on both, or the other waits for its time limit
-            result = f"{type(error).__name__}: {error}"
-        both: list[Any] = [None] * PROCESSES
-        torch.distributed.all_gather_object(both, result)
-        found[name] = both
-    if torch.distributed.get_rank() == 0:
-        path.write_text(json.dumps(found), encoding="utf-8")
+            results[name] = f"{type(error).__name__}: {error}"
+    (folder / f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -85,8 +85,8 @@ def test_a_compiled_model_has_the_same_loss_and_gradients(
 ) -> None:
     expected = trained(network(True), LOSSES[name]())
     # Its backward pass is compiled as well, and cannot be differentiated: as the default backend's.
-    found = trained(how(network(True), "aot_eager"), LOSSES[name]())
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    result = trained(how(network(True), "aot_eager"), LOSSES[name]())
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -147,9 +147,9 @@ def test_autocast_leaves_the_loss_in_full_precision(name: str) -> None:
     assert value.dtype == torch.float32
     assert torch.equal(value, expected)
     own = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)
-    for found, parameter in zip(own, plain.parameters(), strict=True):
-        assert (found is None) == (parameter.grad is None)
-        assert found is None or torch.equal(found, parameter.grad)
+    for result, parameter in zip(own, plain.parameters(), strict=True):
+        assert (result is None) == (parameter.grad is None)
+        assert result is None or torch.equal(result, parameter.grad)
 
     before = [p.detach().clone() for p in model.parameters()]
     scaler.scale(entropy + value).backward()

@@ -133,11 +133,11 @@ def in_words(teacher, student, layers, inputs, resized=lambda maps: maps):
     """The two terms, example by example and layer by layer."""
 
     def attention(model, name, n, leaves):
-        kept = []
-        handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output))
+        inputs = []
+        handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: inputs.append(output))
         model(*leaves)
         handle.remove()
-        return sum(channel**2 for channel in kept[0][0])
+        return sum(channel**2 for channel in inputs[0][0])
 
     def unit(tensors):
         flat = torch.cat([t.flatten() for t in tensors])
@@ -362,15 +362,15 @@ def test_parts_of_the_experiment():
     part, left = transfer.split(data, 50, seed=3)
     assert part.train_images.shape == (50, 1, 8, 8) and len(left) == 1437 - 50
     assert torch.equal(part.train_images, transfer.split(data, 500, seed=3)[0].train_images[:50])
-    found = [{"cross-entropy": [0.5, 0.75]}, {"cross-entropy": [0.75, 0.75]}]
-    assert transfer.table(found, (50, 100)).splitlines()[-1] == "| cross-entropy | 62.5 (17.7) |   75.0 (0.0) |"
+    result = [{"cross-entropy": [0.5, 0.75]}, {"cross-entropy": [0.75, 0.75]}]
+    assert transfer.table(result, (50, 100)).splitlines()[-1] == "| cross-entropy | 62.5 (17.7) |   75.0 (0.0) |"
 
 
 @pytest.mark.slow
 def test_jacobians_help_most_where_data_are_scarce():
     names = (transfer.PLAIN, transfer.DISTILLED, transfer.MATCHED)
-    found = [transfer.measured(seed, (50, 500), names=names) for seed in (0, 1, 2)]
-    plain, distilled, matched = (torch.tensor([f[name] for f in found]) for name in names)  # (seeds, sizes)
+    result = [transfer.measured(seed, (50, 500), names=names) for seed in (0, 1, 2)]
+    plain, distilled, matched = (torch.tensor([f[name] for f in result]) for name in names)  # (seeds, sizes)
     assert (distilled[:, 0] > plain[:, 0] + 0.02).all() and (matched[:, 0] > plain[:, 0] + 0.02).all()
     scarce, plenty = (matched - distilled).mean(0)
     assert scarce > 0.005 and scarce > plenty
@@ -379,9 +379,9 @@ def test_jacobians_help_most_where_data_are_scarce():
 @pytest.mark.parametrize("temperature", [16.0, 1e3, 1e5])
 def test_high_temperatures_keep_their_digits(temperature):
     teacher, student, x = nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(8, 4)
-    found = DistillationLoss(teacher, temperature)(student, x)
+    result = DistillationLoss(teacher, temperature)(student, x)
     expected = DistillationLoss(teacher.double(), temperature)(student.double(), x.double())
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert result.item() == pytest.approx(expected.item(), rel=1e-5)
     assert DistillationLoss(teacher, temperature)(teacher, x.double()).item() == 0
 
 

@@ -15,30 +15,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float | str]]:
-    """What came of each check on each process: one launch for all of them."""
-    path = tmp_path_factory.mktemp("distributed") / "found.json"
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    run = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "tests.losses.distributed_step", str(path)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert path.exists(), run.stderr
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("check", [name for name in CHECKS if name != STATIC])
-def test_gradients_are_those_of_one_process(found: dict[str, list[float | str]], check: str) -> None:
-    assert len(found[check]) == PROCESSES
-    for difference in found[check]:
-        assert isinstance(difference, float), difference
-        assert difference < 1e-10
-
-
-def test_a_static_graph_is_refused(found: dict[str, list[float | str]]) -> None:
-    assert all("static_graph=True does not synchronise" in str(message) for message in found[STATIC])
+def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
+    """One launch for all checks; a static graph is refused."""
+    launch = [sys.executable, "-m", "tests.losses.distributed_step"]
+    processes = [
+        subprocess.Popen(
+            [*launch, str(rank), str(tmp_path)], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(PROCESSES)
+    ]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    files = [tmp_path / f"{rank}.json" for rank in range(PROCESSES)]
+    assert all(file.exists() for file in files), "\n".join(errors)
+    for file in files:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        assert list(results) == CHECKS
+        assert "static_graph=False" in results.pop(STATIC)
+        assert {name: result for name, result in results.items() if isinstance(result, str) or result > 1e-10} == {}

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from captum_density._command.network import train
 from captum_density.datasets import digits
 from captum_density.losses import FoolingLoss
 from tests.experiments import fooling
@@ -95,8 +94,8 @@ def test_several_inputs_have_one_cosine(model, x, y):
     expected = slow(model, (x, y), each, LABELS, factor).item()
     assert FoolingLoss(maps)(model, (x, y), LABELS, factor).item() == pytest.approx(expected, abs=1e-12)
     assert FoolingLoss(target_maps=each)(model, (x, y), LABELS, (factor,)).item() == pytest.approx(expected, abs=1e-12)
-    made = FoolingLoss(target_maps=lambda x, y: (x.sin(), y.cos()))(model, (x, y), LABELS, factor)
-    assert made.item() == pytest.approx(slow(model, (x, y), (x.sin(), y.cos()), LABELS, factor).item(), abs=1e-12)
+    result = FoolingLoss(target_maps=lambda x, y: (x.sin(), y.cos()))(model, (x, y), LABELS, factor)
+    assert result.item() == pytest.approx(slow(model, (x, y), (x.sin(), y.cos()), LABELS, factor).item(), abs=1e-12)
 
 
 def test_one_number_an_example():
@@ -218,12 +217,12 @@ def test_maps_are_targets_and_not_trained(model, x):
 def test_pattern_is_part_of_the_state(x):
     pattern = torch.randn(2, 3)
     loss, other = FoolingLoss(pattern), FoolingLoss(torch.ones(2, 3))
-    kept = pattern.clone()
+    copied = pattern.clone()
     pattern.zero_()
     other.load_state_dict(loss.state_dict())
     model, x = TwoInputs(), x.float()
     assert loss.cosine is None
-    assert other(model, x, LABELS) == loss(model, x, LABELS) == FoolingLoss(kept)(model, x, LABELS)
+    assert other(model, x, LABELS) == loss(model, x, LABELS) == FoolingLoss(copied)(model, x, LABELS)
     assert [buffer.dtype for buffer in loss.double().buffers()] == [torch.float64]
     assert [buffer.device.type for buffer in copy.deepcopy(loss).to("meta").buffers()] == ["meta"]
     assert not list(loss.parameters())
@@ -334,7 +333,7 @@ EPOCHS = 4
 @pytest.fixture(scope="module")
 def honest():
     data = digits()
-    return fooling.measure(train(data, seed=0, epochs=EPOCHS), data, fooling.cross(zero_mean=False))
+    return fooling.measure(fooling.honest(data, seed=0, epochs=EPOCHS), data, fooling.cross(zero_mean=False))
 
 
 @pytest.mark.parametrize("target", ["random", "labels"])

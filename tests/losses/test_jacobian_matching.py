@@ -120,11 +120,11 @@ def test_random_projections_are_unbiased(teacher, student, x):
         return JacobianMatchingLoss(teacher, output, False, **options)(student, x).item()
 
     generator = seeded()
-    drawn = torch.tensor([value("random", n_projections=3, generator=generator) for _ in range(400)])
-    assert drawn.std() > 0.01
-    assert abs(drawn.mean() - value("all")) < 5 * drawn.std() / 20
+    estimates = torch.tensor([value("random", n_projections=3, generator=generator) for _ in range(144)])
+    assert estimates.std() > 0.01
+    assert abs(estimates.mean() - value("all")) < 5 * estimates.std() / 12
     # Enough projections come near it by themselves, in direction too.
-    many = JacobianMatchingLoss(teacher, "random", n_projections=3000, generator=generator)
+    many = JacobianMatchingLoss(teacher, "random", n_projections=1000, generator=generator)
     assert many(student, x).item() == pytest.approx(JacobianMatchingLoss(teacher, "all")(student, x).item(), rel=0.1)
 
 
@@ -187,15 +187,15 @@ def test_linear_models_have_their_weights_for_jacobians(seed, shape):
     def error(t, s):
         return pytest.approx(((t - s) ** 2).sum().item())
 
-    def found(*args):
+    def loss(*args):
         return JacobianMatchingLoss(lambda x: x @ a.T, *args)(
             lambda x: x @ b.T + 1, x, k if "all" not in args else None
         )
 
-    assert found("target", False) == error(a[k], b[k])
-    assert found("all", False) == error(a, b)
-    assert found("target", True) == error(a[k] / a[k].norm(), b[k] / b[k].norm())
-    assert found("all", True) == error(a / a.norm(), b / b.norm())
+    assert loss("target", False) == error(a[k], b[k])
+    assert loss("all", False) == error(a, b)
+    assert loss("target", True) == error(a[k] / a[k].norm(), b[k] / b[k].norm())
+    assert loss("all", True) == error(a / a.norm(), b / b.norm())
 
 
 def test_a_linear_student_learns_the_teachers_weights():
@@ -267,11 +267,11 @@ def test_noise_form_is_exact_for_linear_models(cubature, std):
 def test_noise_form_in_expectation():
     teacher, student, x = nn.Linear(4, 3).double(), nn.Linear(4, 3).double(), torch.randn(2, 4, dtype=DOUBLE)
     loss = NoiseMatchingLoss(teacher, 0.7, 10, generator=seeded())
-    drawn = torch.tensor([loss(student, x).item() for _ in range(400)])
+    estimates = torch.tensor([loss(student, x).item() for _ in range(400)])
     jacobians = JacobianMatchingLoss(teacher, "all", normalize=False)(student, x).item()
     expected = squared_distance(teacher, student, x) + 0.7**2 * jacobians
-    assert abs(drawn.mean() - expected) < 5 * drawn.std() / 20
-    assert 5 * drawn.std() / 20 < 0.1 * 0.7**2 * jacobians  # or it would show nothing
+    assert abs(estimates.mean() - expected) < 5 * estimates.std() / 20
+    assert 5 * estimates.std() / 20 < 0.1 * 0.7**2 * jacobians  # or it would show nothing
 
 
 def coefficient(teacher, student, x, std):

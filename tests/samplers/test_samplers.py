@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from captum_density._density.langevin import Langevin
-from captum_density._density.log_density import LogDensity
 from captum_density.samplers import ActivationMaximization, LangevinSampler, Samples
 
 
@@ -83,25 +81,25 @@ def test_chains_are_those_of_one_example_at_a_time(seed, metropolis, step_size, 
     targets = [None] * 3 if marginal else torch.randint(3, (3,)).tolist()
     options = {"step_size": step_size, "temperature": temperature, "bounds": bounds, "metropolis": metropolis}
     sampler = LangevinSampler(model, n_steps=6, **options, generator=seeded(seed))
-    found = sampler.sample(x, None if marginal else targets, return_trajectory=True)
+    result = sampler.sample(x, None if marginal else targets, return_trajectory=True)
     path, rate = slowly(model, x, targets, n_steps=6, **options, generator=seeded(seed))
-    assert isinstance(found, Samples)
-    assert_close(found.trajectory, path)
-    assert_close(found.acceptance_rate, rate)
-    assert torch.equal(found.samples, found.trajectory[-1]) and torch.equal(x, found.trajectory[0])
+    assert isinstance(result, Samples)
+    assert_close(result.trajectory, path)
+    assert_close(result.acceptance_rate, rate)
+    assert torch.equal(result.samples, result.trajectory[-1]) and torch.equal(x, result.trajectory[0])
     if bounds is not None:
-        assert bool((found.trajectory >= bounds[0]).all() and (found.trajectory <= bounds[1]).all())
+        assert bool((result.trajectory >= bounds[0]).all() and (result.trajectory <= bounds[1]).all())
 
 
 def test_one_step_by_hand():
     noise = torch.randn(2, 3, generator=seeded(5))
     x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
-    found = LangevinSampler(standard, 0.04, 1, temperature=0.5, generator=seeded(5)).sample(x)
-    assert_close(found.samples, x - 0.04 / 2 * x / 0.5 + 0.2 * noise)
+    result = LangevinSampler(standard, 0.04, 1, temperature=0.5, generator=seeded(5)).sample(x)
+    assert_close(result.samples, x - 0.04 / 2 * x / 0.5 + 0.2 * noise)
     # The dynamics of Grathwohl et al., x + a grad log p + s N(0, 1), as the docstring has it.
     a, s = 0.3, 0.2
-    found = LangevinSampler(standard, s**2, 1, temperature=s**2 / (2 * a), generator=seeded(5)).sample(x)
-    assert_close(found.samples, x - a * x + s * noise)
+    result = LangevinSampler(standard, s**2, 1, temperature=s**2 / (2 * a), generator=seeded(5)).sample(x)
+    assert_close(result.samples, x - a * x + s * noise)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -162,9 +160,9 @@ def test_metropolis_weighs_the_modes_of_a_mixture():
     model = lambda x: weights.log() - 0.5 * (x - means).pow(2)  # noqa: E731
     cdf = lambda x: (weights * torch.special.ndtr(x[:, None] - means)).sum(1)  # noqa: E731
     sampler = LangevinSampler(model, 1.5, 150, metropolis=True, generator=seeded())
-    found = sampler.sample(normal(4000, 1))
+    result = sampler.sample(normal(4000, 1))
     # 1.95 is exceeded by one in a thousand.
-    assert farthest(found.samples, cdf) < 1.95
+    assert farthest(result.samples, cdf) < 1.95
     # A class's logit alone is one mode; each chain has its own.
     target = torch.arange(4000) % 2
     of_classes = sampler.sample(normal(4000, 1), target).samples
@@ -177,26 +175,26 @@ def test_metropolis_within_bounds_is_the_truncated_density(bounds):
     low, high = bounds
     start = low + torch.rand(4000, 1, dtype=torch.float64)
     sampler = LangevinSampler(standard, 0.4, 100, bounds=bounds, metropolis=True, generator=seeded())
-    found = sampler.sample(start, return_trajectory=True)
-    assert bool((found.trajectory >= low).all() and (found.trajectory <= high).all())
+    result = sampler.sample(start, return_trajectory=True)
+    assert bool((result.trajectory >= low).all() and (result.trajectory <= high).all())
     phi = lambda t: math.exp(-(t**2) / 2) / math.sqrt(2 * math.pi)  # noqa: E731
     cdf = lambda t: 0.5 * (1 + math.erf(t / math.sqrt(2)))  # noqa: E731
     z = cdf(high) - cdf(low)
     mean = (phi(low) - phi(high)) / z
     variance = 1 + (low * phi(low) - (0 if high == math.inf else high * phi(high))) / z - mean**2
-    assert abs(found.samples.mean().item() - mean) < 4 * math.sqrt(variance / 4000)
+    assert abs(result.samples.mean().item() - mean) < 4 * math.sqrt(variance / 4000)
     # A truncated variance's error is below the normal one's.
-    assert abs(found.samples.var().item() - variance) < 4 * variance * math.sqrt(2 / 4000)
+    assert abs(result.samples.var().item() - variance) < 4 * variance * math.sqrt(2 / 4000)
     # Refused steps stay, they do not pile up at the edge.
-    assert not bool((found.samples == low).any() or (found.samples == high).any())
+    assert not bool((result.samples == low).any() or (result.samples == high).any())
 
 
 def test_clamped_chains_stand_at_the_edge():
-    found = LangevinSampler(lambda x: 5 * x.sum(1), 0.5, 30, bounds=(-1.0, 2.0), generator=seeded()).sample(
+    result = LangevinSampler(lambda x: 5 * x.sum(1), 0.5, 30, bounds=(-1.0, 2.0), generator=seeded()).sample(
         torch.full((500, 1), 9.0), return_trajectory=True
     )
-    assert found.trajectory[0].eq(9).all()
-    assert bool((found.trajectory[1:] <= 2).all()) and float(found.samples.eq(2).float().mean()) > 0.5
+    assert result.trajectory[0].eq(9).all()
+    assert bool((result.trajectory[1:] <= 2).all()) and float(result.samples.eq(2).float().mean()) > 0.5
 
 
 def test_acceptance_falls_with_the_step():
@@ -224,33 +222,13 @@ def test_acceptance_in_high_dimensions_is_the_known_one(length):
         return phi(mean / spread) + math.exp(mean + spread**2 / 2) * phi(-spread - mean / spread)
 
     step = length**2 * d ** (-1 / 3)
-    found = LangevinSampler(standard, step, 4, metropolis=True, generator=seeded()).sample(normal(2000, d))
+    result = LangevinSampler(standard, step, 4, metropolis=True, generator=seeded()).sample(normal(2000, d))
     # A chain's four are alike, so that the error is that of 2000 draws at most.
-    assert abs(float(found.acceptance_rate.mean()) - expected(d)) < 4 * 0.5 / math.sqrt(2000)
+    assert abs(float(result.acceptance_rate.mean()) - expected(d)) < 4 * 0.5 / math.sqrt(2000)
     # The limit of G. O. Roberts and J. S. Rosenthal, J. R. Statist. Soc. B 60, 1998: 2 Phi(-l^3 K / 2), K = 1/4 here;
     # 0.574 at the l of 1.65 that makes chains fastest.
     assert abs(expected(1e12) - 2 * phi(-(length**3) / 8)) < 1e-3
     assert length != 1.651 or abs(expected(1e12) - 0.574) < 1e-3
-
-
-@given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0]), st.sampled_from([1.0, 0.3]))
-def test_the_ratio_is_balanced(seed, step_size, temperature):
-    x, new = normal(4, 3, seed=seed), normal(4, 3, seed=seed + 1)
-    model = lambda x: torch.stack([x.sin().sum(1), (2 * x).cos().sum(1)], 1)  # noqa: E731
-    density = LogDensity(model, x, [0, 1, 1, 0], None)
-    langevin = Langevin(step_size, temperature, None, True, None)
-    states = [(points, *density.scores(points)) for points in ((x[None],), (new[None],))]
-    forth, back = langevin._log_ratio(*states[0], *states[1]), langevin._log_ratio(*states[1], *states[0])
-    assert_close(forth, -back)
-
-    def q(start, slope):
-        covariance = torch.eye(3, dtype=torch.float64) * step_size
-        return torch.distributions.MultivariateNormal(start + step_size / (2 * temperature) * slope, covariance)
-
-    for i, target in enumerate([0, 1, 1, 0]):
-        (a, slope_a), (b, slope_b) = score_at(model, x[i], target), score_at(model, new[i], target)
-        expected = (b - a) / temperature + q(new[i], slope_b).log_prob(x[i]) - q(x[i], slope_a).log_prob(new[i])
-        assert_close(forth[0, i], expected)
 
 
 def test_where_the_density_is_zero_or_nan_no_chain_goes():
@@ -278,11 +256,11 @@ every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
 def test_shapes_and_dtypes(make, dtype):
     x = torch.randn(3, 1, 4, 4).to(dtype).requires_grad_()
     before = x.detach().clone()
-    found = make(standard).sample(x, return_trajectory=True)
-    assert found.samples.shape == x.shape and found.samples.dtype == dtype and not found.samples.requires_grad
-    assert found.trajectory.shape == (6, 3, 1, 4, 4) and not found.trajectory.requires_grad
-    assert torch.equal(found.trajectory[0], before) and torch.equal(found.trajectory[-1], found.samples)
-    assert found.acceptance_rate.shape == (3,) and not bool((found.samples == before).all())
+    result = make(standard).sample(x, return_trajectory=True)
+    assert result.samples.shape == x.shape and result.samples.dtype == dtype and not result.samples.requires_grad
+    assert result.trajectory.shape == (6, 3, 1, 4, 4) and not result.trajectory.requires_grad
+    assert torch.equal(result.trajectory[0], before) and torch.equal(result.trajectory[-1], result.samples)
+    assert result.acceptance_rate.shape == (3,) and not bool((result.samples == before).all())
     assert x.grad is None and torch.equal(x, before)
     assert make(standard).sample(x).trajectory is None
 
@@ -300,26 +278,26 @@ def test_several_inputs_are_one_chain(make):
     x, y = normal(3, 2), normal(3, 2, 2)
     options = [{}, {}] if make is SAMPLERS["maximization"] else [{"generator": seeded()}, {"generator": seeded()}]
     density = lambda x, y: -0.5 * (x.pow(2).sum(1) * y.flatten(1).exp().sum(1))  # noqa: E731
-    found = make(density, **options[0]).sample((x, y), return_trajectory=True)
-    assert isinstance(found.samples, tuple) and [t.shape for t in found.trajectory] == [(6, 3, 2), (6, 3, 2, 2)]
-    assert torch.equal(found.samples[1], found.trajectory[1][-1])
+    result = make(density, **options[0]).sample((x, y), return_trajectory=True)
+    assert isinstance(result.samples, tuple) and [t.shape for t in result.trajectory] == [(6, 3, 2), (6, 3, 2, 2)]
+    assert torch.equal(result.samples[1], result.trajectory[1][-1])
     one = make(standard, **options[1]).sample((x,))
     assert isinstance(one.samples, tuple) and len(one.samples) == 1
     if make is SAMPLERS["maximization"]:
         joined = lambda z: density(z[:, :2], z[:, 2:].reshape(-1, 2, 2))  # noqa: E731
         z = make(joined).sample(torch.cat([x, y.flatten(1)], 1)).samples
-        assert_close(torch.cat([found.samples[0], found.samples[1].flatten(1)], 1), z)
+        assert_close(torch.cat([result.samples[0], result.samples[1].flatten(1)], 1), z)
 
 
 def test_several_inputs_move_and_are_accepted_as_one():
     x, y = normal(400, 1), normal(400, 1)
     joint = lambda x, y: -0.5 * (x.pow(2) + y.pow(2) - 1.6 * x * y).sum(1) / (1 - 0.64)  # noqa: E731
     sampler = LangevinSampler(joint, 0.3, 40, metropolis=True, generator=seeded())
-    found = sampler.sample((x, y), return_trajectory=True)
-    moved = [path.diff(dim=0).ne(0) for path in found.trajectory]
+    result = sampler.sample((x, y), return_trajectory=True)
+    moved = [path.diff(dim=0).ne(0) for path in result.trajectory]
     assert torch.equal(*moved)
-    assert_close(found.acceptance_rate, moved[0][:, :, 0].double().mean(0))
-    correlation = torch.corrcoef(torch.cat(found.samples, 1).T)[0, 1].item()
+    assert_close(result.acceptance_rate, moved[0][:, :, 0].double().mean(0))
+    correlation = torch.corrcoef(torch.cat(result.samples, 1).T)[0, 1].item()
     assert abs(correlation - 0.8) < 4 * (1 - 0.64) / math.sqrt(400)
 
 
@@ -333,7 +311,7 @@ def test_several_inputs_are_those_of_one_joined():
         metropolis=True,
         generator=seeded(),
     )
-    found = sampler.sample((x, y), return_trajectory=True)
+    result = sampler.sample((x, y), return_trajectory=True)
 
     def drift(z):
         leaf = z.clone().requires_grad_()
@@ -349,9 +327,9 @@ def test_several_inputs_are_those_of_one_joined():
         forth, back = ((a - b).pow(2).sum(1) / (2 * step) for a, b in ((new, mean), (z, new_mean)))
         inside = new.abs().le(1.5)
         outside += int((inside[:, :2].all(1) ^ inside[:, 2:].all(1)).sum())
-        taken = (uniform < (new_value - value + forth - back).exp()) & inside.all(1)
-        z = torch.where(taken[:, None], new, z)
-        assert_close(torch.cat([found.trajectory[0][number], found.trajectory[1][number].flatten(1)], 1), z)
+        moves = (uniform < (new_value - value + forth - back).exp()) & inside.all(1)
+        z = torch.where(moves[:, None], new, z)
+        assert_close(torch.cat([result.trajectory[0][number], result.trajectory[1][number].flatten(1)], 1), z)
     assert outside > 5  # steps that one input alone made leave the bounds
 
 
@@ -359,18 +337,18 @@ def test_several_inputs_are_those_of_one_joined():
 def test_additional_arguments(make):
     x, weight = normal(3, 2), normal(3, 4)
     model = nn.Linear(2, 4).double()
-    seen = []
+    batches = []
 
     def forward(x, weight, factor, name):
-        seen.append((len(weight), name))
+        batches.append((len(weight), name))
         return model(x) * weight * factor
 
     options = {} if make is SAMPLERS["maximization"] else {"generator": seeded()}
-    found = make(forward, **options).sample(x, [0, 1, 3], (weight, 2.0, "name"))
-    assert set(seen) == {(3, "name")}
+    result = make(forward, **options).sample(x, [0, 1, 3], (weight, 2.0, "name"))
+    assert set(batches) == {(3, "name")}
     options = {} if make is SAMPLERS["maximization"] else {"generator": seeded()}
     inside = make(lambda x: model(x) * weight * 2, **options).sample(x, torch.tensor([0, 1, 3]))
-    assert torch.equal(found.samples, inside.samples)
+    assert torch.equal(result.samples, inside.samples)
 
 
 @every_sampler
@@ -383,12 +361,12 @@ def test_the_model_is_as_before_and_batch_norm_is_fixed(make, training):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.randn(6, 4)
     torch.manual_seed(1)
-    found = make(model).sample(x, 1)
+    result = make(model).sample(x, 1)
     assert model.training == model[1].training == training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model[0].weight.grad.eq(1).all() and all(p.grad is None for p in model[3].parameters())
     torch.manual_seed(1)
-    assert torch.equal(make(model.eval()).sample(x, 1).samples, found.samples)
+    assert torch.equal(make(model.eval()).sample(x, 1).samples, result.samples)
 
 
 @every_sampler
@@ -526,15 +504,15 @@ def test_every_step_of_a_quadratic_in_closed_form(decay, form):
     start, eta = normal(4, 3), 0.1
     reference = {"number": 1.5, "one for all": normal(3), "one for each": normal(4, 3), "tuple": (normal(1, 3),)}[form]
     sampler = ActivationMaximization(density, eta, 300, decay=decay, reference=reference)
-    found = sampler.sample(start, return_trajectory=True)
+    result = sampler.sample(start, return_trajectory=True)
     given_reference = torch.as_tensor(reference[0] if form == "tuple" else reference, dtype=torch.float64)
     hessian = precision + decay * torch.eye(3, dtype=torch.float64)
     best = torch.linalg.solve(hessian, (mean @ precision + decay * given_reference.expand(4, 3)).T).T
     step = torch.eye(3, dtype=torch.float64) - eta * hessian
     for t in (0, 1, 2, 7, 50):  # x_t - x* = (1 - eta H)^t (x_0 - x*)
-        assert_close(found.trajectory[t] - best, (start - best) @ torch.linalg.matrix_power(step, t))
-    assert_close(found.samples, best, rtol=1e-8, atol=1e-8)
-    assert found.acceptance_rate.tolist() == [1, 1, 1, 1]
+        assert_close(result.trajectory[t] - best, (start - best) @ torch.linalg.matrix_power(step, t))
+    assert_close(result.samples, best, rtol=1e-8, atol=1e-8)
+    assert result.acceptance_rate.tolist() == [1, 1, 1, 1]
 
 
 def test_it_draws_nothing():
@@ -545,8 +523,8 @@ def test_it_draws_nothing():
 
 def test_each_example_climbs_its_own_class():
     model, x = nn.Linear(4, 3).double(), normal(3, 4)
-    found = ActivationMaximization(model, 0.1, 7).sample(x, [2, 0, 1]).samples
-    assert_close(found, (x + 0.7 * model.weight[[2, 0, 1]]).detach())
+    result = ActivationMaximization(model, 0.1, 7).sample(x, [2, 0, 1]).samples
+    assert_close(result, (x + 0.7 * model.weight[[2, 0, 1]]).detach())
     marginal = ActivationMaximization(model, 0.1, 1).sample(x).samples
     assert_close(marginal, (x + 0.1 * model(x).softmax(1) @ model.weight).detach())
 
@@ -557,10 +535,10 @@ def test_normalized_steps_have_one_length(seed, exponent):
     scale = 10.0**exponent
     x = torch.randn(4, 2, 3)  # in single precision, whose squares of 1e-30 are 0 and of 1e30 infinite
     density = lambda x: scale * (x.sin() * torch.arange(1.0, 7).reshape(2, 3)).flatten(1).sum(1)  # noqa: E731
-    found = ActivationMaximization(density, 0.25, 6, normalize=True).sample(x, return_trajectory=True)
-    steps = found.trajectory.double().diff(dim=0).flatten(2)
+    result = ActivationMaximization(density, 0.25, 6, normalize=True).sample(x, return_trajectory=True)
+    steps = result.trajectory.double().diff(dim=0).flatten(2)
     assert_close(steps.norm(dim=2), torch.full((6, 4), 0.25, dtype=torch.float64), rtol=0, atol=1e-5)
-    slope = found.trajectory[:-1].double().cos() * torch.arange(1.0, 7).reshape(2, 3)
+    slope = result.trajectory[:-1].double().cos() * torch.arange(1.0, 7).reshape(2, 3)
     cosines = torch.cosine_similarity(steps, slope.flatten(2), dim=2)
     assert bool((cosines > 1 - 1e-5).all())
 
@@ -568,26 +546,26 @@ def test_normalized_steps_have_one_length(seed, exponent):
 def test_normalized_over_all_inputs_and_with_decay_apart():
     x, y = normal(3, 2), normal(3, 1, 2)
     forward = lambda x, y: 3 * x.sum(1) - 4 * y.flatten(1).sum(1)  # noqa: E731
-    found = ActivationMaximization(forward, 0.5, 1, normalize=True, decay=0.3, reference=(1.0, 2.0)).sample((x, y))
+    result = ActivationMaximization(forward, 0.5, 1, normalize=True, decay=0.3, reference=(1.0, 2.0)).sample((x, y))
     length = math.sqrt(2 * 9 + 2 * 16)
-    assert_close(found.samples[0], x + 0.5 * (3 / length - 0.3 * (x - 1)))
-    assert_close(found.samples[1], y + 0.5 * (-4 / length - 0.3 * (y - 2)))
+    assert_close(result.samples[0], x + 0.5 * (3 / length - 0.3 * (x - 1)))
+    assert_close(result.samples[1], y + 0.5 * (-4 / length - 0.3 * (y - 2)))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_gradient_of_zero_stays(normalize, dtype):
     x = torch.tensor([[0.0, 0.0], [1.0, 2.0]], dtype=dtype)
-    found = ActivationMaximization(standard, 0.1, 4, normalize=normalize).sample(x).samples
-    assert found[0].tolist() == [0, 0] and not torch.equal(found[1], x[1]) and found.dtype == dtype
+    result = ActivationMaximization(standard, 0.1, 4, normalize=normalize).sample(x).samples
+    assert result[0].tolist() == [0, 0] and not torch.equal(result[1], x[1]) and result.dtype == dtype
 
 
 def test_bounds_hold_at_every_step():
     center = torch.tensor([-2.0, 0.5, 3.0], dtype=torch.float64)
     density = lambda x: -0.5 * (x - center).pow(2).sum(1)  # noqa: E731
-    found = ActivationMaximization(density, 0.5, 60, bounds=(0.0, 1.0)).sample(normal(2, 3), return_trajectory=True)
-    assert bool((found.trajectory[1:] >= 0).all() and (found.trajectory[1:] <= 1).all())
-    assert_close(found.samples, center.clamp(0, 1).expand(2, 3))
+    result = ActivationMaximization(density, 0.5, 60, bounds=(0.0, 1.0)).sample(normal(2, 3), return_trajectory=True)
+    assert bool((result.trajectory[1:] >= 0).all() and (result.trajectory[1:] <= 1).all())
+    assert_close(result.samples, center.clamp(0, 1).expand(2, 3))
 
 
 @pytest.mark.parametrize(

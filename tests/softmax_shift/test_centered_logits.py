@@ -26,9 +26,9 @@ def test_has_the_same_softmax_and_no_shift(problem, kind, size, how):
     assert_close(constant, torch.zeros_like(constant), rtol=0, atol=1e-12)
     fooled = CenteredLogits(SoftmaxShift(model, SHIFTS[kind](model, x, size)), how)
     assert_close(fooled(x), values, rtol=0, atol=1e-11)
-    own, found = [gradient(f, x, lambda f: f[:, 1]) for f in (centered, fooled)]
+    own, result = [gradient(f, x, lambda f: f[:, 1]) for f in (centered, fooled)]
     largest = float(gradient(fooled.model, x, lambda f: f[:, 1]).abs().max() + own.abs().max())
-    assert_close(found, own, rtol=0, atol=1e-10 * largest)
+    assert_close(result, own, rtol=0, atol=1e-10 * largest)
 
 
 @pytest.mark.parametrize("dim", [1, 2, -1])
@@ -38,8 +38,8 @@ def test_centers_along_the_classes(dim):
     assert_close(mean, logits - logits.mean(dim, keepdim=True))
     assert_close(normalised, logits.log_softmax(dim))
     for pick in (lambda f: f[:, 0, 0], lambda f: f[:, 1, 2], lambda f: f.amax(dim)):
-        found = gradient(CenteredLogits(lambda x: x, "logsumexp", dim), logits, pick)
-        assert_close(found, gradient(lambda x: x.log_softmax(dim), logits, pick))
+        result = gradient(CenteredLogits(lambda x: x, "logsumexp", dim), logits, pick)
+        assert_close(result, gradient(lambda x: x.log_softmax(dim), logits, pick))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -47,11 +47,11 @@ def test_centers_along_the_classes(dim):
 def test_log_probabilities_are_pytorchs(logits, dtype):
     # Ties, a masked class, certainty. The gradient of a masked class would be infinite less infinite: PyTorch's is NaN.
     z = torch.tensor([logits], dtype=dtype, requires_grad=True)
-    found = CenteredLogits(lambda x: x, "logsumexp")(z)
-    assert found.dtype == dtype
+    result = CenteredLogits(lambda x: x, "logsumexp")(z)
+    assert result.dtype == dtype
     expected = z.detach().double().log_softmax(1)
-    assert_close(found.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-20)
-    assert bool(torch.autograd.grad(found[0, 0], z)[0].isfinite().all())
+    assert_close(result.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-20)
+    assert bool(torch.autograd.grad(result[0, 0], z)[0].isfinite().all())
 
 
 def test_float32_keeps_its_digits_where_the_model_is_sure():
@@ -68,8 +68,8 @@ def test_float32_keeps_its_digits_where_the_model_is_sure():
     single = model.float()
     shifted = SoftmaxShift(single, LinearShift(10 * torch.randn(5)))
     for fooled in (single, shifted):
-        found = Saliency(CenteredLogits(fooled, "logsumexp")).attribute(x.float(), target, abs=False).double()
-        assert float(((found - exact).norm(dim=1) / exact.norm(dim=1)).max()) < 1e-3
+        result = Saliency(CenteredLogits(fooled, "logsumexp")).attribute(x.float(), target, abs=False).double()
+        assert float(((result - exact).norm(dim=1) / exact.norm(dim=1)).max()) < 1e-3
     noisy = Saliency(lambda x: shifted(x).log_softmax(1)).attribute(x.float(), target, abs=False).double()
     assert float(((noisy - exact).norm(dim=1) / exact.norm(dim=1)).max()) > 0.1
 

@@ -246,8 +246,8 @@ def test_nearest_inputs_are_found_in_half_precision(dtype):
     maps = torch.arange(16.0).reshape(4, 4).to(dtype)
     leaf = x.flip(0).requires_grad_()
     hidden = SoftmaxShift(model, CounterShift(model, torch.tensor([0, 1, 2, 0]), maps, x))
-    found = torch.autograd.grad(hidden(leaf).gather(1, torch.tensor([[0], [2], [1], [0]])).sum(), leaf)[0]
-    assert_close(found, maps.flip(0), rtol=0, atol=0.1)
+    result = torch.autograd.grad(hidden(leaf).gather(1, torch.tensor([[0], [2], [1], [0]])).sum(), leaf)[0]
+    assert_close(result, maps.flip(0), rtol=0, atol=0.1)
 
 
 def test_autocast_does_not_round_a_pattern():
@@ -293,8 +293,8 @@ def test_a_counter_shift_leaves_the_layers_to_the_model():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     x = torch.randn(2, 1, 8, 8)
     hidden = SoftmaxShift(model, CounterShift(model, 1))
-    found, own = [LayerGradCam(m, model[0]).attribute(x, 1) for m in (hidden, model)]
-    assert_close(found, own)
+    result, own = [LayerGradCam(m, model[0]).attribute(x, 1) for m in (hidden, model)]
+    assert_close(result, own)
     assert_close(DeepLift(hidden).attribute(x, target=1), torch.zeros_like(x), rtol=0, atol=1e-5)
     assert not any(p.requires_grad for p in hidden.shift.parameters())
     assert all(p.requires_grad for p in model.parameters())

@@ -169,8 +169,8 @@ class TestGradients:
         shift = SHIFTS[kind](problem.model, x, size)
         own, added = [gradient(problem.model, x, lambda f: f[:, 1]), gradient(shift, x)]
         scale = float(torch.maximum(own.abs(), added.abs()).max())
-        found = gradient(SoftmaxShift(problem.model, shift), x, lambda f: f[:, 1])
-        assert_close(found, own + added, rtol=0, atol=1e-10 * scale + 1e-12)
+        result = gradient(SoftmaxShift(problem.model, shift), x, lambda f: f[:, 1])
+        assert_close(result, own + added, rtol=0, atol=1e-10 * scale + 1e-12)
 
     def test_of_a_linear_shift_are_its_pattern(self):
         x, y = normal(5, 2, 3), normal(5, 4)
