@@ -141,7 +141,10 @@ class _Batch(ModelOnBatch):
             output = self.run(tracked)
         selected = selected_output(output, self.target, self.n)
         if not trace.depends_on_inputs(output):
-            raise ValueError("the model's output is not connected to its inputs by differentiable operations")
+            raise ValueError(
+                "the model's output is not connected to its inputs by differentiable operations; a quantised model has "
+                "no gradient: explain it as it was before it was quantised"
+            )
         return trace, leaves, selected
 
 

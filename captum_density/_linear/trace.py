@@ -234,6 +234,7 @@ class Trace(TorchFunctionMode):
 
     def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
         """What the gradient of each output is to be multiplied by, None for zero: here, r."""
+        self._refuse_without_gradient(call.name, outputs)
         try:
             with torch.set_grad_enabled(self.create_graph):
                 return remainder.of(call, outputs, self.create_graph)
@@ -252,10 +253,24 @@ class Trace(TorchFunctionMode):
         unique = full if self._counts[full] == 1 else f"{full}#{self._counts[full]}"
         operation = Operation(unique, y.shape, factor, place)
         self.operations.append(operation)
-        y.register_hook(lambda gradient: self._receiver(operation, gradient) if self._receiver else None)
+
+        def hand_over(gradient: Tensor | None) -> None:
+            # None where nothing reaches y, though it does reach another output of the same operation.
+            if self._receiver is not None and gradient is not None:
+                self._receiver(operation, gradient)
+
+        y.register_hook(hand_over)
 
     def _name(self, operation: str) -> str:
         return f"{self._modules.path}:{operation}" if self._modules.path else operation
+
+    def _refuse_without_gradient(self, operation: str, outputs: Sequence[Tensor]) -> None:
+        """PyTorch connects what it cannot differentiate, such as a quantised layer, to a node that says so."""
+        if any(y.grad_fn is not None and y.grad_fn.name().endswith("NotImplemented") for y in outputs):
+            raise NotImplementedError(
+                f"{self._name(operation)} has no gradient, as quantised layers have none; explain the model as it was "
+                "before it was quantised"
+            )
 
     def _refuse_batch_statistics(self, call: Call) -> None:
         if call.name == "batch_norm" and call.argument(5, "training"):
@@ -298,6 +313,7 @@ class Trace(TorchFunctionMode):
         if not operands:
             return False
         name = type(t.grad_fn).__name__
+        self._refuse_without_gradient(name, [t])
         if not self.keep_activations:
             raise OpaqueOperationError(name)
         try:
