@@ -23,13 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = parsed.out / "cells"
         # Only now: `--help` and a bad argument answer without loading the rest.
         with interrupts_wait():
-            from captum_density._command.job import BadInput, audit_digits, audit_model
+            from captum_density._command.job import BadInput, audit_digits, audit_model, lack_of_memory
         try:
             (audit_digits if parsed.model is None else audit_model)(parsed, store)
         except BadInput as error:
             parser.error(str(error))
         except OSError as error:
             parser.error(f"argument --out: cannot write to {parsed.out}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if (advice := lack_of_memory(error)) is None:
+                raise
+            parser.error(advice)
         except ImportError as error:
             raise SystemExit(f"{parser.prog}: error: {error}") from error
     except KeyboardInterrupt:

@@ -81,7 +81,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, and end with status 2."""
-        line = " ".join(message.split())
+        # Names of files and of modules may hold what moves a terminal's cursor.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
         self.exit(2, f"{self.prog}: error: {line} (--help lists the arguments)\n")
 
 
@@ -99,20 +100,27 @@ def make_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--model", metavar="MODULE:BUILD", help="what returns the model, such as my_package.model:build"
+        "--model",
+        metavar="MODULE:BUILD",
+        help="what returns the model, such as my_package.model:build, my_model.py:build, or a call with literals, "
+        "\"timm:create_model('resnet10t', num_classes=10)\"",
     )
-    parser.add_argument("--weights", metavar="FILE", help="a state dict to load, read with weights_only=True")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a state dict to load, alone or among what training scripts save; read with weights_only=True",
+    )
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="a folder with a folder of images for each class, or package.module:dataset; images that cannot be "
-        "read are named and skipped",
+        help="a folder with a folder of images for each class, or package.module:dataset, as --model; images that "
+        "cannot be read are named and skipped",
     )
     parser.add_argument(
         "--transform",
         metavar="NAME",
         help="for a folder of images: torchvision weights whose preset to apply, such as ResNet18_Weights.DEFAULT, or "
-        "package.module:transform; values in [0, 1] without it",
+        "package.module:transform, a transform or what returns one, as --model; values in [0, 1] without it",
     )
     parser.add_argument(
         "--attributions",

@@ -16,7 +16,9 @@ from captum_density.audit import Retraining, audit
 from captum_density.datasets import Digits, digits
 from captum_density.retraining import FitConfig
 
-__all__ = ["FULL", "QUICK", "Effort", "run"]
+__all__ = ["FULL", "QUICK", "Effort", "remove_pictures", "run"]
+
+_PICTURES = ("softmax_shift.png", "density_ratio.png", "samples.png", "pixel_perturbation.png")
 
 _PATCH = 2  # pixels: 16 patches of a digit, of which DiffROAR keeps so many
 _FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -42,6 +44,21 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(epochs=6, examples=16, samples_per_class=5, noise_samples=2)
+
+
+def remove_pictures(out: Path) -> None:
+    """Remove the pictures that a run on the digits left in a folder, before another report is written there.
+
+    Args:
+        out: The folder. Its ``report.json`` tells whether such pictures are of a run; else they are someone else's.
+    """
+    try:
+        facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(facts, dict) and "captum_density_audit" in facts and "density" in facts:
+        for name in _PICTURES:
+            (out / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -122,6 +139,7 @@ def run(
         heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
     audited, densities = f"{heading}\n\n{report}\n", f"{study.table()}\n"
     print(f"{audited}\n{fooled.text()}\n\n{densities}")
+    remove_pictures(out)
     written = report.save(out)
     (out / "table.md").write_text(f"{audited}\n{densities}", encoding="utf-8")
     facts = {"accuracy": accuracy, "test_digits": len(data.test_labels), **report.to_dict()}

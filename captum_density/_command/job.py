@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from captum_density._cache.store import Store
-from captum_density._command.digits_job import FULL, QUICK, run
-from captum_density._command.loading import BadInput, load_data, load_model, resolved
+from captum_density._command.data import load_data
+from captum_density._command.digits_job import FULL, QUICK, remove_pictures, run
+from captum_density._command.models import load_model
+from captum_density._command.names import BadInput, import_object
+from captum_density._model.errors import one_line
 from captum_density._model.generators import seeded
 from captum_density.audit import Retraining, audit, check_names
 
-__all__ = ["BadInput", "audit_digits", "audit_model"]
+__all__ = ["BadInput", "audit_digits", "audit_model", "lack_of_memory"]
 
 # What a store writes, and nothing else that may lie in a folder of its name.
 _FINISHED = re.compile(r"[0-9a-f]{32}\.json(\.rejected-\d+)?")
@@ -88,8 +91,21 @@ def audit_model(arguments: Namespace, store: Path) -> None:
             )
         except (TypeError, ValueError) as error:
             raise BadInput(str(error)) from error
+    remove_pictures(arguments.out)
     written = report.save(arguments.out)
     print(f"{report}\n\nwritten to {arguments.out}: {', '.join(written)}")
+
+
+def lack_of_memory(error: MemoryError | RuntimeError) -> str | None:
+    """What to do about an error, if it is that of a machine whose memory is full; None if it is another."""
+    text = str(error)
+    # PyTorch has a class of error for a GPU's memory, and none for the machine's.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return (
+            "the memory does not do for so many examples, or for examples so large; give a smaller --limit, or a "
+            f"--transform that makes them smaller ({one_line(error)})"
+        )
+    return None
 
 
 def _prepare(store: Path, resume: bool) -> None:
@@ -107,7 +123,7 @@ def _attributions(arguments: Namespace) -> Mapping[str, Any] | None:
     attributions = None
     if arguments.attributions is not None:
         attributions = {
-            name: resolved(name, "--attributions") if ":" in name else name for name in arguments.attributions
+            name: import_object(name, "--attributions") if ":" in name else name for name in arguments.attributions
         }
     for argument, names in (("--metrics", (None, arguments.metrics)), ("--attributions", (attributions, None))):
         try:
@@ -134,7 +150,7 @@ def _check_needs(arguments: Namespace) -> None:
 def _retraining(arguments: Namespace, data: Any) -> Retraining | None:
     if arguments.train is None:
         return None
-    build = resolved(arguments.model, "--model")
+    build = import_object(arguments.model, "--model")
     if not callable(build) or isinstance(build, torch.nn.Module):
         raise BadInput(
             f"--train: diff_roar retrains new models, and --model {arguments.model} is no function that makes them"

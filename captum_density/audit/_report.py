@@ -25,6 +25,7 @@ __all__ = ["AuditReport"]
 
 _VERSION = 1
 _SKIPPED = 3
+_PICTURES = ("figures.png", "saliency.png")
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,12 @@ class AuditReport(Results):
         return page(self)
 
     def save(self, folder: str | Path) -> list[str]:
-        """Write the report to a folder, made where it is missing.
+        """Write the report to a folder, made where it is missing, in place of another report that lies there.
 
         Args:
             folder: Where ``report.html``, ``report.json``, ``table.md`` and, where there is something to draw,
-                ``figures.png`` and ``saliency.png`` go.
+                ``figures.png`` and ``saliency.png`` go. Files of these names are removed first, so that what is
+                stopped halfway leaves no picture beside the report of another audit.
 
         Returns:
             The files' names.
@@ -217,10 +219,12 @@ class AuditReport(Results):
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         texts = {"report.html": self.to_html(), "report.json": self.to_json() + "\n", "table.md": f"{self}\n"}
+        for name in (*texts, *_PICTURES):
+            (out / name).unlink(missing_ok=True)
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
         written = list(texts)
-        for name, draw in (("figures.png", self.figure), ("saliency.png", self.maps)):
+        for name, draw in zip(_PICTURES, (self.figure, self.maps), strict=True):
             try:
                 picture = draw()
             except ValueError:  # there is nothing to draw

@@ -204,6 +204,8 @@ def _check_inputs(inputs: Any) -> None:
         fix = "of token ids, audit the model of their embeddings"
         if received == torch.uint8:
             fix = "scale images to [0, 1], as torchvision's ToTensor does"
+        elif isinstance(inputs, Tensor) and inputs.ndim > 3:  # as ToTensor leaves images of 16 bits
+            fix = "scale images to [0, 1], those of 16 bits by 65535"
         raise TypeError(f"inputs must be floating-point tensors, got {received}; {fix}")
     if inputs.ndim < 2 or len(inputs) == 0:
         raise ValueError(f"inputs must have shape (N, ...) with N > 0, got {tuple(inputs.shape)}")

@@ -1,10 +1,13 @@
 """What tests of the command share."""
 
+import sys
+
 import pytest
 from matplotlib.figure import Figure
 
 from captum_density._command import density, softmax_shift
 from captum_density.audit import _page, _report
+from tests._command.users import ATTRIBUTIONS, DATA, MODEL, forget_modules, write_images
 
 DRAWING = {
     _page: ("draw_figures", "draw_maps"),
@@ -21,3 +24,22 @@ def undrawn(monkeypatch):
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: Figure())
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """A user's folder: a package with a model, data and attributions, and images of three classes."""
+    package = tmp_path / "my_package"
+    package.mkdir()
+    for name, text in (("model", MODEL), ("data", DATA), ("attributions", ATTRIBUTIONS), ("__init__", "")):
+        (package / f"{name}.py").write_text(text)
+    (package / "stops.py").write_text("1 / 0\n")
+    (package / "needs.py").write_text("import nowhere\n")
+    (package / "leaves.py").write_text("import argparse, sys\nsys.exit('usage: train.py')\n")
+    write_images(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    forget_modules()
+    yield tmp_path
+    forget_modules()

@@ -10,295 +10,27 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import ImageFolder
-from torchvision.models import ResNet18_Weights
 from torchvision.transforms import ToTensor
 
 from captum_density.__main__ import main
 from captum_density._command.arguments import interrupts_wait
 from captum_density.audit import AuditReport, audit
-
-MODEL = '''
-import torch
-from torch import nn
-from torchvision.models import VisionTransformer
-
-
-class Net(nn.Module):
-    def __init__(self, channels=3, classes=3):
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, 4, 3, padding=1)
-        self.relu = nn.ReLU()
-        self.linear = nn.Linear(4 * 16, classes)
-
-    def forward(self, x):
-        return self.linear(nn.functional.adaptive_avg_pool2d(self.relu(self.convolution(x)), 4).flatten(1))
-
-
-class Twice(Net):
-    """DeepLift refuses a ReLU that is used again."""
-
-    def forward(self, x):
-        return super().forward(self.relu(x))
-
-
-class Returning(nn.Module):
-    def __init__(self, of):
-        super().__init__()
-        self.net, self.of = Net(), of
-
-    def forward(self, x):
-        return self.of(self.net(x))
-
-
-def build():
-    return Net()
-
-
-def judge():
-    return Net().double().float()
-
-
-def vit():
-    made = VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=3)
-    nn.init.normal_(made.heads.head.weight)  # as made, it is zero
-    return made
-
-
-def twice():
-    return Twice()
-
-
-def cats():
-    """Says class 281 of 1000, the tabby, whatever it is shown."""
-    net = Net(classes=1000)
-    with torch.no_grad():
-        net.linear.bias[281] += 100
-    return net
-
-
-def normed():
-    net = Net()
-    return nn.Sequential(nn.BatchNorm2d(3), net)
-
-
-def gray():
-    return Net(channels=1)
-
-
-def a_dict():
-    return Returning(lambda logits: {"logits": logits})
-
-
-def a_tuple():
-    return Returning(lambda logits: (logits, None))
-
-
-def one_number():
-    return Returning(lambda logits: logits[:, 0])
-
-
-def nan():
-    return Returning(lambda logits: logits * float("nan"))
-
-
-def misspelt():
-    return Returning(lambda logits: logit)
-
-
-def raises():
-    raise RuntimeError("no such\\nlayer")
-
-
-def leaves():
-    raise SystemExit(3)
-
-
-def no_module():
-    return "a model"
-
-
-ready = Net()
-number = 3
-'''
-DATA = """
-import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torchvision import transforms
-
-generator = torch.Generator().manual_seed(5)
-x, y = torch.rand(12, 3, 8, 8, generator=generator), torch.randint(3, (12,), generator=generator)
-
-
-class Items(Dataset):
-    samples = x  # no paths
-
-    def __len__(self):
-        return len(x)
-
-    def __getitem__(self, i):
-        return x[i], int(y[i])
-
-
-class Broken(Items):
-    def __getitem__(self, i):
-        if i in (3, 7):
-            raise KeyError("no such record")
-        return super().__getitem__(i)
-
-
-class BrokenStream(IterableDataset):
-    def __iter__(self):
-        yield x[:4], y[:4]
-        raise OSError("the disk is gone")
-
-
-class Named(Items):
-    def __getitem__(self, i):
-        return x[i], "cat"
-
-
-class Drawn(Items):
-    def __getitem__(self, i):
-        return x[i] + torch.rand(3, 8, 8), int(y[i])
-
-
-dataset, broken, stream, named, drawn = Items(), Broken(), BrokenStream(), Named(), Drawn()
-pair, alone, number = (x, y), x, 3
-loader = DataLoader(dataset, batch_size=5)
-shuffled = DataLoader(dataset, batch_size=5, shuffle=True)
-uneven = [(x[:4], y[:4]), (x[4:, :, :6], y[4:])]
-floats = (x, y.float())
-levels = [((x * 255).to(torch.uint8), y)]
-resize = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])
-
-
-def function():
-    return x, y
-
-
-def random():
-    return torch.rand(12, 3, 8, 8), y
-
-
-def raises():
-    raise RuntimeError("no such file")
-"""
-ATTRIBUTIONS = '''
-import time
-from pathlib import Path
-
-from captum.attr import InputXGradient, Saliency
-
-
-class Raises(Saliency):
-    def attribute(self, inputs, target=None):
-        raise RuntimeError("out of\\npatience")
-
-
-class Slow(Saliency):
-    """Writes down each call, and takes its time."""
-
-    def attribute(self, inputs, target=None):
-        with Path("calls.txt").open("a") as file:
-            file.write("x")
-        time.sleep(0.05)
-        return super().attribute(inputs, target=target, abs=False)
-
-
-def signed(model):
-    return InputXGradient(model)
-
-
-number = 3
-'''
-FEW = ["--attributions", "Saliency", "FullGrad, complete"]
-
-
-def write_images(folder, sizes=(8,), n=6, classes=("cat", "dog", "fish")):
-    """Images whose brightest channel is, mostly, their class; every other one a JPEG."""
-    random = np.random.default_rng(0)
-    for label, name in enumerate(classes):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(n):
-            side = sizes[i % len(sizes)]
-            image = random.integers(0, 200, (side, side + sizes[-1] - sizes[0], 3), dtype=np.uint8)
-            image[..., label % 3] += 50
-            Image.fromarray(image).save(folder / name / f"{i}.{'jpg' if i % 2 else 'png'}")
-    return folder
-
-
-def forget_modules():
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
-        del sys.modules[name]
-
-
-@pytest.fixture
-def user(tmp_path, monkeypatch):
-    """A user's folder: a package with a model, data and attributions, and images of three classes."""
-    package = tmp_path / "my_package"
-    package.mkdir()
-    for name, text in (("model", MODEL), ("data", DATA), ("attributions", ATTRIBUTIONS), ("__init__", "")):
-        (package / f"{name}.py").write_text(text)
-    (package / "stops.py").write_text("1 / 0\n")
-    (package / "needs.py").write_text("import nowhere\n")
-    (package / "leaves.py").write_text("import argparse, sys\nsys.exit('usage: train.py')\n")
-    write_images(tmp_path / "images")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    forget_modules()
-    yield tmp_path
-    forget_modules()
-
-
-def audited(*arguments, model="build", data="images", out="report"):
-    main(["--model", f"my_package.model:{model}", "--data", data, "--out", out, *arguments])
-    return AuditReport.from_json((Path(out) / "report.json").read_text())
-
-
-def untimed(report):
-    """Everything but the seconds, which no seed decides."""
-    found = json.loads(report.to_json())
-    for figures in found["methods"].values():
-        figures.pop("seconds", None)
-    return found
-
-
-def made(name="build", seed=1):
-    """The user's model as the test makes it, in the state that the weights' file has."""
-    import my_package.model
-
-    torch.manual_seed(seed)
-    return getattr(my_package.model, name)().eval()
-
-
-def by_hand(model, x, y):
-    """Accuracy and mean squared gradient of the predicted logit."""
-    x = x.clone().requires_grad_()
-    logits = model(x)
-    (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), x)
-    return (logits.argmax(1) == y).double().mean().item(), gradient.double().flatten(1).square().sum(1).mean().item()
-
-
-def of_folder(folder, transform):
-    pairs = list(ImageFolder(str(folder), transform=transform))
-    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
-
-
-def check_model_figures(report, model, x, y):
-    accuracy, squared = by_hand(model, x, y)
-    assert report.model["accuracy"].value == accuracy
-    assert report.model["gradient_norm"].value == pytest.approx(squared, rel=1e-4)
-
-
-def failures(report):
-    rows = {**report.methods, "model": report.model}
-    return {name for name, figures in rows.items() for figure in figures.values() if figure.failed}
+from tests._command.users import (
+    FEW,
+    audited,
+    by_hand,
+    check_model_figures,
+    failures,
+    forget_modules,
+    made,
+    of_folder,
+    refused,
+    untimed,
+    write_images,
+)
 
 
 def test_a_folder_of_images_and_a_file_of_weights(user, capsys):
@@ -326,71 +58,6 @@ def test_a_folder_of_images_and_a_file_of_weights(user, capsys):
     }
     for name in ("report.html", "report.json", "table.md", "figures.png", "saliency.png"):
         assert name in printed.out.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    "wrapped",
-    [
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model_state_dict": state, "optimizer": {}},
-        lambda state: {"model": state},
-        lambda state: {f"module.{key}": value for key, value in state.items()},
-        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
-        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
-        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
-        lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
-    ],
-)
-def test_weights_as_training_scripts_save_them(wrapped, user, undrawn):
-    model = made()
-    torch.save(wrapped(model.state_dict()), "weights.pt")
-    report = audited("--weights", "weights.pt", "--metrics", "accuracy", "gradient_norm", *FEW)
-    check_model_figures(report, model, *of_folder("images", ToTensor()))
-
-
-def test_weights_of_an_older_version_that_pytorch_loads(user, undrawn):
-    model = made("normed")
-    state = {key: value for key, value in model.state_dict().items() if "num_batches_tracked" not in key}
-    torch.save(state, "weights.pt")
-    report = audited("--weights", "weights.pt", "--metrics", "accuracy", "gradient_norm", *FEW, model="normed")
-    check_model_figures(report, model, *of_folder("images", ToTensor()))
-
-
-def test_hidden_folders_are_no_classes(user, undrawn):
-    (user / "images" / ".ipynb_checkpoints").mkdir()
-    report = audited("--metrics", "accuracy", "gradient_norm", *FEW)
-    (user / "images" / ".ipynb_checkpoints").rmdir()
-    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
-
-
-def test_images_of_varying_sizes_with_a_transform_of_the_users(user, undrawn):
-    from my_package.data import resize
-
-    write_images(user / "varying", sizes=(6, 9, 14))
-    model = made()
-    torch.save(model.state_dict(), "weights.pt")
-    report = audited("--weights", "weights.pt", "--transform", "my_package.data:resize", *FEW, data="varying")
-    x, y = of_folder("varying", resize)
-    assert report.settings["shape"] == [3, 8, 8] and len(x) == 18
-    check_model_figures(report, model, x, y)
-    assert not failures(report)
-
-
-def test_transform_of_torchvision_weights_and_their_categories(user, undrawn):
-    write_images(user / "pets", sizes=(20, 31), n=2, classes=("goldfish", "tabby", "golden retriever", "zebra"))
-    asked = ["--transform", "ResNet18_Weights.DEFAULT", "--metrics", "accuracy", "gradient_norm"]
-    report = audited(*asked, "--attributions", "Saliency", model="cats", data="pets")
-    x, y = of_folder("pets", ResNet18_Weights.DEFAULT.transforms())
-    labels = torch.tensor([207, 1, 281, 340])[y]  # of ImageNet, in the alphabetical order of the folders
-    assert report.settings["shape"] == [3, 224, 224]
-    torch.manual_seed(0)  # as --seed
-    check_model_figures(report, made("cats", seed=0), x, labels)
-    assert report.model["accuracy"].value == 0.25
-    # Folders that are no categories are classes of their own, and there are not 1000 of them.
-    (user / "pets" / "zebra").rename(user / "pets" / "my zebra")
-    report = audited(*asked, "--attributions", "Saliency", model="cats", data="pets")
-    assert report.model["accuracy"].value is None
-    assert report.model["accuracy"].note == "the data have 4 classes and the model 1000 outputs"
 
 
 @pytest.mark.slow
@@ -692,26 +359,13 @@ def test_a_mistake_throws_nothing_away(user, undrawn, capsys):
     assert cells_in(user / "report" / "cells") == before
 
 
-def refused(capsys, *arguments):
-    """The one line that is said."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments])
-    printed = capsys.readouterr()
-    assert stop.value.code == 2
-    assert printed.out == ""
-    assert printed.err.startswith("python -m captum_density: error: ") and printed.err.count("\n") == 1, printed.err
-    assert printed.err.endswith("\n") and len(printed.err) < 700
-    return printed.err
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"model": "my_package.models:build"}, ["--model: there is no module 'my_package.models'", "current folder"]),
         ({"model": "nowhere:build"}, ["--model: there is no module 'nowhere'", "installed packages"]),
-        ({"model": "my_package.model"}, ["--model must be package.module:name, but is 'my_package.model'"]),
-        ({"model": "my_package/model.py:build"}, ["there is no module 'my_package/model.py'"]),
+        ({"model": "my_package.model"}, ["--model must be package.module:name or file.py:name, but is 'my_pack"]),
+        ({"model": "my_package/models.py:build"}, ["--model: there is no file 'my_package/models.py'"]),
         ({"model": "my_package.stops:build"}, ["importing 'my_package.stops' fails: ZeroDivisionError"]),
         ({"model": "my_package.needs:build"}, ["importing 'my_package.needs' fails: ModuleNotFoundError", "'nowhere'"]),
         ({"model": "my_package.leaves:build"}, ["importing 'my_package.leaves' fails: SystemExit: usage: train.py"]),
@@ -719,9 +373,19 @@ def refused(capsys, *arguments):
         ({"model": "my_package.model:raises"}, ["my_package.model:raises() fails: RuntimeError: no such layer"]),
         ({"model": "my_package.model:leaves"}, ["my_package.model:leaves() fails: SystemExit: 3"]),
         (
-            {"model": "my_package.model:Twice.forward"},
-            ["fails: TypeError: ", "missing 2 required"],
+            {"model": "my_package.model:sized"},
+            ["needs the arguments classes; write a function without arguments, or a call", "model:sized(classes=...)"],
         ),
+        ({"model": "my_package.model:sized(channels=1)"}, ["needs the arguments classes; write a function"]),
+        ({"model": "my_package.model:sized(3, depth=1)"}, ["fails: TypeError", "unexpected keyword argument 'depth'"]),
+        ({"model": "my_package.model:sized(number)"}, ["whose arguments are literals", "write a function without"]),
+        ({"model": "my_package.model:sized(open('x', 'w'))"}, ["whose arguments are literals", "write a function"]),
+        ({"model": "my_package.model:sized(*(3,))"}, ["whose arguments are literals", "write a function"]),
+        ({"model": "my_package.model:sized(**{'classes': 3})"}, ["whose arguments are literals", "write a function"]),
+        ({"model": "my_package.model:sized(3).double()"}, ["whose arguments are literals", "write a function"]),
+        ({"model": "my_package.model:sized(3"}, ["whose arguments are literals", "write a function"]),
+        ({"model": f"my_package.model:sized({'(' * 300}3{')' * 300})"}, ["whose arguments are literals"]),
+        ({"model": "my_package.model:number()"}, ["my_package.model:number is a int, which cannot be called"]),
         ({"model": "my_package.model:no_module"}, ["must return a torch.nn.Module, but returns a str"]),
         ({"model": "my_package.model:number"}, ["must be a function that returns a model, but is a int"]),
         ({"model": "my_package.model:a_dict"}, ["must return a tensor of logits", "class dict with the keys logits"]),
@@ -730,6 +394,7 @@ def refused(capsys, *arguments):
         ({"model": "my_package.model:nan"}, ["the model returns 54 NaN or infinite logits"]),
         ({"model": "my_package.model:misspelt"}, ["fails on inputs of shape (18, 3, 8, 8): NameError", "'logit'"]),
         ({"model": "my_package.model:gray"}, ["inputs of shape (18, 3, 8, 8)", "1 channels, but got 3", "a transform"]),
+        ({"model": "my_package.model:\x1b[2J"}, ["has no '\\x1b[2J'"]),
         ({"proxy": "my_package.model:judges", "metrics": "gan_test"}, ["--proxy: 'my_package.model' has no 'judges'"]),
         ({"proxy": "my_package.model:judge"}, ["--proxy: is for the metric gan_test", "--metrics default gan_test"]),
         ({"metrics": "gan_test"}, ["--metrics: gan_test goes with --proxy"]),
@@ -759,12 +424,14 @@ def refused(capsys, *arguments):
         ({"data": "my_package.data:stream"}, ["the data fail after 1 batches: OSError: the disk is gone"]),
         ({"data": "my_package.data:uneven"}, ["differ in shape", "(3, 8, 8)", "(3, 6, 8)"]),
         ({"data": "my_package.data:levels"}, ["floating-point tensors, got torch.uint8; scale images to [0, 1]"]),
+        ({"data": "my_package.data:deep_levels"}, ["got torch.int32; scale images to [0, 1], those of 16 bits by 655"]),
+        ({"data": "my_package.data:TooLarge"}, ["memory", "give a smaller --limit, or a --transform"]),
         ({"data": "my_package.data:floats"}, ["labels must be integers", "torch.float32"]),
         ({"data": "my_package.data:named"}, ["labels must be integers", "got str"]),
         ({"data": "my_package.data:x", "transform": "my_package.data:resize"}, ["--transform is for a folder"]),
         ({"transform": "ResNet18_Weights"}, ["--transform: torchvision has no weights 'ResNet18_Weights'; give"]),
         ({"transform": "ResNet18_Weights.BEST"}, ["torchvision has no weights 'ResNet18_Weights.BEST'", "DEFAULT"]),
-        ({"transform": "my_package.data:number"}, ["--transform: my_package.data:number cannot be called"]),
+        ({"transform": "my_package.data:number"}, ["--transform: my_package.data:number must be a transform"]),
         ({"transform": "my_package.data:nothing"}, ["--transform: 'my_package.data' has no 'nothing'"]),
         ({"weights": "nowhere.pt"}, ["--weights: nowhere.pt cannot be read: No such file or directory"]),
         ({"weights": "images"}, ["--weights: images cannot be read: Is a directory"]),
@@ -776,119 +443,6 @@ def test_bad_input_is_one_line_and_status_2(change, words, user, capsys):
     said = refused(capsys, *(text for name, value in asked.items() for text in (f"--{name}", value)))
     assert all(text in said for text in words), said
     assert not (user / "report" / "report.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("write", "words"),
-    [
-        (lambda path, state: path.write_bytes(b""), "holds no weights that torch.load(weights_only=True) reads"),
-        (lambda path, state: path.write_text("not weights"), "holds no weights"),
-        (lambda path, state: path.write_bytes(_saved(state)[:-200]), "holds no weights"),
-        (lambda path, state: torch.save(made(), path), "holds no weights"),
-        (
-            lambda path, state: torch.save([1, 2], path),
-            "must hold a state dict, alone or under state_dict, model_",
-        ),
-        (lambda path, state: torch.save({"net": state, "epoch": 3}, path), "but holds a dict with the keys net, epoch"),
-        (lambda path, state: torch.save({1: torch.zeros(2)}, path), "but holds a dict with the keys 1; save model"),
-        (
-            lambda path, state: torch.save({}, path),
-            "4 missing (convolution.weight, convolution.bias, linear.weight,",
-        ),
-        (lambda path, state: torch.save(_without(state), path), "does not fit the model: 1 missing (linear.bias)"),
-        (lambda path, state: torch.save(state | {"head": torch.zeros(2)}, path), "1 unexpected (head)"),
-        (
-            lambda path, state: torch.save(state | {"linear.weight": torch.zeros(5, 64)}, path),
-            "1 of another shape (linear.weight is (5, 64) and should be (3, 64))",
-        ),
-    ],
-)
-def test_bad_weights_are_one_line(write, words, user, capsys):
-    write(user / "weights.pt", made().state_dict())
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "images", "--weights", "weights.pt")
-    assert "--weights: weights.pt " in said and words in said
-
-
-def _saved(state):
-    torch.save(state, "whole.pt")
-    return Path("whole.pt").read_bytes()
-
-
-def _without(state):
-    return {key: value for key, value in state.items() if key != "linear.bias"}
-
-
-@pytest.mark.parametrize(
-    ("write", "words"),
-    [
-        (lambda folder: folder.mkdir(), ["must hold a folder of images for each class, such as bad/cat/1.png", "find"]),
-        (lambda folder: write_images(folder.parent, classes=("bad",)), ["a folder of images for each class"]),
-        (lambda folder: write_images(folder, classes=("cat",)), ["images of one class only, 'cat'; give the folder"]),
-        (
-            lambda folder: [(folder / name).mkdir(parents=True) for name in ("cat", "dog")],
-            ["a folder of images for each class", "cat, dog"],
-        ),
-        (
-            lambda folder: (folder / ".ipynb_checkpoints").mkdir(parents=True),
-            ["a folder of images for each class", "couldn't find any class folder"],
-        ),
-        (
-            lambda folder: write_images(folder, sizes=(6, 9)),
-            ["bad/cat/0.png has (3, 6, 9)", "bad/cat/1.jpg has (3, 9, 12)", "give the data a transform"],
-        ),
-        (
-            lambda folder: [path.write_bytes(b"x") for path in sorted(write_images(folder).glob("*/*"))],
-            ["hold no examples; none of 18 can be read, first bad/", "UnidentifiedImageError"],
-        ),
-    ],
-)
-def test_bad_folders_are_one_line(write, words, user, capsys):
-    write(user / "bad")
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "bad")
-    assert all(text in said for text in words), said
-
-
-def test_corrupt_images_are_named_counted_and_skipped(user, undrawn, capsys, monkeypatch):
-    cut = (user / "images" / "cat" / "0.png").read_bytes()
-    (user / "images" / "cat" / "0.png").write_bytes(cut[: len(cut) // 2])
-    (user / "images" / "dog" / "1.jpg").write_bytes(b"")
-    (user / "images" / "fish" / "2.png").write_bytes(cut.replace(b"IDAT", b"ID\0T"))
-    Image.new("RGB", (60, 60)).save(user / "images" / "fish" / "4.png")  # a bomb, by the measure that follows
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    model = made(seed=0)
-    report = audited(*FEW)
-    bad = ["images/cat/0.png", "images/dog/1.jpg", "images/fish/2.png", "images/fish/4.png"]
-    assert report.settings["examples"] == 14
-    assert [line.partition(" (")[0] for line in report.skipped] == bad
-    for line, kind in zip(
-        report.skipped, ("OSError", "Unidentified", "Unidentified", "DecompressionBomb"), strict=True
-    ):
-        assert f" ({kind}" in line, line
-    assert json.loads(Path("report/report.json").read_text())["skipped"] == list(report.skipped)
-    page, printed = Path("report/report.html").read_text(encoding="utf-8"), capsys.readouterr().out
-    assert all(path in page for path in bad)
-    for text in (page, printed, Path("report/table.md").read_text(encoding="utf-8")):
-        assert "4 examples" in text and "could not be read" in " ".join(text.split()) and bad[0] in text
-    for path in bad:
-        Path(path).unlink()
-    check_model_figures(report, model, *of_folder("images", ToTensor()))
-
-
-def test_corrupt_images_of_a_limited_audit_are_made_up_for(user, undrawn):
-    for path in (user / "images" / "cat").iterdir():
-        path.write_bytes(b"")
-    report = audited("--limit", "8", "--metrics", "accuracy", "--attributions", "Saliency")
-    assert report.settings["examples"] == 8
-    assert 0 < len(report.skipped) <= 6 and all("images/cat/" in line for line in report.skipped)
-
-
-def test_corrupt_images_to_train_on_are_named(user, undrawn):
-    for path in list((write_images(user / "training", n=10) / "cat").iterdir())[:2]:
-        path.write_bytes(b"")
-    (user / "images" / "dog" / "1.jpg").write_bytes(b"")
-    report = audited("--metrics", "diff_roar", "--attributions", "Saliency", "--train", "training")
-    told = [line.partition(" (")[0] for line in report.skipped]
-    assert len(told) == 3 and told[0] == "images/dog/1.jpg" and all("training/cat/" in path for path in told[1:])
 
 
 def test_images_without_labels_are_audited_and_nothing_is_retrained(user, undrawn, capsys):
@@ -935,3 +489,100 @@ def test_cuda(user, undrawn):
     report = audited("--weights", "weights.pt", "--device", "cuda", *FEW)
     assert report.settings["device"].startswith("cuda") and not failures(report)
     check_model_figures(report, model, *of_folder("images", ToTensor()))
+
+
+ASKED = ["--metrics", "accuracy", "gradient_norm", "--attributions", "Saliency"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["sized(3)", "sized(classes=3)", "sized( 3, channels = 3 )", "Net(3, classes=3)", "Net", "sized(classes=+3)"],
+)
+def test_a_call_of_literals_makes_the_model(call, user, undrawn):
+    report = audited(*ASKED, model=call)
+    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
+    assert report.settings["model"] == f"my_package.model:{call}"
+
+
+def test_a_call_is_retrained(user, undrawn):
+    asked = ["--metrics", "diff_roar", "--attributions", "Saliency", "--train", "images", "--limit", "4"]
+    report = audited(*asked, model="sized(3)")
+    assert report.methods["Saliency"]["diff_roar"].low is not None and not failures(report)
+
+
+def test_data_of_a_call(user, undrawn):
+    (user / "my_package" / "parts.py").write_text(
+        "from my_package.data import x, y\n"
+        "def part(n, *, labelled=True):\n    return (x[:n], y[:n]) if labelled else x[:n]\n"
+    )
+    report = audited(*ASKED, data="my_package.parts:part(7, labelled=False)")
+    assert report.settings["examples"] == 7 and report.model["accuracy"].value is None
+
+
+def test_attributions_of_a_call(user, undrawn):
+    name = "captum.attr:InputXGradient"
+    names = [name, f"{name}()", "captum.attr:IntegratedGradients(multiply_by_inputs=False)"]
+    report = audited("--metrics", "infidelity", "--attributions", *names, "--limit", "4")
+    values = [report.methods[name]["infidelity"].value for name in names]
+    assert values[0] == values[1] and not failures(report)
+
+
+@pytest.mark.parametrize("file", ["my_models.py", "./my_models.py", "code/my_models.py", "{user}/code/my_models.py"])
+def test_a_model_in_a_file(file, user, undrawn, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(user))])
+    path = Path(file.format(user=user))
+    path.parent.mkdir(exist_ok=True)
+    path.with_name("parts_of_it.py").write_text(Path("my_package/model.py").read_text())
+    path.write_text("from parts_of_it import Net\n\n\ndef net():\n    return Net()\n")
+    try:
+        main(["--model", f"{path if '{' in file else file}:net", "--data", "images", *ASKED])
+    finally:
+        for name in ("my_models", "parts_of_it"):
+            sys.modules.pop(name, None)
+    report = AuditReport.from_json(Path("report/report.json").read_text())
+    monkeypatch.syspath_prepend(str(user))
+    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
+
+
+def test_a_file_of_a_package_is_imported_as_its_module(user, undrawn):
+    (user / "my_package" / "relative.py").write_text("from .model import build\n")
+    main(["--model", "my_package/relative.py:build", "--data", "images", *ASKED])
+    report = AuditReport.from_json(Path("report/report.json").read_text())
+    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
+
+
+def test_a_file_named_as_another_module_is_refused(user, capsys):
+    (user / "json.py").write_text("def net():\n    return None\n")
+    assert "give 'json.py' another name" in refused(capsys, "--model", "json.py:net", "--data", "images")
+
+
+def test_no_picture_of_one_audit_lies_beside_the_report_of_another(user, capsys):
+    audited(*ASKED, "--metrics", "infidelity")
+    out = user / "report"
+    pictures = {"figures.png", "saliency.png"}
+    assert pictures <= {path.name for path in out.iterdir()}
+    # Of inputs that are no images there are no maps, and of a figure without a value no panel.
+    (out / "notes.png").write_text("a biologist's")
+    (user / "my_package" / "flat.py").write_text(
+        "import torch\nfrom torch import nn\ndef net():\n    return nn.Linear(5, 3)\nx = torch.rand(6, 5)\n"
+    )
+    main(["--model", "my_package.flat:net", "--data", "my_package.flat:x", "--metrics", "accuracy"])
+    assert not pictures & {path.name for path in out.iterdir()}
+    assert (out / "notes.png").read_text() == "a biologist's"
+
+
+def test_pictures_of_the_digits_do_not_stay_beside_another_report(user, undrawn):
+    digits = {"softmax_shift.png", "density_ratio.png", "samples.png", "pixel_perturbation.png"}
+    out = user / "report"
+
+    def rerun(old):
+        out.mkdir(exist_ok=True)
+        for name in digits:
+            (out / name).write_text("drawn")
+        (out / "report.json").write_text(json.dumps(old))
+        audited(*ASKED)
+        return digits & {path.name for path in out.iterdir()}
+
+    assert rerun({"captum_density_audit": 1, "density": {}}) == set()
+    # Of no run on the digits, they are someone else's.
+    assert rerun({"captum_density_audit": 1}) == rerun({"density": {}}) == rerun([]) == digits
