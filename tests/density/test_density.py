@@ -383,14 +383,14 @@ def test_all_is_restored_after_an_exception(last, error):
     model = nn.Sequential(*normed(), last)
     before, state = everything(model), torch.get_rng_state()
     x = torch.randn(4, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    before = x.detach().clone()
+    points = x.detach().clone()
     for function in (class_log_density, class_score, hessian_trace):
         options = {"generator": torch.Generator()} if function is hessian_trace else {}
         with pytest.raises(error):
             function(model, x, 0, **options)
         assert everything(model) == before
         assert torch.equal(torch.get_rng_state(), state)
-        assert torch.equal(x, before)
+        assert torch.equal(x, points)
         assert x.requires_grad
         assert x.grad is None
         assert torch.is_grad_enabled()
