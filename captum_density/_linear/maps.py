@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from captum_density._linear.sweep import Term, per_example
 
 __all__ = [
     "AllTerms",
+    "BatchSums",
     "SaliencyMaps",
     "SampleSums",
     "SignedMaps",
@@ -72,7 +75,7 @@ def _cat(parts: list[list[Tensor]]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class TermSums:
-    """Terms summed over noise samples.
+    """Terms of some examples, summed over noise samples.
 
     Attributes:
         products: The input terms.
@@ -90,6 +93,35 @@ class TermSums:
             biases[name] = (biases[name][0] + values, place) if name in biases else (values, place)
         return TermSums(products, biases)
 
+    def examples(self) -> list[TermSums]:
+        """Those of each example."""
+        return [
+            TermSums(
+                [product[i : i + 1] for product in self.products],
+                {name: (values[i : i + 1], place) for name, (values, place) in self.biases.items()},
+            )
+            for i in range(len(self.products[0]))
+        ]
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """Terms of a batch, summed over noise samples.
+
+    Attributes:
+        parts: Of the batch as a whole; or of each of its examples, where they were run one by one, as then an
+            operation's output may be of another length, and lie elsewhere, for each.
+    """
+
+    parts: list[TermSums]
+
+    def __add__(self, other: BatchSums) -> BatchSums:
+        """Those of more samples of the same batch."""
+        ours, theirs = self.parts, other.parts
+        if len(ours) != len(theirs):
+            ours, theirs = ([one for part in parts for one in part.examples()] for parts in (ours, theirs))
+        return BatchSums([a + b for a, b in zip(ours, theirs, strict=True)])
+
 
 class SampleSums:
     """Terms summed over noise samples, the copies of an example standing together."""
@@ -104,16 +136,13 @@ class SampleSums:
             self._biases[term.name] = self._summed(values), term.place
         return per_example(values)
 
-    def result(self, products: list[Tensor]) -> TermSums:
-        return TermSums([self._summed(product) for product in products], self._biases)
+    def result(self, products: list[Tensor]) -> BatchSums:
+        return BatchSums([TermSums([self._summed(product) for product in products], self._biases)])
 
-    def join(self, results: list[TermSums]) -> TermSums:
-        products = [self._summed(product) for product in _cat([result.products for result in results])]
-        biases = {
-            name: (self._summed(torch.cat([result.biases[name][0] for result in results])), place)
-            for name, (_, place) in results[0].biases.items()
-        }
-        return TermSums(products, biases)
+    def join(self, results: list[BatchSums]) -> BatchSums:
+        copies = [part for result in results for part in result.parts]
+        starts = range(0, len(copies), self._samples)
+        return BatchSums([reduce(operator.add, copies[start : start + self._samples]) for start in starts])
 
     def _summed(self, values: Tensor) -> Tensor:
         """(N * samples, ...) to (N, ...); a copy that was run alone waits until it is joined to the others."""
@@ -262,8 +291,12 @@ class SimpleSaliencyMaps(SaliencyMaps):
         return per_example(term.values)
 
 
-def smooth_maps(sums: TermSums) -> list[Tensor]:
+def smooth_maps(sums: BatchSums) -> list[Tensor]:
     """psi of summed terms; of an input term, channels are summed before, as the published code does."""
+    return _cat([_smooth_maps(part) for part in sums.parts])
+
+
+def _smooth_maps(sums: TermSums) -> list[Tensor]:
     maps = SaliencyMaps()
     for values, place in sums.biases.values():
         maps.add_size(values.abs(), place)

@@ -246,6 +246,8 @@ class Trace(TorchFunctionMode):
     def _add(self, name: str, y: Tensor, factor: Tensor | None, place: Place | None) -> None:
         self._mark(y, place)
         self.dtypes.add(y.dtype)
+        if name in _LAYOUT_SENSITIVE and y.device.type == "cpu" and y.shape[:1] == (1,):
+            y.register_hook(_in_layout(y.shape, y.stride()))
         if factor is None:
             return
         full = self._name(name)
@@ -363,6 +365,23 @@ def enclosing_trace() -> Trace | None:
     return next((mode for mode in reversed(modes) if isinstance(mode, Trace)), None)
 
 
+def _in_layout(shape: torch.Size, strides: tuple[int, ...]) -> Callable[[Tensor | None], Tensor | None]:
+    """A hook that gives a gradient the strides of its tensor, whose memory is dense.
+
+    PyTorch 2.14's batch norm on the CPU takes tensors for laid out alike where `suggest_memory_format` says so, and
+    that reads the stride of the batch. Of a single example this is arbitrary: a gradient (1, C, H, W) with the strides
+    (1, 1, W C, C), as that of `weights @ y.flatten(2).mT` may have, is called contiguous and is channels last in
+    memory. The backward pass then reads it in the wrong order, in `instance_norm` and in 3-D as well.
+    """
+
+    def copy(gradient: Tensor | None) -> Tensor | None:
+        if gradient is None or gradient.stride() == strides:
+            return None
+        return gradient.new_empty_strided(shape, strides).copy_(gradient)
+
+    return copy
+
+
 def _reads_only(func: Callable[..., Any]) -> bool:
     """Attribute access and size queries: no operation, or one (`.T`) that is worth looking at."""
     if getattr(func, "__name__", "") == "__get__":
@@ -370,4 +389,5 @@ def _reads_only(func: Callable[..., Any]) -> bool:
     return getattr(func, "__name__", "") in _QUERIES
 
 
+_LAYOUT_SENSITIVE = frozenset("batch_norm native_batch_norm instance_norm".split())
 _QUERIES = frozenset("size dim stride numel is_contiguous element_size storage_offset backward register_hook".split())

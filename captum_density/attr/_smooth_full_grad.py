@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from captum_density._linear.maps import SampleSums, TermSums, smooth_maps
+from captum_density._linear.maps import BatchSums, SampleSums, smooth_maps
 from captum_density._model.captum import (
     ExpansionTypes,
     TargetType,
@@ -92,7 +92,7 @@ class SmoothFullGrad(FullGradAttribution):
             )
         args = format_additional_forward_args(additional_forward_args)
         noise = [_noise(x, nt_samples, generator) for x in xs]
-        sums: TermSums | None = None
+        sums: BatchSums | None = None
         for start in range(0, nt_samples, batch):
             k = min(batch, nt_samples - start)
             # Copies of an example stand together, as Captum's repeat_interleave has them.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_density.attr import FullGrad
+from captum_density.attr import FullGrad, SmoothFullGrad
 from captum_density.rules import BalancedGradients
 from captum_density.testing import assert_complete
 
@@ -81,3 +81,59 @@ def test_dynamically_quantised_models_have_no_gradient(beside):
             FullGrad(view(lambda x: quantised(x) + layer(x) if beside else quantised(x))).attribute(
                 torch.randn(4, 5), 0
             )
+
+
+class OwnLengths(nn.Module):
+    """A network of sequences, each taken at its own length."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(6, 5, 3), nn.Linear(5, 3)
+
+    def forward(self, x, lengths):
+        return torch.cat([self.head(self.conv(a[None, :n].mT).tanh().sum(2)) for a, n in zip(x, lengths, strict=True)])
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.recurrent, self.head = nn.Conv1d(6, 6, 1), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x, lengths):
+        y = self.conv(x.mT).mT
+        packed = nn.utils.rnn.pack_padded_sequence(y, lengths, batch_first=True, enforce_sorted=False)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        return self.head(y.tanh().sum(1))
+
+
+@pytest.mark.parametrize("model", [OwnLengths, Packed])
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_smoothed_maps_of_examples_of_different_lengths(model, at_once):
+    # Such examples are taken one by one: each gets the map that it gets alone.
+    model, x, lengths = model().double(), torch.randn(4, 7, 6, dtype=torch.float64), torch.tensor([7, 3, 5, 4])
+    smooth = SmoothFullGrad(model)
+    options = {"nt_samples": 3, "nt_samples_batch_size": at_once, "stdevs": 0.0}
+    together = smooth.attribute(x, [0, 1, 2, 0], (lengths,), **options)
+    alone = [smooth.attribute(x[i : i + 1], [0, 1, 2, 0][i], (lengths[i : i + 1],), **options) for i in range(4)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize(
+    "norm, grid", [(nn.BatchNorm2d, (5, 6)), (nn.InstanceNorm2d, (5, 6)), (nn.BatchNorm3d, (2, 3, 5))]
+)
+def test_normalisation_of_one_example_whose_gradient_is_channels_last(norm, grid):
+    # PyTorch's own gradient is wrong for one example: the right one is that of the example beside another.
+    layer = norm(4, affine=True).double().eval()
+    nn.init.normal_(layer.weight)
+    weights = torch.randn(7, 30, dtype=torch.float64)
+
+    def model(x):
+        return (weights @ layer(x).flatten(2).mT).tanh().square().sum(1)
+
+    x = torch.randn(2, 4, *grid, dtype=torch.float64)
+    alone, pair = FullGrad(model).decompose(x[:1], 1), FullGrad(model).decompose(x, 1)
+    assert_complete(alone)
+    torch.testing.assert_close(alone.inputs[0], pair.inputs[0][:1])
+    complete = FullGrad(model, complete=True)
+    torch.testing.assert_close(complete.attribute(x[:1], 1), complete.attribute(x, 1)[:1])
+    torch.testing.assert_close(complete.attribute(x[:1], 1, create_graph=True), complete.attribute(x, 1)[:1])
