@@ -1,6 +1,7 @@
 """Operations that are made of others, written out, so that each of those can get its rule.
 
-Each has the signature of the function of torch that it defines. The value is that function's; see `RuleMode`.
+Each has the signature of the function of torch that it defines, and returns NotImplemented for arguments of which it
+has no definition. The value is that function's up to rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,8 +56,41 @@ def _local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: fl
     return input / (mean.view(input.shape) * alpha + k).pow(beta)
 
 
+def _div(input: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    if rounding_mode is not None:
+        return NotImplemented
+    return input * other.reciprocal()
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    if attn_mask is not None:
+        masked = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if masked else scores + attn_mask
+    weights = scores.softmax(-1)
+    return F.dropout(weights, dropout_p) @ value
+
+
+def _vector_norm(
+    x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    if ord != 2 or dtype is not None or x.is_complex():
+        return NotImplemented
+    return x.square().sum(dim, keepdim=keepdim).sqrt()
+
+
 DEFINITIONS: dict[str, Callable[..., Tensor]] = {
     "glu": _glu, "softmin": _softmin,
     "addcmul": _addcmul, "addcdiv": _addcdiv, "lerp": _lerp, "cosine_similarity": _cosine_similarity,
-    "local_response_norm": _local_response_norm,
+    "local_response_norm": _local_response_norm, "div": _div, "scaled_dot_product_attention": _attention,
+    "linalg_vector_norm": _vector_norm,
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from captum_density.attr._attention import AttentionGradient as AttentionGradient
 from captum_density.attr._attention import AttentionWeights as AttentionWeights
+from captum_density.attr._complete_deep_lift import CompleteDeepLift as CompleteDeepLift
+from captum_density.attr._complete_deep_lift import CompleteDeepLiftShap as CompleteDeepLiftShap
 from captum_density.attr._erase_attention import erase_attention as erase_attention
 from captum_density.attr._full_grad import FullGrad as FullGrad
 from captum_density.attr._full_grad import SimpleFullGrad as SimpleFullGrad
@@ -17,6 +19,8 @@ from captum_density.attr._smooth_full_grad import SmoothFullGrad as SmoothFullGr
 __all__ = [
     "AttentionGradient",
     "AttentionWeights",
+    "CompleteDeepLift",
+    "CompleteDeepLiftShap",
     "FullGrad",
     "FullGradients",
     "FunctionPath",

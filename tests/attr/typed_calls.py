@@ -6,6 +6,8 @@ from typing_extensions import assert_type
 from captum_density.attr import (
     AttentionGradient,
     AttentionWeights,
+    CompleteDeepLift,
+    CompleteDeepLiftShap,
     FullGrad,
     FullGradients,
     PathIntegratedGradients,
@@ -33,6 +35,12 @@ def calls(model: nn.Module, x: Tensor) -> None:
     fooled = ShiftFooledGradient(model, LinearShift(x[0]))
     assert_type(fooled.attribute(x, 1), Tensor)
     assert_type(fooled.attribute(pair, 1), tuple[Tensor, ...])
+
+    lift, shap = CompleteDeepLift(model), CompleteDeepLiftShap(model)
+    assert_type(lift.attribute(x, 0, 1), Tensor)
+    assert_type(lift.attribute(pair, target=1), tuple[Tensor, ...])
+    assert_type(lift.attribute(x, return_convergence_delta=True), tuple[Tensor, Tensor])
+    assert_type(shap.attribute(pair, pair, return_convergence_delta=True), tuple[tuple[Tensor, ...], Tensor])
 
     integrated = PathIntegratedGradients(model)
     assert_type(integrated.attribute(x, target=1), Tensor)
