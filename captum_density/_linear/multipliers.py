@@ -40,7 +40,7 @@ def multipliers(batch: ModelOnBatch, baselines: Sequence[Tensor]) -> Multipliers
         RuntimeError: The sum of an example is missed; names the operation responsible.
         ValueError: A model that draws random numbers, and whatever `ModelOnBatch` refuses.
     """
-    with batch.evaluation(compared=True):
+    with batch.evaluation(comparison=True):
         with torch.no_grad():
             start = batch.selected(tuple(baselines)).clone()
         return _multipliers(batch, baselines, start)
