@@ -1,19 +1,21 @@
-"""Two more kinds of trace, for a sum that is not met: is it an operation's fault, or that of rounding?"""
+"""More kinds of trace, for a sum that is not met: is it an operation's fault, that of rounding, or of no number?"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_density._linear.jacobian import reverse_products
 from captum_density._linear.remainders import Remainder
 from captum_density._linear.trace import Trace
 from captum_density._model.calls import Call
 
-__all__ = ["CulpritTrace", "RoundingTrace"]
+__all__ = ["CulpritTrace", "FiniteTrace", "RoundingTrace"]
 
 
 class CulpritTrace(Trace):
@@ -67,3 +69,82 @@ def _size(call: Call, y: Tensor) -> Tensor:
         top = u.amax(-1 if dim is None else dim, keepdim=True).abs()
         size = size + (top if y.ndim == u.ndim else top.squeeze(dim) if y.ndim > 0 else top.max())
     return torch.complex(size, size) if y.is_complex() else size
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operation: where its outputs and its activations stand in the graph."""
+
+    name: str
+    outputs: list[GradientEdge]
+    activations: list[GradientEdge]
+
+
+class FiniteTrace(Trace):
+    """Find the operation where numbers stop being finite.
+
+    Attributes:
+        first_nan: The first operation whose output has NaN and whose activations have none, None if there is none.
+        last_infinity: The last operation whose output has an infinity and whose activations are finite.
+    """
+
+    first_nan: str | None = None
+    last_infinity: str | None = None
+
+    def __init__(self, create_graph: bool = False, keep_activations: bool = False) -> None:
+        super().__init__(create_graph, keep_activations)
+        self._steps: list[_Step] = []
+        self._before: list[GradientEdge] = []
+
+    def first_gradient(self, output: Tensor) -> str | None:
+        """The operation whose incoming gradient is finite and whose outgoing is not.
+
+        Of `y = op(u, v)` where v = h(u), the gradient by u runs through h as well. So op may seem to be the one where h
+        is; h runs before it, and so the earliest is the one.
+        """
+        edges = [edge for step in self._steps for edge in step.outputs]
+        gradients = iter(torch.autograd.grad(output.sum(), edges, retain_graph=True, allow_unused=True))
+        incoming = [[next(gradients) for _ in step.outputs] for step in self._steps]
+        for step, given in zip(self._steps, incoming, strict=True):
+            pairs = [(edge, g) for edge, g in zip(step.outputs, given, strict=True) if g is not None]
+            if not pairs or not _all_finite(g for _, g in pairs):
+                continue
+            outputs, cotangents = zip(*pairs, strict=True)
+            outgoing = torch.autograd.grad(outputs, step.activations, cotangents, retain_graph=True, allow_unused=True)
+            if not _all_finite(g for g in outgoing if g is not None):
+                return step.name
+        return None
+
+    def _prepare(self, call: Call, remainder: Remainder) -> None:
+        super()._prepare(call, remainder)
+        self._before = _edges(call.activations)  # an operation may overwrite them
+
+    def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        self._note(call, self._before, outputs)
+        return super()._factors(remainder, call, outputs)
+
+    def tell(self, call: Call, outputs: Sequence[Tensor], remainders: Sequence[Tensor | None]) -> None:
+        with self.paused():
+            self._note(call, _edges(call.activations), outputs)
+        super().tell(call, outputs, remainders)
+
+    def _note(self, call: Call, before: list[GradientEdge], outputs: Sequence[Tensor]) -> None:
+        name = self._name(call.name)
+        self._steps.append(_Step(name, _edges(outputs), before))
+        with torch.no_grad():
+            if self.first_nan is None and _any_nan(outputs) and not _any_nan(call.activations):
+                self.first_nan = name
+            if not _all_finite(outputs) and _all_finite(call.activations):
+                self.last_infinity = name
+
+
+def _edges(tensors: Sequence[Tensor]) -> list[GradientEdge]:
+    return [get_gradient_edge(t) for t in tensors if t.requires_grad]
+
+
+def _any_nan(tensors: Iterable[Tensor]) -> bool:
+    return any(bool(t.isnan().any()) for t in tensors)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors)

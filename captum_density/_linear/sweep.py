@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from captum_density._linear.diagnosis import CulpritTrace, RoundingTrace
+from captum_density._linear.diagnosis import CulpritTrace, FiniteTrace, RoundingTrace
 from captum_density._linear.places import Place
 from captum_density._linear.trace import OpaqueOperationError, Operation, Trace
 from captum_density._model.batch import ModelOnBatch
@@ -344,6 +344,8 @@ def _largest_rounding(batch: _Batch) -> Tensor | None:
 
 def _diagnosis(batch: _Batch, terms: _Terms[Any] | None) -> IncompleteError:
     """What to say of a sum that is not met, from a second, slow pass that checks each operation against autograd."""
+    if terms is not None and not bool(terms.gap().isfinite().all()):
+        return _not_finite(batch)
     with torch.inference_mode(False), torch.enable_grad():
         trace, _, _ = batch.traced(CulpritTrace, False)
     gap = "" if terms is None else f" (relative gap {float(terms.gap().max()):.2g})"
@@ -354,4 +356,20 @@ def _diagnosis(batch: _Batch, terms: _Terms[Any] | None) -> IncompleteError:
     return IncompleteError(
         f"the terms do not sum to the output{gap}, though each operation is consistent; do hooks change gradients, or "
         "does the output depend on the inputs in ways that autograd does not see?"
+    )
+
+
+def _not_finite(batch: _Batch) -> IncompleteError:
+    """What to say of terms that are no numbers."""
+    with torch.inference_mode(False), torch.enable_grad():
+        trace, _, output = batch.traced(FiniteTrace, False)
+        if not bool(output.isfinite().all()):
+            return IncompleteError(
+                f"the output is {float(output.detach()):g}, which arises in {trace.first_nan or trace.last_infinity}; "
+                "look at what that is given"
+            )
+        name = trace.first_gradient(output)
+    return IncompleteError(
+        f"the output is finite and its gradient is not, from {name or 'an operation that is not known'} on; keep away "
+        "from where that has no finite derivative, as sqrt has none at 0, for example by adding a small number"
     )

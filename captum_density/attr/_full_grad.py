@@ -127,6 +127,7 @@ class FullGrad(FullGradAttribution):
             target: As Captum's `Saliency`: picks the output to explain.
             additional_forward_args: As Captum's: passed on after the inputs.
             return_convergence_delta: Also return the sum of the attributions minus f(x), (N,). Only if `complete`.
+                It shows what rounding leaves, which is much of f(x) where terms far larger than f(x) cancel.
             create_graph: Make the result differentiable, by the inputs that require grad and by the parameters.
 
         Returns:

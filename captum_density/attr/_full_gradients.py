@@ -37,7 +37,12 @@ class FullGradients:
         )
 
     def gap(self) -> Tensor:
-        """(N,) |total - output| over the sum of the terms' absolute values: in [0, 1], lower is better."""
+        """(N,) |total - output| over the sum of the terms' absolute values: in [0, 1], lower is better.
+
+        Up to 1e-4 in float32 (1e-11 in float64) is taken for rounding. Where terms cancel that are 1e5 times as large
+        as f(x), as a shift of logits that is subtracted again, that may be much of f(x): compare `total` with `output`
+        then, and use float64.
+        """
         terms = [*self.inputs, *self.biases.values()]
         magnitude = sum((per_example(t.double().abs()) for t in terms), self.output.double().abs() * 0)
         total = sum((per_example(t.double()) for t in terms), torch.zeros_like(magnitude))

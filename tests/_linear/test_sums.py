@@ -137,3 +137,36 @@ def test_normalisation_of_one_example_whose_gradient_is_channels_last(norm, grid
     complete = FullGrad(model, complete=True)
     torch.testing.assert_close(complete.attribute(x[:1], 1), complete.attribute(x, 1)[:1])
     torch.testing.assert_close(complete.attribute(x[:1], 1, create_graph=True), complete.attribute(x, 1)[:1])
+
+
+class Distance(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.root = nn.Linear(4, 4), Root()
+
+    def forward(self, x):
+        y = self.layer(x).relu()
+        return self.root((y - y).pow(2).sum(1)) + x.exp().sum(1)
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        (lambda x: (x - x).pow(2).sum(1).sqrt(), "from sqrt on"),
+        (Distance(), "from root:sqrt on"),
+        (lambda x: (x - x).norm(dim=1).add(1).log() + (x - x).abs().pow(0.3).sum(1), "from pow on"),
+        (lambda x: torch.where(x > 9, (x - x).sqrt(), x).sum(1), "from sqrt on"),
+        (lambda x: (x - x).sqrt_().sum(1), "from sqrt on"),
+        (lambda x: (x.exp() - 1e3).log().sum(1), "nan, which arises in log"),
+        (lambda x: (x * 1e6).exp().add(1).sum(1) / 2, "inf, which arises in exp"),
+    ],
+    ids=["distance", "in_a_module", "power", "where", "in_place", "output", "infinite"],
+)
+def test_the_operation_where_numbers_stop_being_finite_is_named(model, name):
+    with pytest.raises(RuntimeError, match=name):
+        FullGrad(model).attribute(torch.rand(3, 4))
