@@ -19,7 +19,6 @@ from captum_density.attr import (
     PowerPath,
     StraightPath,
 )
-from captum_density.attr._paths import Path
 from captum_density.testing import attribution_checks, check_attribution
 
 METHODS = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid")
@@ -257,7 +256,7 @@ def test_a_mean_of_gradients_along_pieces():
 
 
 def test_a_path_of_ones_own():
-    class Detour(Path):
+    class Detour(StraightPath):
         def points(self, alphas, baselines, inputs):
             return tuple(torch.stack([arc(a, b, x) for a in alphas]) for b, x in zip(baselines, inputs, strict=True))
 
@@ -435,7 +434,7 @@ def test_under_no_grad_and_inference_mode(kind):
 
 
 def test_a_path_that_hands_out_the_input_itself():
-    class Still(Path):
+    class Still(StraightPath):
         def points(self, alphas, baselines, inputs):
             return tuple(x.expand(len(alphas), *x.shape) for x in inputs)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from captum_density.audit import AuditReport, Measured
-from captum_density.audit._maps import Maps, drawn_maps
+from tests.audit.reports import LONG, pictures
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on PATH")
@@ -54,8 +54,7 @@ def report_of(names, images=True):
     shown = None
     if images:
         torch.manual_seed(0)
-        maps = {name: drawn_maps(torch.randn(3, 1, 8, 8)) for name in names}
-        shown = Maps.of(torch.rand(3, 1, 8, 8), torch.arange(3), maps)
+        shown = pictures(names, images=3)
     settings = {
         "model": "a_package_with_a_long_name.and_a_submodule.of_models:build_the_classifier_of_the_second_experiment",
         **{"examples": 12, "shape": [1, 8, 8], "classes": 10, "seed": 0, "device": "cpu", "torch": "2.0"},
@@ -64,7 +63,6 @@ def report_of(names, images=True):
     return AuditReport(methods, model, settings, ("a/" + "long" * 40 + ".png (OSError: truncated)",), shown)
 
 
-LONG = "IntegratedGradients, centered, of the block before the last with fifty steps"
 PAGES = {
     "one method": lambda: report_of(["Saliency"]),
     "many methods": lambda: report_of([LONG, "NoSpaces" * 10, *(f"method {i}" for i in range(18))]),

@@ -2,8 +2,6 @@
 
 import functools
 import math
-from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,23 +12,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_density._model.generators import derived_seed
 from captum_density.datasets import digits
 from captum_density.metrics import diff_roar, kar, roar
-from captum_density.metrics._ranking import _blurred, random_ranks
-from captum_density.retraining import Examples, FitConfig, Job, fit_many, noisy_linear_imputation
-
-METRICS = {"diff_roar": diff_roar, "roar": roar, "kar": kar}
-SIDES = {"diff_roar": ["top", "bottom"], "roar": ["bottom"], "kar": ["top"]}
-QUICK = FitConfig(epochs=1, batch_size=8, lr=0.03)
-
-
-def linear(d, classes=3, dtype=torch.float32):
-    return lambda: nn.Sequential(nn.Flatten(), nn.Linear(d, classes, dtype=dtype))
-
-
-def perceptron(d, classes, hidden=16):
-    return lambda: nn.Sequential(nn.Flatten(), nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+from captum_density.retraining import FitConfig, noisy_linear_imputation
+from tests.metrics.retrained import (
+    METRICS,
+    QUICK,
+    by_hand,
+    linear,
+    perceptron,
+    some_data,
+    some_maps,
+)
 
 
 class ZeroHead(nn.Sequential):
@@ -43,156 +36,7 @@ class ZeroHead(nn.Sequential):
         nn.init.zeros_(self[3].bias)
 
 
-def some_data(*shape, n=40, m=24, classes=3, dtype=torch.float32):
-    def split(size):
-        labels = torch.arange(size) % classes
-        x = torch.rand(size, *shape, dtype=dtype)
-        x.flatten(1)[:, :classes] += 0.7 * nn.functional.one_hot(labels, classes)
-        return x, labels
-
-    return split(n), split(m)
-
-
-def some_maps(train, test, ties=False):
-    draw = (lambda x: torch.randint(-2, 3, x.shape).float()) if ties else torch.randn_like
-    return draw(train[0]), draw(test[0])
-
-
 # The whole result, by hand
-
-
-def kept_by_hand(importance, numbers, low, high):
-    """Where the elements of the groups ranked low..high-1 are, by numpy's sort of pairs (-importance, position)."""
-    kept = np.zeros((len(importance), *numbers.shape), dtype=bool)
-    for row, out in zip(importance, kept, strict=True):
-        order = np.lexsort((np.arange(len(row)), -row))
-        out[np.isin(numbers, order[low:high])] = True
-    return kept
-
-
-def by_group(maps, numbers):
-    flat, numbers = maps.double().abs().numpy().reshape(len(maps), -1), numbers.reshape(-1)
-    return np.stack([flat[:, numbers == g].mean(1) for g in range(numbers.max() + 1)], axis=1)
-
-
-def by_hand(metric, make_model, train, test, importance, numbers, fill, fractions, runs, seed=0, mask_only=False):
-    """(sides, K, R, M) correctness of models trained on data that were masked beforehand, without ranks.
-
-    Args:
-        importance: For each run, that of (training, test) examples, (N, d).
-        fill: What removed elements become, or a function of the inputs and what is kept.
-    """
-    d, jobs = int(numbers.max()) + 1, []
-    for side in SIDES[metric]:
-        for fraction in sorted(fractions):
-            count = max(1, math.floor(Fraction(str(fraction)) * d + Fraction(1, 2)))
-            places = {"top": (0, count), "bottom": (count if metric == "roar" else d - count, d)}[side]
-            for run in range(runs):
-                masked = []
-                for (x, labels), values in zip((train, test), importance[run], strict=True):
-                    kept = torch.from_numpy(kept_by_hand(values, numbers, *places))
-                    filled = fill(x, kept) if callable(fill) else torch.where(kept, x, torch.as_tensor(fill).to(x))
-                    masked.append((kept.to(x) if mask_only else filled, labels))
-                jobs.append(Job(Examples(*masked), run=run))
-    fitted = fit_many(make_model, jobs, fit=QUICK, seed=seed, strategy="loop")
-    return torch.stack([f.correct for f in fitted]).reshape(len(SIDES[metric]), len(fractions), runs, -1)
-
-
-SETUPS = {
-    # inputs, groups, the number of each element's group, baselines, what they are
-    "tabular": ((7,), None, np.arange(7), 0.3, 0.3),
-    "image": ((1, 4, 5), None, np.arange(20).reshape(1, 4, 5), "mean", "mean"),
-    "sequence": ((2, 9), None, np.arange(18).reshape(2, 9), "mean", "mean"),
-    "channels": ((3, 3, 4), "channels", np.tile(np.arange(12).reshape(1, 3, 4), (3, 1, 1)), "mean", "mean"),
-    "patches": (
-        (2, 5, 4),
-        (2, 3),
-        np.tile(np.array([[0, 0, 0, 1], [0, 0, 0, 1], [2, 2, 2, 3], [2, 2, 2, 3], [4, 4, 4, 5]]), (2, 1, 1)),
-        torch.arange(4.0),
-        torch.arange(4.0),
-    ),
-    "tensor": (
-        (1, 4, 4),
-        torch.arange(4)[:, None],
-        np.tile(np.arange(4)[:, None], (1, 1, 4)),
-        torch.linspace(0, 1, 16).reshape(1, 4, 4),
-        torch.linspace(0, 1, 16).reshape(1, 4, 4),
-    ),
-    "imputed": (
-        (1, 5, 5),
-        2,
-        (np.arange(5)[:, None] // 2 * 3 + np.arange(5) // 2)[None],
-        functools.partial(noisy_linear_imputation, noise_std=0),
-        functools.partial(noisy_linear_imputation, noise_std=0),
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("metric", "setup"),
-    [*(("diff_roar", setup) for setup in SETUPS), ("roar", "image"), ("roar", "imputed"), ("kar", "tabular")],
-)
-def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
-    shape, groups, numbers, baselines, fill = SETUPS[setup]
-    train, test = some_data(*shape, n=24, m=15)
-    if isinstance(fill, str):  # the training set's, of each channel of an image, or of each element
-        fill = train[0].double().mean([0, *range(2, 4)] if len(shape) > 2 else 0, keepdim=True)[0].float()
-    maps = {"a": some_maps(train, test), "ties": some_maps(train, test, ties=True)}
-    make_model, runs, d = linear(math.prod(shape)), 2, int(numbers.max()) + 1
-    fractions = [0.5, 0.05, 1.0] if metric != "kar" else [0.35]  # not in order; 0.05 of few is none, so one
-    found = METRICS[metric](
-        make_model,
-        train,
-        test,
-        maps,
-        fractions=fractions,
-        runs=runs,
-        fit=QUICK,
-        baselines=baselines,
-        groups=groups,
-        seed=5,
-        strategy="loop",
-        max_examples_per_batch=7,
-    )
-    options = {"fractions": fractions, "runs": runs, "seed": 5}
-    assert found.metric == metric and found.sides == tuple(SIDES[metric]) and found.d == d
-    assert found.fractions == tuple(sorted(fractions)) and found.attributions == ("a", "ties")
-    assert found.counts == tuple(max(1, math.floor(Fraction(str(f)) * d + Fraction(1, 2))) for f in sorted(fractions))
-    image = len(shape) > 2
-    assert list(found.controls) == ["random", "input_agnostic", "mask_only"] + ["blurred"] * image
-
-    for i, pair in enumerate(maps.values()):
-        importance = [by_group(m, numbers) for m in pair]
-        plain = by_hand(metric, make_model, train, test, [importance] * runs, numbers, fill, **options)
-        assert torch.equal(found.correct[i], plain)
-        assert torch.equal(found.predictive_power[i], plain.double().mean(-1))
-        # One ranking, of the training examples' mean, for the test examples too.
-        mean = by_group(pair[0].double().abs().mean(0, keepdim=True), numbers)
-        agnostic = [mean.repeat(len(x), 0) for x, _ in (train, test)]
-        agnostic = by_hand(metric, make_model, train, test, [agnostic] * runs, numbers, fill, **options)
-        assert torch.equal(found.controls["input_agnostic"][i], agnostic)
-        bare = by_hand(metric, make_model, train, test, [importance] * runs, numbers, fill, **options, mask_only=True)
-        assert torch.equal(found.controls["mask_only"][i], bare)
-        if image:
-            smooth = [by_group(_blurred(m.abs()), numbers) for m in pair]  # itself tested in test_ranking.py
-            blurred = by_hand(metric, make_model, train, test, [smooth] * runs, numbers, fill, **options)
-            assert torch.equal(found.controls["blurred"][i], blurred)
-    drawn = [
-        [-np.array(r) for r in random_ranks(tmp_path, (train, test), d, derived_seed(5, "random ranking", run))]
-        for run in range(runs)
-    ]
-    assert not any(np.array_equal(a, b) for a, b in zip(*drawn, strict=True))
-    random = by_hand(metric, make_model, train, test, drawn, numbers, fill, **options)
-    assert found.controls["random"].shape[0] == 1 and torch.equal(found.controls["random"][0], random)
-    whole = fit_many(make_model, [Job(Examples(train, test), run=run) for run in range(runs)], fit=QUICK, seed=5)
-    assert torch.equal(found.unmasked, torch.stack([f.correct for f in whole]))
-    assert found.chance == 1 / 3
-    # Every model once: what keeps everything sees no mask, and DiffROAR's sides are the same there, but for bare masks.
-    rankings = 1 + 2 * (len(found.controls) - 1)  # random; of each attribution, its own and the others, but for masks
-    jobs = len(SIDES[metric]) * len(fractions) * runs
-    masks = 2 * (jobs - runs * (metric == "diff_roar"))
-    whole = {"diff_roar": 2, "roar": 0, "kar": 0}[metric] * runs
-    assert found.engines["loop"][0] == rankings * (jobs - whole) + masks + runs
 
 
 @pytest.mark.parametrize("baselines", [1.5, "mean"])
@@ -336,19 +180,6 @@ def test_the_same_call_gives_the_same_and_another_seed_does_not():
     assert torch.equal(alone.controls["random"][:, :, 0], first.controls["random"][:, :, 0])
     bare = diff_roar(linear(16), train, test, {"b": names["b"]}, seed=1, controls=[], **options)
     assert torch.equal(bare.correct[0], first.correct[1]) and bare.controls == {}
-
-
-def test_large_rankings_lie_in_files_and_are_the_same(monkeypatch):
-    train, test = some_data(1, 4, 4)
-    options = {"fractions": [0.25], "runs": 2, "fit": QUICK, "strategy": "loop"}
-    paths = []
-    small = diff_roar(linear(16), train, test, {"a": lambda x: x}, **options)
-    monkeypatch.setattr("captum_density.metrics._ranking._BYTES_IN_MEMORY", 0)
-    load = np.load
-    monkeypatch.setattr(np, "load", lambda path, *a, **k: paths.append(path) or load(path, *a, **k))
-    large = diff_roar(linear(16), train, test, {"a": lambda x: x}, **options)
-    assert paths and not any(Path(path).exists() for path in paths)
-    assert large.digest == small.digest
 
 
 def test_finished_models_are_remembered(tmp_path):
@@ -768,20 +599,3 @@ def test_the_mean_of_what_has_no_channels_is_each_element_s():
 def test_models_that_diverged_are_counted():
     found = _small_call(fit=FitConfig(epochs=2, optimizer="sgd", lr=1e300))
     assert any("3 of 3 models classify no test example rightly" in note for note in found.notes)
-
-
-def test_a_full_disk_is_said(monkeypatch):
-    class Full:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def write(self, content):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("captum_density.metrics._ranking._BYTES_IN_MEMORY", 0)
-    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: Full())
-    with pytest.raises(OSError, match=r"a ranking cannot be written .No space left on device.*TMPDIR"):
-        _small_call()

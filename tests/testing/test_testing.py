@@ -1,6 +1,7 @@
 """The conformance suite passes what is right and fails what is broken, one attributor a check."""
 
 import dataclasses
+import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ from captum_density.testing import (
     check_attribution,
     networks,
 )
-from captum_density.testing._networks import KINDS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -538,14 +538,27 @@ def test_what_cannot_be_compared_is_refused(terms, output, error, words):
 # networks
 
 
-@pytest.mark.parametrize("kind", KINDS)
+PARTS = {
+    "piecewise_linear": {"ReLU", "PReLU", "BatchNorm1d", "addition", "concatenation"},
+    "smooth": {"GELU", "Tanh", "SiLU", "product"},
+    "convolutional": {"Conv2d", "MaxPool2d", "AdaptiveAvgPool2d", "addition in place"},
+    "recurrent": {"RNN", "GRU", "LSTM"},
+    "attention": {"DotProductAttention", "MultiheadAttention", "TransformerEncoderLayer", "LayerNorm"},
+}
+
+
+def test_every_kind_of_network_is_drawn_below():
+    assert PARTS.keys() == set(inspect.signature(networks).parameters["kinds"].default)
+
+
+@pytest.mark.parametrize("kind", PARTS)
 def test_networks_run_differentiably_and_repeat(kind):
-    seen = set()
+    parts = set()
 
     @settings(max_examples=60, database=None, derandomize=True)  # for the variety asserted at the end
     @given(networks([kind]))
     def test(problem):
-        seen.update(getattr(module, "combination", type(module).__name__) for module in problem.model.modules())
+        parts.update(getattr(module, "combination", type(module).__name__) for module in problem.model.modules())
         assert problem.kind == kind
         assert not problem.model.training
         assert problem.inputs.dtype == torch.float64
@@ -560,14 +573,7 @@ def test_networks_run_differentiably_and_repeat(kind):
         torch.testing.assert_close(torch.cat(singles), problem.model(problem.inputs))
 
     test()
-    wanted = {
-        "piecewise_linear": {"ReLU", "PReLU", "BatchNorm1d", "addition", "concatenation"},
-        "smooth": {"GELU", "Tanh", "SiLU", "product"},
-        "convolutional": {"Conv2d", "MaxPool2d", "AdaptiveAvgPool2d", "addition in place"},
-        "recurrent": {"RNN", "GRU", "LSTM"},
-        "attention": {"DotProductAttention", "MultiheadAttention", "TransformerEncoderLayer", "LayerNorm"},
-    }
-    assert wanted[kind] <= seen
+    assert PARTS[kind] <= parts
 
 
 @settings(max_examples=30, database=None)

@@ -1,4 +1,7 @@
-"""Which elements count: the order of ties, and counts that add up."""
+"""Which elements count: the order of ties, and counts that add up, over every dtype and fraction.
+
+Of the private parts on purpose: a public call trains or perturbs something for each of these cases.
+"""
 
 import math
 from fractions import Fraction

@@ -1,8 +1,12 @@
-"""Rankings against loops over numpy arrays; what attributes them, and that it is left as it was."""
+"""Rankings against loops over numpy arrays; what attributes them, and that it is left as it was.
+
+Of the private parts on purpose: a result shows what models made of a ranking, not the ranking.
+"""
 
 import functools
 import gc
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +17,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from captum_density.attr import FullGrad
+from captum_density.metrics import diff_roar
 from captum_density.metrics._attributors import check_attributor
 from captum_density.metrics._elements import Elements
 from captum_density.metrics._ranking import _blurred, random_ranks, ranked
+from tests.metrics.retrained import QUICK, linear, some_data
 
 
 def rank(attributor, train, test, groups=None, *, folder, target="predicted", batch=256, seed=0, **options):
@@ -503,3 +509,36 @@ def test_a_model_on_another_device_than_the_data(tmp_path):
     for kind in ("plain", "blurred", "agnostic"):
         for a, b, c in zip(*(getattr(x, kind) for x in (expected, found, on_gpu)), strict=True):
             assert np.array_equal(a, b) and np.array_equal(a, c)
+
+
+# In files, once they take more bytes than a small test can: the threshold is lowered
+
+
+def test_large_rankings_lie_in_files_and_are_the_same(monkeypatch):
+    train, test = some_data(1, 4, 4)
+    options = {"fractions": [0.25], "runs": 2, "fit": QUICK, "strategy": "loop"}
+    paths = []
+    small = diff_roar(linear(16), train, test, {"a": lambda x: x}, **options)
+    monkeypatch.setattr("captum_density.metrics._ranking._BYTES_IN_MEMORY", 0)
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path, *a, **k: paths.append(path) or load(path, *a, **k))
+    large = diff_roar(linear(16), train, test, {"a": lambda x: x}, **options)
+    assert paths and not any(Path(path).exists() for path in paths)
+    assert large.digest == small.digest
+
+
+def test_a_full_disk_is_said(monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("captum_density.metrics._ranking._BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: Full())
+    with pytest.raises(OSError, match=r"a ranking cannot be written .No space left on device.*TMPDIR"):
+        diff_roar(linear(16), *some_data(1, 4, 4), {"a": lambda x: x}, fractions=[0.25], runs=1, fit=QUICK)
