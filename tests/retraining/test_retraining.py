@@ -5,12 +5,8 @@ import functools
 import hashlib
 import itertools
 import math
-import os
 import random
 import re
-import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
@@ -25,51 +21,14 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from captum_density import retraining
-from captum_density._cache.arrays import Arrays
-from captum_density._cache.scratch import scratch_folder
-from captum_density.retraining import Examples, FitConfig, Job, StoppedError, adversarial_fit, fit_many
-from captum_density.retraining._choice import choose_engine
-from captum_density.retraining._engines import correct_of, correct_of_stack, train_loop, train_stack
-from captum_density.retraining._plan import Plan
-from captum_density.retraining._seeds import batches, count_batches, initial_model
-from captum_density.retraining._view import ExamplesRef, View
-from captum_density.retraining._work import run_work
+from captum_density.retraining import Examples, FitConfig, Job, adversarial_fit, fit_many
 from tests.benchmarks.harness import peak_bytes
 from tests.retraining import retraining_worker as worker
-
-SHAPE = (2, 3, 3)
-D = 18
-CPU = torch.device("cpu")
-
-
-def split(n, seed, shape=SHAPE, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, *shape, dtype=dtype, generator=generator)
-    flat = x.flatten(1)
-    return x, (flat[:, 0] > 0).long() + (flat[:, 1] > 0.5).long()
-
-
-def order(n, d=D, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(d, generator=generator) for _ in range(n)])
-
-
-def examples(n=40, m=60, *, ranked=True, shape=SHAPE, dtype=torch.float64, **options):
-    d = int(np.prod(shape))
-    ranks = (order(n, d, 1), order(m, d, 2)) if ranked else None
-    return Examples(split(n, 3, shape, dtype), split(m, 4, shape, dtype), **{"ranks": ranks, **options})
-
-
-def mlp():
-    return nn.Sequential(nn.Flatten(), nn.Linear(D, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)).double()
+from tests.retraining.small import ADAMW, PLAIN, SGD, SHAPE, D, Depth, cnn, eight, examples, mlp, order, split, states
 
 
 def digest(fitted):
     return [hashlib.sha256(f.correct.numpy().tobytes()).hexdigest() for f in fitted]
-
-
-def states():
-    return torch.get_rng_state().tolist(), repr(np.random.get_state(legacy=False)), random.getstate()
 
 
 class Recorded:
@@ -87,87 +46,6 @@ class Recorded:
 # Two engines.
 
 
-def cnn(norm=nn.Identity):
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), norm(), nn.ReLU(), *head).double()
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.again, self.last = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 3)
-        self.again.weight = self.first.weight
-
-    def forward(self, x):
-        return self.last(torch.tanh(self.again(torch.tanh(self.first(x.flatten(1))))))
-
-
-def tied():
-    return Tied().double()
-
-
-def frozen():
-    model = mlp()
-    model[1].weight.requires_grad_(False)
-    return model
-
-
-class Unused(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.used, self.unused = nn.Linear(D, 3), nn.Linear(D, 3)
-
-    def forward(self, x):
-        return self.used(x.flatten(1))
-
-
-def unused():
-    return Unused().double()
-
-
-SGD = FitConfig(epochs=3, batch_size=16, lr=0.1, optimizer="sgd", momentum=0.9, weight_decay=0.01)
-PLAIN = FitConfig(epochs=3, batch_size=16, lr=0.1, optimizer="sgd", momentum=0.0, schedule="constant")
-ADAMW = FitConfig(epochs=3, batch_size=16, lr=0.02, weight_decay=0.1)
-BOTH = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "group norm": functools.partial(cnn, functools.partial(nn.GroupNorm, 2, 4)),
-    "tied": tied,
-    "frozen": frozen,
-    "unused": unused,
-}
-# Adam divides by a gradient's size: where the gradient is nothing but rounding (before batch norm), so is the step.
-CASES = [(name, config) for name in BOTH for config in (SGD, PLAIN, ADAMW)]
-BOTH |= {"batch norm": functools.partial(cnn, functools.partial(nn.BatchNorm2d, 4))}
-CASES += [("batch norm", SGD), ("batch norm", PLAIN)]
-MIXED = [((0, 18), 0), ((0, 5), 0), ((5, 18), 1), ((3, 3), 1), ((0, 18), 2)]  # several runs in one stack
-
-
-def view(given, seed=7):
-    return View(ExamplesRef.of(given, Arrays(None)), CPU, seed)
-
-
-@pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{n}-{c.optimizer}-{c.schedule}" for n, c in CASES])
-def test_a_stack_gives_what_a_loop_gives(name, config):
-    make, seen = BOTH[name], view(examples(mask_only=name == "cnn"))
-    kept, runs = zip(*MIXED, strict=True)
-    models = [initial_model(make, 7, run) for run in runs]
-    stacked = train_stack([initial_model(make, 7, run) for run in runs], seen, kept, runs, config, seed=7)
-    values = {**stacked[1], **stacked[2]}
-    for i, (places, run, model) in enumerate(zip(kept, runs, models, strict=True)):
-        start = {key: value.clone() for key, value in model.state_dict().items()}
-        train_loop(model, seen.whole(0, places, run), seen.labels[0], config, seed=7, run=run)
-        moved = 0
-        for key, value in [*model.named_parameters(), *model.named_buffers()]:
-            assert_close(values[key][i], value.detach(), rtol=0, atol=1e-10)
-            moved += not torch.equal(value, start[key])
-        assert moved > 0
-        assert name != "frozen" or torch.equal(model[1].weight, start["1.weight"])
-    both = correct_of_stack(stacked, seen, kept, lambda: None)
-    alone = [correct_of(m, seen, *job, lambda: None) for m, job in zip(models, MIXED, strict=True)]
-    assert torch.equal(both, torch.stack(alone))
-
-
 @pytest.mark.parametrize("strategy", ["loop", "channels_last", "vmap"])
 @pytest.mark.parametrize("stack_size", [1, 3, 32])
 def test_jobs_come_out_alike_by_every_strategy(strategy, stack_size):
@@ -182,11 +60,6 @@ def test_jobs_come_out_alike_by_every_strategy(strategy, stack_size):
     assert all(f.seconds > 0 and not f.stored and f.correct.dtype == torch.bool for f in fitted)
     assert all(f.accuracy == f.correct.double().mean().item() for f in fitted)
     assert len({tuple(f.correct.tolist()) for f in fitted}) > 5
-
-
-def eight(given, fit_runs=4):
-    """As many jobs as a stack takes to gain."""
-    return [Job(given, kept, run) for run in range(fit_runs) for kept in ((0, 9), (9, 18))]
 
 
 @pytest.mark.parametrize(
@@ -295,18 +168,6 @@ def test_large_convolutions_are_laid_out_in_channels_last_where_that_gives_the_s
 def test_nothing_is_said_of_the_layout_of_what_has_none():
     (fitted, *_) = fit_many(mlp, [Job(examples(), (0, 9), run) for run in range(2)], fit=ADAMW)
     assert "channels" not in fitted.reason
-
-
-class Depth(nn.Module):
-    """Skips a layer now and then, as Python's generator, or NumPy's, has it."""
-
-    def __init__(self, draw):
-        super().__init__()
-        self.draw, self.first, self.last = draw, nn.Linear(D, D), nn.Linear(D, 3)
-
-    def forward(self, x):
-        x = x.flatten(1)
-        return self.last(self.first(x) if not self.training or self.draw() < 0.5 else x)
 
 
 class Flow(nn.Module):
@@ -496,8 +357,6 @@ def test_every_number_of_examples_is_that_of_a_plain_loop(n, batch_size, epochs,
     for found, expected in zip(make.made[-1].parameters(), model.parameters(), strict=True):
         assert_close(found, expected, rtol=0, atol=1e-10)
     assert torch.equal(fitted.correct, correct)
-    steps = list(batches(n, batch_size, epochs, seed, 1))
-    assert len(steps) == count_batches(n, batch_size, epochs)
 
 
 def test_only_the_last_model_counts():
@@ -565,11 +424,6 @@ def test_128_places_of_bytes(dtype, strategy, kept):
     ranks = torch.arange(128).flip(0).expand(20, 128)
     y = (x[:, 0] > 0).long()
     given = Examples((x, y), (x, y), ranks=(ranks.to(dtype), ranks.to(dtype)))
-    seen = view(given)
-    expected = x * ((ranks >= kept[0]) & (ranks < kept[1]))
-    assert torch.equal(seen.rows(0, slice(None), kept), expected)
-    low, high = (torch.tensor([place]) for place in kept)
-    assert torch.equal(seen.stacked(0, slice(None), low, high)[0], expected)
     (fitted,) = fit_many(lambda: nn.Linear(128, 2).double(), [Job(given, kept)], fit=ADAMW, strategy=strategy)
     wide = Examples((x, y), (x, y), ranks=(ranks, ranks))
     assert digest([fitted]) == digest(fit_many(lambda: nn.Linear(128, 2).double(), [Job(wide, kept)], fit=ADAMW))
@@ -772,21 +626,6 @@ def test_python_draws_in_evaluation_of_a_stack_are_seeded():
         found.append(digest(fit_many(lambda: Shifted(D, 3).double(), jobs, fit=ADAMW, strategy="vmap")))
         assert states() == before
     assert found[0] == found[1] == found[2]
-
-
-def test_python_draws_in_training_of_a_stack_are_seeded():
-    """A trial takes some steps only: what draws later than that must not draw from the caller's numbers."""
-    seen, weights = view(examples()), []
-    for seed in range(2):
-        random.seed(seed)
-        np.random.seed(seed)
-        before = states()
-        models = [
-            initial_model(lambda: Depth(lambda: random.random() * np.random.rand()).double(), 0, run) for run in (0, 1)
-        ]
-        weights.append(train_stack(models, seen, [(0, 7)] * 2, (0, 1), SGD, seed=0)[1]["last.weight"])
-        assert states() == before
-    assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -999,8 +838,8 @@ class Pairs(Dataset):
 def test_data_sets_are_read_once_and_trained_on_like_arrays(wrap):
     plain = examples()
     given = Examples(wrap(*plain.train), wrap(*plain.test), plain.ranks)
-    for split, expected in zip(given.splits, plain.splits, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(split, expected, strict=True))
+    for part, expected in zip(given.splits, plain.splits, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(part, expected, strict=True))
     found, expected = (fit_many(mlp, [Job(some, (0, 9))], fit=PLAIN) for some in (given, plain))
     assert digest(found) == digest(expected)
 
@@ -1187,35 +1026,6 @@ def test_a_model_that_returns_no_tensor_is_refused():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Stopping, and progress.
-
-
-def work_of(folder):
-    jobs = eight(examples())
-    return Plan(mlp, jobs, ADAMW, 0, "loop", None, None, folder)._work(jobs, "loop", "cpu")
-
-
-@pytest.mark.parametrize("do", [run_work, choose_engine])
-def test_work_that_nobody_waits_for_ends(do, tmp_path):
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    work = work_of(folder)
-    do(work)
-    shutil.rmtree(folder)
-    with pytest.raises(StoppedError, match="the call that this work was for has ended, or this machine cannot see"):
-        do(work)
-
-
-def test_work_for_a_process_that_was_killed_ends(tmp_path):
-    """Loky's workers outlive it, and the folder is still there."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    with scratch_folder(tmp_path) as folder:
-        work = work_of(folder)
-        run_work(work)
-        ended.wait()
-        left = folder.with_name(folder.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
-        shutil.copytree(folder, left)
-        with pytest.raises(StoppedError, match="the call that this work was for has ended"):
-            run_work(replace(work, alive=left))
 
 
 def test_progress_is_of_models_and_silent_by_default(capfd):

@@ -3,10 +3,9 @@
 import base64
 import errno
 import functools
-import importlib.util
+import hashlib
 import json
 import os
-import platform
 import random
 import re
 import resource
@@ -14,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,11 +23,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_density._cache.identity import described, name_of
-from captum_density._cache.scratch import scratch_folder
-from captum_density._cache.store import Store, packed, unpacked
 from captum_density.retraining import Examples, FitConfig, Job, fit_many
 from tests.retraining import retraining_worker as worker
+from tests.retraining.modules import distinct, loader
 
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -53,6 +49,11 @@ def keys(folder, **options):
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    return loader(tmp_path, monkeypatch)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -101,20 +102,12 @@ def test_a_file_is_json_that_says_what_it_is_of(store):
     correct = set()
     for path in files(store):
         content = json.loads(path.read_text(encoding="utf-8"))
-        assert content["key"] == path.stem == name_of(content["identity"])
+        text = json.dumps(content["identity"], sort_keys=True, separators=(",", ":"))
+        assert content["key"] == path.stem == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         assert content["metadata"].keys() == {"seconds", "engine", "host", "python", "torch", "written"}
         bits = np.unpackbits(np.frombuffer(base64.b64decode(content["result"]["correct"]), np.uint8))
         correct.add(tuple(bits[: content["result"]["n"]].tolist()))
     assert correct == {tuple(f.correct.int().tolist()) for f in fitted}
-
-
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 100])
-def test_bits_come_back(n):
-    bits = torch.rand(n) < 0.5
-    result = json.loads(json.dumps(packed(bits)))
-    assert torch.equal(unpacked(result, n), bits)
-    assert unpacked(result, n + 1) is None and unpacked({**result, "n": n + 8}, n + 8) is None
-    assert unpacked({"n": n}, n) is None and unpacked({**result, "correct": "%"}, n) is None and unpacked([], n) is None
 
 
 def test_a_relative_store_is_one_folder(tmp_path, monkeypatch):
@@ -193,22 +186,6 @@ def test_a_damaged_file_is_reported_kept_and_done_again(damage, store):
     with pytest.warns(UserWarning, match="is no finished work"):
         run(store)
     assert len(list(store.glob("*.rejected-*"))) == 2  # the first is still there
-
-
-def test_a_file_that_another_process_sets_aside_first(store, monkeypatch):
-    run(store)
-    files(store)[0].write_bytes(b"")
-
-    def late(path, aside):
-        Path(path).rename(f"{path}.rejected-0")
-        raise FileNotFoundError(errno.ENOENT, "gone", str(path))
-
-    opened = Store(store)
-    monkeypatch.setattr(os, "replace", late)
-    identity = {"which": 1}
-    (store / f"{name_of(identity)}.json").write_bytes(b"")
-    with pytest.warns(UserWarning, match="is no finished work"):
-        assert opened.read(identity) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -302,25 +279,6 @@ def test_a_store_that_goes_away_while_it_is_used(store):
 # Several at once.
 
 
-def test_many_may_open_a_store_at_once(store):
-    """Among them several of one number, as processes of several machines can be."""
-    errors = []
-
-    def opens():
-        try:
-            for _ in range(20):
-                Store(store)
-        except OSError as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=opens) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors and not list(store.iterdir())
-
-
 def started(mode, store, **environment):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
@@ -371,7 +329,6 @@ def test_killed_and_resumed(ended):
     assert len({what for begun in attempts.values() for what in begun}) == len(jobs)
     # The same jobs in this process, whose hashes of words are others.
     assert all(f.stored for f in fit_many(worker.make, jobs, fit=worker.slow_fit, store=store))
-    assert name_of({"described": described(worker.some_function())}) == found["name"]
 
 
 @linux
@@ -457,28 +414,6 @@ def test_a_call_with_workers_is_killed_at_random_moments(seed, store):
         again = fit_many(worker.make, jobs, fit=worker.LONG, strategy="loop", store=store, executor=executor)
     assert worker.digest(again) == worker.digest(fit_many(worker.make, jobs, fit=worker.LONG, strategy="loop"))
     assert not list(store.glob("*.rejected-*")) and not list(store.glob("scratch-*"))
-
-
-@linux
-def test_a_scratch_folder_goes_with_its_process(tmp_path):
-    with scratch_folder(tmp_path) as folder:
-        assert folder.is_dir() and folder.parent == tmp_path
-        with scratch_folder(tmp_path) as second:
-            assert folder.is_dir() and second != folder  # another call of this process
-        assert not second.exists()
-        (folder / "file").write_text("content", encoding="ascii")
-    assert not folder.exists()
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left = tmp_path / folder.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
-    other_machine = tmp_path / left.name.replace(platform.node(), "elsewhere", 1)
-    of_someone, of_the_first = tmp_path / "scratch-mine", tmp_path / folder.name.replace(f"-{os.getpid()}-", "-1-")
-    for path in (left, other_machine, of_someone, of_the_first):
-        path.mkdir()
-    with pytest.raises(ArithmeticError), scratch_folder(tmp_path) as folder:
-        assert not left.exists() and other_machine.exists() and of_someone.exists() and of_the_first.exists()
-        raise ArithmeticError
-    assert not folder.exists()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -597,90 +532,6 @@ def test_a_job_is_the_same_whatever_other_examples_are_asked_for(tmp_path):
 # Models.
 
 
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Loads a text as module "net", from a file, so that the text can be read: as long as it is the last one loaded."""
-
-    def loaded(old="", new=""):
-        assert old in NET
-        path = tmp_path / f"{len(list(tmp_path.glob('*.py')))}.py"
-        path.write_text(NET.replace(old, new) if old else NET, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location("net", path)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, "net", module)
-        spec.loader.exec_module(module)
-        return module
-
-    return loaded
-
-
-NET = """
-import torch
-from torch import nn
-from torch.nn.functional import dropout
-
-class Base(nn.Module):
-    def forward(self, x):
-        return self.head(dropout(x, 0.3, self.training))
-
-class Net(Base):
-    def __init__(self, p=0.3, activation=torch.relu, drop=0.1, attention_rate=0.1):
-        super().__init__()
-        self.p, self.activation = p, activation
-        self.body, self.last, self.drop = nn.Linear(12, 12), nn.Linear(12, 3), nn.Dropout(drop)
-        self.attention = nn.MultiheadAttention(4, 1, dropout=attention_rate, batch_first=True)
-
-    def head(self, x):
-        if self.training:
-            x = x * 1.1
-        x = self.activation(self.body(dropout(x, self.p, self.training)))
-        x = x.view(-1, 3, 4)
-        return self.last(self.drop(self.attention(x, x, x, need_weights=False)[0].flatten(1)))
-
-class Factory:
-    def __call__(self):
-        return Net()
-
-class Fit:
-    def __init__(self, lr=0.1):
-        self.lr = lr
-
-    def __call__(self, model, x, y, seed):
-        self.lr * 2
-
-    def method(self, model, x, y, seed):
-        pass
-
-class Silent(Fit):
-    def __repr__(self):
-        return "Silent()"
-
-def fit(model, x, y, seed, rate=0.1, *, other=1):
-    rate * 2
-
-def wrapped(function):
-    import functools
-    @functools.wraps(function)
-    def call(*arguments):
-        return function(*arguments)
-    return call
-
-decorated = wrapped(fit)
-
-def closing(value):
-    def inner(model, x, y, seed):
-        value
-    return inner
-
-two = lambda m, x, y, s: m(x * 2), lambda m, x, y, s: m(x * 3)
-"""
-
-
-def distinct(found):
-    keys = list(found.values())
-    assert len(set(keys)) == len(keys), [name for name, key in found.items() if keys.count(key) > 1]
-
-
 def test_a_job_is_known_by_its_model(tmp_path, load):
     def key(make):
         return min(keys(tmp_path / "s", jobs=one(), make=make))
@@ -766,74 +617,10 @@ def test_an_object_that_makes_models_is_known_again(tmp_path, load):
     assert len({min(keys(tmp_path / "s", jobs=one(), make=lambda: Shows(12, 3))) for _ in range(3)}) == 1
 
 
-FUNCTIONS = {
-    "function": ("", "", lambda net: net.fit),
-    "code": ("rate * 2", "rate * 3", lambda net: net.fit),
-    "default": ("rate=0.1", "rate=0.2", lambda net: net.fit),
-    "keyword's default": ("other=1", "other=2", lambda net: net.fit),
-    "another": ("", "", lambda net: net.wrapped),
-    "partial": ("", "", lambda net: functools.partial(net.fit, rate=0.1)),
-    "another partial": ("", "", lambda net: functools.partial(net.fit, rate=0.2)),
-    "partial in place": ("", "", lambda net: functools.partial(net.fit, 0.1)),
-    "closure": ("", "", lambda net: net.closing(1)),
-    "another closure": ("", "", lambda net: net.closing(2)),
-    "tensor": ("", "", lambda net: net.closing(torch.zeros(3))),
-    "another tensor": ("", "", lambda net: net.closing(torch.ones(3))),
-    "words": ("", "", lambda net: net.closing({"a", "b"})),
-    "other words": ("", "", lambda net: net.closing({"a", "c"})),
-    "settings": ("", "", lambda net: net.closing({"a": 1.0})),
-    "other settings": ("", "", lambda net: net.closing({"a": 2.0})),
-    "a configuration": ("", "", lambda net: net.closing(FitConfig())),
-    "another configuration": ("", "", lambda net: net.closing(FitConfig(lr=1))),
-    "a module": ("", "", lambda net: net.closing(nn.ReLU())),
-    "another module": ("", "", lambda net: net.closing(nn.Tanh())),
-    "function within": ("", "", lambda net: net.closing(net.fit)),
-    "function within changed": ("rate * 2", "rate * 3", lambda net: net.closing(net.fit)),
-    "decorated": ("", "", lambda net: net.decorated),
-    "decorated otherwise": ("return function(*arguments)", "return 1", lambda net: net.decorated),
-    "decorated another": ("rate * 2", "rate * 3", lambda net: net.decorated),
-    "object": ("", "", lambda net: net.Fit()),
-    "another object": ("", "", lambda net: net.Fit(lr=0.2)),
-    "object's code": ("self.lr * 2", "self.lr * 3", lambda net: net.Fit()),
-    "object that shows nothing": ("", "", lambda net: net.Silent()),
-    "its code": ('"Silent()"', '"Silent( )"', lambda net: net.Silent()),
-    "method": ("", "", lambda net: net.Fit().method),
-    "another's method": ("", "", lambda net: net.Fit(lr=0.2).method),
-    "left of a line": ("", "", lambda net: net.two[0]),
-    "right of a line": ("", "", lambda net: net.two[1]),
-    "without text": ("", "", lambda net: eval("lambda m, x, y, s: m(abs(x))")),
-    "without text, another": ("", "", lambda net: eval("lambda m, x, y, s: m(max(x))")),
-    "without text, a constant": ("", "", lambda net: eval("lambda m, x, y, s: (lambda: 1)")),
-    "without text, another constant": ("", "", lambda net: eval("lambda m, x, y, s: (lambda: 2)")),
-}
-
-
 def test_a_job_is_known_by_the_function_that_trains(tmp_path, load):
-    def key(name):
-        old, new, of = FUNCTIONS[name]
-        return name_of({"fit": described(of(load(old, new)))})
-
-    found = {name: key(name) for name in FUNCTIONS}
-    distinct(found)
-    assert {name: key(name) for name in FUNCTIONS} == found
-    some = [keys(tmp_path / "s", fit=load(*FUNCTIONS[name][:2]).fit) for name in ("function", "code", "function")]
-    assert some[0] == some[2] and not some[0] & some[1]
-
-
-def test_functions_are_known_in_threads_too():
-    """Where one that names itself is noticed, another thread's description of it is none of it."""
-    words = {f"{i}": [i] for i in range(4000)}
-
-    def fit(model, x, y, seed):
-        return words
-
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(name_of({"fit": described(fit)}))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4 and len(set(found)) == 1
+    edits = [], ["rate * 2", "rate * 3"], []
+    one, other, again = (keys(tmp_path / "s", fit=load(*edit).fit) for edit in edits)
+    assert one == again and not one & other
 
 
 def test_what_cannot_be_known_again_is_refused(store):
