@@ -109,7 +109,7 @@ def test_the_papers_form_on_relu_networks(layer):
     torch.testing.assert_close(full.total(), output.view(1))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(networks(dtype=torch.float64))
 def test_completeness_on_random_networks(problem):
     full = FullGrad(problem.model).decompose(problem.inputs, problem.target)
@@ -120,7 +120,7 @@ def test_completeness_on_random_networks(problem):
     assert_complete(parts, problem.output())
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(networks(dtype=torch.float64), st.data())
 def test_any_batch_split_gives_the_same_maps(problem, data):
     n = len(problem.inputs)

@@ -211,7 +211,7 @@ def test_attributions_of_true_classes_leak_labels_and_of_predicted_ones_do_not()
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(train[0][rows]), train[1][rows]).backward()
             optimizer.step()
-    options = {"fractions": [0.1], "runs": 2, "fit": FitConfig(epochs=20, batch_size=20, lr=0.01), "strategy": "loop"}
+    options = {"fractions": [0.1], "runs": 2, "fit": FitConfig(epochs=20, batch_size=50, lr=0.03), "strategy": "loop"}
     options |= {"controls": ["mask_only", "random"]}
     predicted, true = (
         kar(perceptron(64, 10, 32), train, test, {"a": Saliency(model)}, target=target, **options)

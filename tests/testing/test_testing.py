@@ -269,7 +269,7 @@ def test_each_check_fails_an_attributor_broken_on_purpose(name):
 def test_a_broken_attributor_fails_only_its_own_check():
     for name in ("detached", "hooks_after_bad_target"):
         aspect = name.partition("_after_")[0]
-        assert failing(BROKEN[name]) <= {other for other in BROKEN if other.startswith(aspect)}
+        assert failing(BROKEN[name], models=("mlp", "cnn")) <= {other for other in BROKEN if other.startswith(aspect)}
 
 
 @pytest.mark.parametrize("complete", [False, True])
@@ -338,7 +338,7 @@ def test_what_an_attributor_does_not_take_is_not_checked():
 
 
 def test_a_stochastic_attributor_declares_itself():
-    assert {"repeatable", "rng_after_success", "batch_independence"} <= failing(Noisy)
+    assert {"repeatable", "rng_after_success", "batch_independence"} <= failing(Noisy, models=("mlp",))
     assert failing(Noisy, stochastic=True) == set()
 
 
@@ -348,7 +348,8 @@ def test_attribute_kwargs_may_depend_on_the_inputs():
         zeros = tuple(map(torch.zeros_like, inputs if isinstance(inputs, tuple) else (inputs,)))
         return {"baselines": zeros if isinstance(inputs, tuple) else zeros[0]}
 
-    assert failing(GradientShap, attribute_kwargs=baselines, stochastic=True) == {"reduced_precision"}
+    models = ("mlp", "two_inputs")
+    assert failing(GradientShap, models=models, attribute_kwargs=baselines, stochastic=True) == {"reduced_precision"}
 
 
 def test_a_method_for_images_is_checked_on_images():
@@ -361,7 +362,7 @@ def test_a_method_for_images_is_checked_on_images():
 
 def test_checks_and_skip_select_by_name():
     names = tuple(CAPTUM_DEPARTURES["Saliency"])
-    assert set(check_attribution(Saliency, skip=names)).isdisjoint(names)
+    assert set(check_attribution(Saliency, models=("mlp", "cnn"), skip=names)).isdisjoint(names)
     assert check_attribution(Saliency, checks=("dtype", "device"), skip=("dtype",)) == ("device",)
 
 
@@ -403,7 +404,8 @@ def test_an_attributor_is_made_anew_for_each_model():
             return gradient * self.factor
 
     own = nn.Linear(7, 2)  # whose inputs are no built-in model's
-    assert check_attribution(Settings(own, 2.0)) == check_attribution(Clean)
+    few = ("mlp", "cnn")
+    assert check_attribution(Settings(own, 2.0), models=few) == check_attribution(Clean, models=few)
     assert failing(Settings(own, float("nan")), checks=("finite",)) == {"finite"}
 
 
@@ -426,9 +428,9 @@ def causes(make_attribution: Callable[[nn.Module], Attribution], **options: Any)
     ids=["raises", "returns nothing", "loses examples", "NaN", "leaves a hook"],
 )
 def test_one_cause_is_reported_once_with_the_checks_it_fails(attributor):
-    failed = failing(attributor)
+    failed = failing(attributor, models=("mlp",))
     assert len(failed) > 2
-    (paragraph,) = causes(attributor)
+    (paragraph,) = causes(attributor, models=("mlp",))
     assert all(name in paragraph for name in failed)
     assert paragraph.count("to mend it") == 1
 
@@ -452,7 +454,7 @@ def test_an_exception_is_reported_with_the_line_that_raised_it():
 
 def test_the_callers_random_state_is_left_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    failing(Noisy)
+    failing(Noisy, models=("mlp", "cnn"))
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
     assert before[2] == random.getstate()
