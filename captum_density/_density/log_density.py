@@ -15,7 +15,7 @@ from captum_density._model.captum import TargetType
 from captum_density._model.copies import ModelOnCopies, Points, gradients_of
 from captum_density._model.evaluation import DifferentiableNorms, load_forward_mode
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import selected_output
+from captum_density._model.validation import refuse_labels_of_one_output, selected_output, warn_of_probabilities
 
 __all__ = ["LogDensity", "squared_norm"]
 
@@ -53,11 +53,16 @@ class LogDensity(ModelOnCopies):
             forward_func, inputs, target, additional_forward_args, max_examples_per_batch=max_examples_per_batch
         )
         self._marginal, self._lacks_forward_mode = marginal, False
+        # Whether outputs that look like probabilities are warned of, once.
+        self.warns = False
+        # Whether one output, which knows no classes, is refused with labels.
+        self.refuses_labels = False
 
     def moved(self, x: Tensor, target: Tensor | None) -> LogDensity:
         """The same density at other examples, as many, and for other classes; evaluated as long as this one is."""
         other = copy.copy(self)
         other.inputs, other.target = (x.detach(),), target
+        other.warns = False
         return other
 
     def values(self, points: Points) -> Tensor:
@@ -139,6 +144,11 @@ class LogDensity(ModelOnCopies):
         rows, flat = self._flat(points)
         target = self.target_of(rows)
         output = self.run(flat, rows)
+        if self.warns:
+            self.warns = False
+            warn_of_probabilities(output, "whose logarithms alone are log-densities up to a constant")
+        if self.refuses_labels:
+            refuse_labels_of_one_output(output, self.target, len(rows))
         if target is None and self._marginal and isinstance(output, Tensor) and output.ndim > 1:
             if output[:1].numel() > output.shape[1]:
                 raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,8 +21,11 @@ __all__ = [
     "examples_first",
     "expanded_baselines",
     "how_to_pick",
+    "one_output_advice",
+    "refuse_labels_of_one_output",
     "selected_output",
     "validate_inputs",
+    "warn_of_probabilities",
 ]
 
 
@@ -131,6 +135,61 @@ def are_probabilities(outputs: Tensor, class_dim: int) -> bool:
     sums = outputs.double().sum(class_dim)
     slack = 16 * torch.finfo(outputs.dtype).eps
     return bool((outputs >= 0).all()) and bool(((sums - 1).abs() < slack).all())
+
+
+def warn_of_probabilities(outputs: Any, harm: str) -> None:
+    """Warn where outputs that are taken for logits look like what a softmax returns, along any dimension.
+
+    Args:
+        outputs: What the model returned, the examples first; what is no tensor of classes is passed over, as is what
+            cannot be read: in compiled code, on the meta device, under `torch.func.vmap`.
+        harm: What goes wrong with probabilities.
+    """
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or not outputs.numel():
+        return
+    dims = [dim for dim in range(1, outputs.ndim) if outputs.shape[dim] > 1]
+    try:
+        is_likely = not (outputs.is_meta or torch.compiler.is_compiling()) and any(
+            are_probabilities(outputs.detach(), dim) for dim in dims
+        )
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return
+    if is_likely:
+        warnings.warn(
+            f"the model seems to return probabilities, {harm}; pass the model without its softmax, or the logarithm of "
+            "what it returns",
+            stacklevel=6,  # about where the user calls what calls this
+        )
+
+
+def refuse_labels_of_one_output(output: Any, target: TargetType, n: int) -> None:
+    """Refuse labels of a model of one output, which knows no classes; a batch of zeros would pass for its index.
+
+    Raises:
+        ValueError: A target other than the index 0, one for each example for example.
+    """
+    if target is None or not isinstance(output, Tensor) or output.numel() != n or output.shape[:1] != (n,):
+        return  # what else is wrong is refused elsewhere
+    indices = target if isinstance(target, tuple) else (target,)
+    if (
+        output.ndim == 1
+        or any(isinstance(i, list) or (isinstance(i, Tensor) and i.ndim > 0) for i in indices)
+        or any(isinstance(i, int | Tensor) and int(i) > 0 for i in indices)
+    ):
+        raise ValueError(
+            f"the model returned {tuple(output.shape)}, one output for each example, of which labels name no class; "
+            f"leave the target out, which takes the output for a log-density, or, {one_output_advice()}"
+        )
+
+
+def one_output_advice(dim: int = 1) -> str:
+    """What to do with a model of one output where classes are needed."""
+    return (
+        "to see the input z of a sigmoid, from before the sigmoid, as the logits of two classes, pass "
+        f"`lambda x: torch.cat([torch.zeros_like(z := model(x)), z], dim={dim})`"
+    )
 
 
 def check_limit(max_examples_per_batch: int | None) -> None:

@@ -42,6 +42,7 @@ class DensityLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.max_examples_per_batch = max_examples_per_batch
+        self._is_checked = False
         self._settings = {"second_derivatives": second_derivatives, "comparison": comparison}
 
     @without_compilation
@@ -66,10 +67,13 @@ class DensityLoss(nn.Module):
         Raises:
             TypeError: If the model cannot be called or returns no tensor, or the inputs are not floating-point.
             ValueError: If inputs are empty, unequally many, NaN, infinite or on another device than the model; if no
-                gradient reaches them; if the output does not have the examples first; for losses that compare
-                values, if the model draws random numbers, as dropout does, or changes its buffers; for
-                DistributedDataParallel with static_graph=True.
+                gradient reaches them; if the output does not have the examples first, or is one where labels are
+                given; for losses that compare values, if the model draws random numbers, as dropout does, or changes
+                its buffers; for DistributedDataParallel with static_graph=True.
             AssertionError: Captum's own, for a target that does not fit.
+
+        Warns:
+            UserWarning: From the first call: the model seems to return probabilities.
         """
         density = LogDensity(
             forward_func,
@@ -78,6 +82,7 @@ class DensityLoss(nn.Module):
             additional_forward_args,
             max_examples_per_batch=self.max_examples_per_batch,
         )
+        density.refuses_labels, density.warns, self._is_checked = True, not self._is_checked, True
         with density.evaluation(**self._settings):
             create_graph = torch.is_grad_enabled()
             loss, log = self._loss(density, create_graph)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._model.copies import ModelOnCopies
+from captum_density._model.validation import one_output_advice
 from captum_density.losses._density_loss import Log
 from captum_density.losses._transfer import TransferLoss, require_same_outputs
 
@@ -68,7 +69,8 @@ class DistillationLoss(TransferLoss):
             logits = teacher.outputs(teacher.points())[0]
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise ValueError(
-                f"the teacher must return logits (N, C) of two classes at least, but returned {tuple(logits.shape)}"
+                f"the teacher must return logits (N, C) of two classes at least, but returned {tuple(logits.shape)}; "
+                f"{one_output_advice()}"
             )
         return logits
 

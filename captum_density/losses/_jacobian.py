@@ -15,7 +15,7 @@ from captum_density._model.captum import TargetType
 from captum_density._model.copies import ModelOnCopies, Points
 from captum_density._model.generators import standard_noise
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import selected_output
+from captum_density._model.validation import refuse_labels_of_one_output, selected_output
 from captum_density.losses._density_loss import Log
 from captum_density.losses._fooling import directions
 from captum_density.losses._transfer import TransferLoss, as_rows, require_same_outputs
@@ -130,6 +130,7 @@ class JacobianMatchingLoss(TransferLoss):
                     f"{tuple(outputs.shape)}; name a target"
                 )
             target = outputs.argmax(1)
+        refuse_labels_of_one_output(outputs, target, n)
         # Captum's targets come in many forms; the derivative of its choice is 1 where it chose.
         leaf = outputs.detach().requires_grad_()
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from captum_density._model.captum import (
     run_forward,
 )
 from captum_density._model.generators import replayable
-from captum_density._model.validation import are_probabilities, check_model, selected_output, validate_inputs
+from captum_density._model.validation import check_model, selected_output, validate_inputs
 from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
@@ -128,7 +127,7 @@ def shift_sensitivity(
     n = len(xs[0])
     with replayable(xs[0].device) as rewind, torch.inference_mode(False):
         if shift is None:
-            shift = _default_shift(model, xs, target, args, class_dim)
+            shift = _default_shift(model, xs, target, args)
         shifted = SoftmaxShift(model, shift, class_dim)
         floor = _rounding(shifted, xs, args)
         options = {"target": target, "additional_forward_args": additional_forward_args}
@@ -154,7 +153,6 @@ def _default_shift(
     inputs: tuple[Tensor, ...],
     target: TargetType,
     args: tuple[Any, ...],
-    class_dim: int,
 ) -> LinearShift:
     """White noise as long as the model's gradient."""
     with torch.enable_grad():
@@ -166,7 +164,6 @@ def _default_shift(
                 "the model's output has no gradient by its inputs, from which the default shift takes its size; pass a "
                 "shift, such as LinearShift(pattern, scale)"
             )
-        _warn_of_probabilities(logits.detach(), class_dim)
         gradients = torch.autograd.grad(output.sum(), leaves, allow_unused=True, materialize_grads=True)
     # The median, as one example with a large gradient would else decide for all.
     length = torch.cat([g.double().reshape(len(g), -1) for g in gradients], dim=1).norm(dim=1).quantile(0.5).item()
@@ -175,17 +172,6 @@ def _default_shift(
     norm = torch.cat([p.flatten() for p in patterns]).norm().item()
     scale = (length or 1.0) / norm
     return LinearShift(tuple(p.to(x.device, x.dtype) for p, x in zip(patterns, inputs, strict=True)), scale)
-
-
-def _warn_of_probabilities(logits: Tensor, class_dim: int) -> None:
-    if not -logits.ndim <= class_dim < logits.ndim or not logits.is_floating_point():
-        return  # refused elsewhere
-    if are_probabilities(logits, class_dim):
-        warnings.warn(
-            "the model seems to return probabilities, whose sum a shift spoils; pass the model without its softmax, or "
-            "the logarithm of what it returns",
-            stacklevel=4,
-        )
 
 
 def _rounding(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Tensor:

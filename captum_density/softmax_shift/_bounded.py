@@ -55,7 +55,7 @@ class BoundedShift(LogitsWrapper):
         frequency: omega, per unit of <d, x>; above 0. The waves repeat when x moves by 4 / omega along d.
         pattern: The direction d, of one example's shape (of the model's first argument), of any length but zero; it is
             brought to norm 1. None: white noise, the same for all inputs of a shape.
-        class_dim: Dimension of the classes, as in `SoftmaxShift`. All positions of an example have the same waves.
+        class_dim: As `CenteredLogits`. All positions of an example have the same waves.
 
     Raises:
         TypeError: If the model cannot be called, returns no floating-point tensor, or is given one that is not.
@@ -78,13 +78,15 @@ class BoundedShift(LogitsWrapper):
         tensor([100., 100., 100.])
     """
 
+    _harm = "which waves added to them take out of [0, 1]"
+
     def __init__(
         self,
         model: Callable[..., Any],
         amplitude: float,
         frequency: float,
         pattern: Tensor | None = None,
-        class_dim: int = 1,
+        class_dim: int | None = None,
     ) -> None:
         super().__init__(model, class_dim)
         for name, value in (("amplitude", amplitude), ("frequency", frequency)):

@@ -40,12 +40,16 @@ class CenteredLogits(LogitsWrapper):
     Args:
         model: Module or function that returns logits. A module is shared, not copied.
         how: "mean" or "logsumexp".
-        class_dim: Dimension of the classes: 1 for (N, C) and segmentation (N, C, H, W), 2 or -1 for tokens (N, L, C).
+        class_dim: Dimension of the classes: 1 for (N, C) and segmentation (N, C, H, W), which None stands for; 2 or -1
+            for tokens (N, L, C). Of logits of three dimensions, of which either may be the classes', it has to be said.
 
     Raises:
         TypeError: If the model cannot be called, or returns no floating-point tensor.
-        ValueError: If `how` is neither; from a call: if the logits have no such class dimension or a single class, or,
-            for "mean", a class is masked with -inf.
+        ValueError: If `how` is neither; from a call: if the logits have no such class dimension, a single class or two
+            dimensions that could be the classes', or, for "mean", a class is masked with -inf.
+
+    Warns:
+        UserWarning: From the first call: the model seems to return probabilities.
 
     References:
         S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2, for the shifts that it undoes.
@@ -60,7 +64,9 @@ class CenteredLogits(LogitsWrapper):
         True
     """
 
-    def __init__(self, model: Callable[..., Any], how: Centre = "mean", class_dim: int = 1) -> None:
+    _harm = "whose mean never changes, so that centering takes nothing of a shift away"
+
+    def __init__(self, model: Callable[..., Any], how: Centre = "mean", class_dim: int | None = None) -> None:
         if how not in get_args(Centre):
             raise ValueError(f'how must be "mean" or "logsumexp", but is {how!r}')
         super().__init__(model, class_dim)

@@ -44,7 +44,7 @@ class CounterShift(Shift):
             dimensions). With `inputs`, also (M,) classes, one for each.
         maps: m, of one example's shape (of the model's first argument); with `inputs`, (M, ...), one for each. None: 0.
         inputs: The given inputs, (M, ...).
-        class_dim: Dimension of the classes, as in `SoftmaxShift`.
+        class_dim: As `CenteredLogits`.
 
     Raises:
         TypeError: If the model cannot be called, target is no integer, or maps or inputs are no floating-point tensors.
@@ -70,7 +70,7 @@ class CounterShift(Shift):
         target: int | Tensor | None = None,
         maps: Tensor | None = None,
         inputs: Tensor | None = None,
-        class_dim: int = 1,
+        class_dim: int | None = None,
     ) -> None:
         check_model(model, "model")
         super().__init__()

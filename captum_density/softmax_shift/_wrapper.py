@@ -44,6 +44,9 @@ class SoftmaxShift(LogitsWrapper):
         ValueError: From a call: if the logits have no such class dimension or a single class in it; if the shift is of
             the wrong shape, on another device, not finite, or, where the first input requires grad, depends on none.
 
+    Warns:
+        UserWarning: From the first call: the model seems to return probabilities.
+
     References:
         S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2.
 
@@ -58,6 +61,8 @@ class SoftmaxShift(LogitsWrapper):
         >>> Saliency(shifted).attribute(x, target=0).argmax(1)  # wherever the model looks
         tensor([3, 3])
     """
+
+    _harm = "whose sum a shift spoils"
 
     def __init__(self, model: Callable[..., Any], shift: Shift | Callable[..., Tensor], class_dim: int = 1) -> None:
         super().__init__(model, class_dim)
