@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_density._linear.jacobian import reverse_products
+from captum_density._linear.jacobian import reverse_mode_product, reverse_products
 from captum_density._linear.remainders import Remainder
 from captum_density._linear.trace import Trace
 from captum_density._model.calls import Call
@@ -34,16 +34,30 @@ class CulpritTrace(Trace):
     def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
         factors = super()._factors(remainder, call, outputs)
         if self.culprit is None and not call.mutated:
-            self._compare(call, outputs, factors)
+            with contextlib.suppress(RuntimeError):  # no second derivative: nothing to compare with
+                self._compare(call, outputs, factors, reverse_products(call))
         return factors
 
-    def _compare(self, call: Call, outputs: Sequence[Tensor], remainders: Sequence[Tensor | None]) -> None:
-        with contextlib.suppress(RuntimeError):  # no second derivative: nothing to compare with
-            for y, r, product in zip(outputs, remainders, reverse_products(call), strict=True):
-                if y.requires_grad:
-                    error = y.detach() - product if r is None else y.detach() - product - r.detach()
-                    if float(error.abs().max()) > 1e-3 * float(y.detach().abs().max()):
-                        self.culprit = self._name(call.name)
+    def tell(self, call: Call, outputs: Sequence[Tensor], remainders: Sequence[Tensor | None]) -> None:
+        # Of several activations one may be computed from another, and then the graph does not tell their shares apart.
+        if self.culprit is None and len(call.activations) == 1:
+            with self.paused(), contextlib.suppress(RuntimeError):
+                products = [reverse_mode_product(y, call.activations) for y in outputs]
+                self._compare(call, outputs, remainders, products)
+        super().tell(call, outputs, remainders)
+
+    def _compare(
+        self,
+        call: Call,
+        outputs: Sequence[Tensor],
+        remainders: Sequence[Tensor | None],
+        products: Sequence[Tensor],
+    ) -> None:
+        for y, r, product in zip(outputs, remainders, products, strict=True):
+            if y.requires_grad:
+                error = y.detach() - product if r is None else y.detach() - product - r.detach()
+                if float(error.abs().max()) > 1e-3 * float(y.detach().abs().max()):
+                    self.culprit = self._name(call.name)
 
 
 class RoundingTrace(Trace):

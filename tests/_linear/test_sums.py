@@ -170,3 +170,26 @@ class Root(nn.Module):
 def test_the_operation_where_numbers_stop_being_finite_is_named(model, name):
     with pytest.raises(RuntimeError, match=name):
         FullGrad(model).attribute(torch.rand(3, 4))
+
+
+def test_a_wrong_remainder_that_a_rule_tells_is_named(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    nn.init.ones_(model[1].bias)
+    monkeypatch.setattr("captum_density.rules._mode.bias_of", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="1:layer_norm"):
+        FullGrad(BalancedGradients(model)).attribute(torch.randn(3, 4), 0)
+
+
+def test_what_rounding_leaves_of_f_beside_a_large_shift_is_reported():
+    # 1e6 is added and subtracted again: float32 keeps steps of 1/16 of that, for an f of about 1.
+    layer, x = nn.Linear(5, 3), torch.rand(4, 5)
+
+    def model(x):
+        return layer(x) + 1e6 * x.sum(1, keepdim=True) - 1e6 * x.detach().sum(1, keepdim=True)
+
+    full = FullGrad(model).decompose(x, 0)
+    attributions, delta = FullGrad(model, complete=True).attribute(x, 0, return_convergence_delta=True)
+    exact = torch.tensor([float(sum(map(float, row))) for row in attributions])
+    torch.testing.assert_close(delta, exact - full.output, rtol=0, atol=0.25)
+    assert float(delta.abs().max()) > 0.01 * float(full.output.abs().max())
+    assert float(full.gap().max()) < 1e-6
