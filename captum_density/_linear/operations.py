@@ -196,6 +196,7 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_KEPT,      linear,            _OWN,      _LINEAR,  "masked_select diag diag_embed fold channel_shuffle"),
     (_KEPT,      linear,            _OWN,      _LINEAR,  "atleast_1d atleast_2d atleast_3d"),
     (_KEPT,      affine,            _OWN,      _LINEAR,  "column_stack block_diag"),
+    (_KEPT,      any_call,          _OWN,      _LINEAR,  "pack_padded_sequence pad_packed_sequence"),
     # dense layers and attention
     (_MIXED,     biased(-1),        _PRODUCT,  _MIDDLE,  "linear"),
     (_MIXED,     multilinear,       _PRODUCT,  _MIDDLE,  "matmul linalg_matmul mm bmm"),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from captum_density._linear import discrete
 from captum_density._linear.definitions import DEFINITIONS, opened
@@ -200,6 +201,8 @@ class TwoPointsMode(TorchFunctionMode):
             return
         if self.counterpart(t) is not None:
             function = getattr(type(node), "_forward_cls", None)  # what runs within is seen, but not its derivative
+            if function is CheckpointFunction:
+                raise NotImplementedError(_CHECKPOINT)
             if function is not None and function is not discrete.Mapped:
                 raise WaysPartError(self._modules.path, f"{function.__name__} has a derivative of its own")
             return
@@ -246,6 +249,7 @@ class TwoPointsMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise WaysPartError("", "torch.func transforms hide a model's operations")
+        _refuse_checkpoint()
         if func is torch.autograd.grad:
             raise WaysPartError("", "torch.autograd.grad hides what it computes")
         call = _Call(func, args, kwargs)
@@ -381,6 +385,8 @@ class TwoPointsMode(TorchFunctionMode):
             raise ExamplesLostError
         if not activations:
             raise discrete.UnrepresentableError
+        if path is not None and any(t.is_complex() for t in (*activations, *ys)):
+            raise WaysPartError(path, f"{call.name} is of complex numbers")
 
         def run(middles: list[Tensor]) -> list[Tensor]:
             by_id = dict(zip(map(id, activations), middles, strict=True))
@@ -556,6 +562,18 @@ def _same_without_tensors(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float) and a != a and b != b:
         return True
     return type(a) is type(b) and bool(a == b)
+
+
+_CHECKPOINT = (
+    "activation checkpointing runs the model again in the backward pass, without its baseline; switch it off for this "
+    "call (model.gradient_checkpointing_disable(), or model.eval())"
+)
+
+
+def _refuse_checkpoint() -> None:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is not None and "checkpoint" in getattr(hooks[0], "__module__", ""):
+        raise NotImplementedError(_CHECKPOINT)
 
 
 def _reads_only(func: Callable[..., Any]) -> bool:

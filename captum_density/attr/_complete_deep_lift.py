@@ -158,6 +158,7 @@ class CompleteDeepLift(GradientAttribution):
                 than the model; a model that draws random numbers.
             TypeError: Inputs that are not floating-point tensors; TorchScript; a model that returns no tensor.
             RuntimeError: If the attributions of an example do not sum to f(x) - f(x'); names the operation responsible.
+            NotImplementedError: Activation checkpointing.
         """
         xs = as_tuple(inputs)
         batch = ModelOnBatch(unwrap(self.forward_func), xs, target, additional_forward_args, name="model")
@@ -274,6 +275,7 @@ class CompleteDeepLiftShap(CompleteDeepLift):
                 shapes.
             TypeError: As `CompleteDeepLift.attribute`; baselines that are no tensors.
             RuntimeError: As `CompleteDeepLift.attribute`.
+            NotImplementedError: As `CompleteDeepLift.attribute`.
         """
         xs = as_tuple(inputs)
         given = _distribution(baselines, inputs, xs)

@@ -1,6 +1,7 @@
 """CompleteDeepLift: the sum is met on any model, and nothing else about it surprises a user of Captum's DeepLift."""
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import DeepLift, DeepLiftShap
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_density.attr import CompleteDeepLift, CompleteDeepLiftShap
 from captum_density.testing import check_attribution
@@ -349,6 +351,25 @@ def test_examples_that_do_not_come_first_inside():
     assert_complete(model, double(4, 3), double(4, 3, seed=1))
 
 
+def test_packed_sequences():
+    recurrent = seeded(lambda: nn.LSTM(4, 5, batch_first=True))
+
+    def model(x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2, 1]), batch_first=True)
+        return nn.utils.rnn.pad_packed_sequence(recurrent(packed)[0], batch_first=True)[0].sum(1)
+
+    attributions = assert_complete(model, double(3, 3, 4), double(3, 3, 4, seed=1))
+    assert not attributions[2, 1:].any()
+
+
+def test_complex_numbers_are_one_step_where_they_are_not_linear():
+    with pytest.warns(UserWarning, match="complex"):
+        assert_complete(lambda x: torch.fft.rfft(x).abs(), double(3, 4), double(3, 4, seed=1))
+    assert_complete(
+        lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(x)), double(3, 4), double(3, 4, seed=1)
+    )
+
+
 def test_custom_attribution_func():
     model, x, baseline = seeded(REPORTED["GELU"]), double(3, 4), double(3, 4, seed=1)
     attributor = CompleteDeepLift(model)
@@ -504,10 +525,15 @@ def test_nothing_is_left_behind():
     assert not any(vars(p).keys() for p in (*model.parameters(), x) if hasattr(p, "__dict__"))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_refusals():
     x = double(2, 4)
     with pytest.raises(ValueError, match="eval"):
         CompleteDeepLift(nn.Sequential(nn.Linear(4, 3), nn.Dropout()).double().train()).attribute(x, 0, 1)
+    for reentrant in (True, False):
+        model = functools.partial(checkpoint, nn.Linear(4, 3).double(), use_reentrant=reentrant)
+        with pytest.raises(NotImplementedError, match="switch it off"):
+            CompleteDeepLift(lambda x, model=model: model(x)).attribute(x, 0, 1)
     with pytest.raises(ValueError, match="broadcast"):
         CompleteDeepLift(nn.Linear(4, 3).double()).attribute(x, double(2, 3), 1)
     with pytest.raises(TypeError, match="function"):
