@@ -206,6 +206,15 @@ def test_one_output_has_no_softmax(inputs):
     assert report.model["density_ratio"].value is not None
 
 
+@pytest.mark.parametrize("last", [nn.Identity(), nn.Sigmoid()])
+def test_one_output_predicts_before_and_after_a_sigmoid(last):
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), last)
+    nn.init.ones_(model[0].weight)
+    x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    report = audit(model, (x, (x[:, 0] > 0).long()), {"grad": Saliency}, metrics=["accuracy"])
+    assert report.model["accuracy"].value == 1
+
+
 def test_inputs_and_model_are_left_as_they_were(inputs, target):
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
     model[0].eval()

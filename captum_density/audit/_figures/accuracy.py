@@ -15,7 +15,12 @@ def _measure(setting: Setting) -> Measured:
     if setting.labels is None:
         return Measured(None, note=setting.no_labels)
     logits = setting.logits
-    predicted = logits.argmax(dim=1) if setting.classes > 1 else (logits[:, 0] > 0).long()
+    if setting.classes > 1:
+        predicted = logits.argmax(dim=1)
+    elif bool(((logits >= 0) & (logits <= 1)).all()):  # what a sigmoid returns
+        predicted = (logits[:, 0] >= 0.5).long()
+    else:
+        predicted = (logits[:, 0] > 0).long()
     return measured_share(int((predicted == setting.labels).sum()), len(predicted))
 
 
