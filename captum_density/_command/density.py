@@ -217,8 +217,8 @@ def study_density(
     for name, make in MODELS.items():
         model = plain if make is None else None
         if model is None:
-            model = _trained(data, name, make, seed=seed, epochs=epochs)
-        models[name] = _measured(model, proxy, data, seed, samples_per_class, noise_samples)
+            model = _train_with_loss(data, name, make, seed=seed, epochs=epochs)
+        models[name] = _measure(model, proxy, data, seed, samples_per_class, noise_samples)
     return DensityStudy(models, seed, _accuracy(proxy, data), samples_per_class * _CLASSES)
 
 
@@ -268,7 +268,7 @@ def markdown(headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     return tables.markdown([["model", *headings], *([name, *cells] for name, cells in rows.items())])
 
 
-def _trained(
+def _train_with_loss(
     data: Digits, name: str, make: Callable[[torch.Generator], nn.Module] | None, *, seed: int, epochs: int
 ) -> nn.Module:
     if make is None:
@@ -287,7 +287,7 @@ def _accuracy(model: nn.Module, data: Digits) -> float:
         return (model(data.test_images).argmax(dim=1) == data.test_labels).double().mean().item()
 
 
-def _measured(
+def _measure(
     model: nn.Module, proxy: nn.Module, data: Digits, seed: int, samples_per_class: int, noise_samples: int
 ) -> ModelFigures:
     images, labels = data.test_images, data.test_labels

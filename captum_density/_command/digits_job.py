@@ -11,7 +11,7 @@ import torch
 
 from captum_density._command.density import study_density, train_judge
 from captum_density._command.network import perceptron, train
-from captum_density._command.softmax_shift import draw_fooled, fool
+from captum_density._command.softmax_shift import draw_shift_study, study_shift
 from captum_density.audit import Retraining, audit
 from captum_density.datasets import Digits, digits
 from captum_density.retraining import FitConfig
@@ -122,7 +122,7 @@ def run(
         show_progress=True,
         name="a small CNN on the embedded digits",
     )
-    fooled = fool(model, data.test_images[: effort.examples], seed=seed)
+    shift_study = study_shift(model, data.test_images[: effort.examples], seed=seed)
     study = study_density(
         data,
         seed=seed,
@@ -138,14 +138,14 @@ def run(
     if effort == QUICK:
         heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
     audited, densities = f"{heading}\n\n{report}\n", f"{study.table()}\n"
-    print(f"{audited}\n{fooled.text()}\n\n{densities}")
+    print(f"{audited}\n{shift_study.text()}\n\n{densities}")
     remove_pictures(out)
     written = report.save(out)
     (out / "table.md").write_text(f"{audited}\n{densities}", encoding="utf-8")
     facts = {"accuracy": accuracy, "test_digits": len(data.test_labels), **report.to_dict()}
-    facts |= {"softmax_shift": fooled.to_dict(), "density": study.to_dict()}
+    facts |= {"softmax_shift": shift_study.to_dict(), "density": study.to_dict()}
     (out / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    draw_fooled(fooled, out / "softmax_shift.png")
+    draw_shift_study(shift_study, out / "softmax_shift.png")
     drawn = study.draw(out, data.test_images, data.test_labels)
     print(f"written to {out}: {', '.join([*written, 'softmax_shift.png', *drawn])}")
     return accuracy

@@ -13,10 +13,10 @@ from captum_density.audit import Method
 from captum_density.plots import saliency_grid
 from captum_density.softmax_shift import CenteredLogits, LinearShift, SoftmaxShift
 
-__all__ = ["Fooled", "draw_fooled", "fool"]
+__all__ = ["ShiftStudy", "draw_shift_study", "study_shift"]
 
 # What is shown under a softmax shift: signed, pixel by pixel.
-_FOOLED_METHODS = {
+_METHODS = {
     "Saliency": Method(Saliency, {"abs": False}),
     "InputXGradient": Method(InputXGradient),
     "IntegratedGradients": Method(IntegratedGradients),
@@ -43,7 +43,7 @@ _SHIFT_STRENGTH = 10.0
 
 
 @dataclass(frozen=True)
-class Fooled:
+class ShiftStudy:
     """One digit explained on a model's logits, on shifted logits, and on both after centring.
 
     Args:
@@ -77,7 +77,7 @@ class Fooled:
         return {"softmax": honest, "shifted_softmax": shifted, "largest_difference": self.difference()}
 
 
-def fool(model: nn.Module, images: Tensor, *, seed: int) -> Fooled:
+def study_shift(model: nn.Module, images: Tensor, *, seed: int) -> ShiftStudy:
     """Print a smile into the gradients of one digit, by a shift of all logits, and centre it away again.
 
     Args:
@@ -100,7 +100,7 @@ def fool(model: nn.Module, images: Tensor, *, seed: int) -> Fooled:
     shifted = SoftmaxShift(model, shift)
     views = (model, shifted, CenteredLogits(model), CenteredLogits(shifted))
 
-    def attributed(method: Method, view: nn.Module) -> Tensor:
+    def explain(method: Method, view: nn.Module) -> Tensor:
         seed_generators(seed, image.device)
         attributions: Tensor = method.make(view).attribute(
             image.clone().requires_grad_(), target=target, **method.options
@@ -109,33 +109,31 @@ def fool(model: nn.Module, images: Tensor, *, seed: int) -> Fooled:
 
     with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes", UserWarning)  # DeepLift
-        attributions = {
-            name: torch.cat([attributed(method, view) for view in views]) for name, method in _FOOLED_METHODS.items()
-        }
+        attributions = {name: torch.cat([explain(method, view) for view in views]) for name, method in _METHODS.items()}
     with torch.no_grad():
         probabilities = torch.cat([view(image).softmax(dim=1) for view in views])
     picture = shift.scale * torch.stack([torch.zeros_like(smile), smile] * 2)
-    return Fooled(image, probabilities, attributions, picture)
+    return ShiftStudy(image, probabilities, attributions, picture)
 
 
-def draw_fooled(fooled: Fooled, path: Path) -> None:
+def draw_shift_study(shift_study: ShiftStudy, path: Path) -> None:
     """Draw a digit's attributions on logits, shifted logits and both after centring, beside what softmax says.
 
     Args:
-        fooled: What `fool` returned.
+        shift_study: What `study_shift` returned.
         path: The picture to write.
     """
     notes = []
-    for row in fooled.probabilities:
+    for row in shift_study.probabilities:
         values, classes = (part.tolist() for part in row.topk(3))
         notes.append("\n".join(["softmax", *(f"{c}: {value:.4f}" for c, value in zip(classes, values, strict=True))]))
     figure = saliency_grid(
-        fooled.image.expand(4, -1, -1, -1),
-        {"gradient of the shift": fooled.picture, **fooled.attributions},
+        shift_study.image.expand(4, -1, -1, -1),
+        {"gradient of the shift": shift_study.picture, **shift_study.attributions},
         row_labels=["logits", "shifted logits", "logits,\ncentered", "shifted logits,\ncentered"],
         row_notes=notes,
         caption=f"largest difference of the 10 probabilities between logits and shifted logits: "
-        f"{fooled.difference():.0e}\norange is positive, purple negative, each map on a scale of its own; methods that "
-        "multiply by the input show the shift on the ink only",
+        f"{shift_study.difference():.0e}\norange is positive, purple negative, each map on a scale of its own; methods "
+        "that multiply by the input show the shift on the ink only",
     )
     figure.savefig(path, dpi=150)

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from typing import Any
-
-from matplotlib.figure import Figure as Picture
 
 from captum_density.audit._figures import FIGURES, columns
 from captum_density.audit._figures.figure import Figure
 from captum_density.audit._figures.words import counted_examples
 from captum_density.audit._findings import KINDS, findings, verdict
-from captum_density.audit._pictures import CAPTION, draw_figures, draw_maps, panel_text
-from captum_density.audit._results import Measured, Results, by_method
+from captum_density.audit._images import Image, Images, draw_images
+from captum_density.audit._pictures import CAPTION
+from captum_density.audit._results import Measured, Results
 
 __all__ = ["fragment", "page"]
 
 _FAILED = '<span class="failed">failed</span>'
-_DPI = 96  # a page's inch; pictures have twice as many pixels, for screens that do and for print
-_MAPS = 6  # at most so many maps side by side
 
 # Every rule begins with the fragment's class, so that a notebook around it stays as it is. Colours keep a contrast of
 # at least 4.5 with their ground, and every colour comes with a word.
@@ -86,24 +81,24 @@ _STYLE = """
 """
 
 
-def page(results: Results) -> str:
-    """The whole page; its policy forbids a browser to load anything."""
+def page(results: Results, images: Images | None = None) -> str:
+    """The whole page, with pictures that are drawn already, if so; its policy forbids a browser to load anything."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         f"style-src 'unsafe-inline'\">\n<title>Audit of {escape(str(results.settings['model']))}</title>\n<style>body "
         f"{{margin: 0; background: #fff}}{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{_body(results)}\n</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{_body(results, images or draw_images(results))}\n</main>\n</body>\n</html>\n"
     )
 
 
 def fragment(results: Results) -> str:
     """The same for a notebook."""
-    return f"<style>{_STYLE}</style>\n{_body(results)}"
+    return f"<style>{_STYLE}</style>\n{_body(results, draw_images(results))}"
 
 
-def _body(results: Results) -> str:
+def _body(results: Results, images: Images) -> str:
     parts = [
         '<div class="captum-density">',
         "<h1>Can I trust this model's gradients?</h1>",
@@ -113,8 +108,8 @@ def _body(results: Results) -> str:
         _findings(results),
         _model(results),
         _methods(results),
-        _panels(results),
-        _maps(results),
+        _panels(images),
+        _maps(images),
         _meanings(results),
         _skipped(results),
         "</div>",
@@ -209,46 +204,25 @@ def _cell(measured: Measured, label: str, with_note: bool = False) -> str:
     return f'<td data-label="{escape(label)}">{text}{note}</td>'
 
 
-def _panels(results: Results) -> str:
-    panels = [
-        _image(draw_figures(results.methods, [figure.name], panel=2.2), panel_text(results.methods, figure.name))
-        for figure in columns(results)
-        if by_method(results, figure.name)
-    ]
-    if not panels:
+def _panels(images: Images) -> str:
+    if not images.panels:
         return ""
-    return f'<h2>The methods compared</h2>\n<div class="panels">\n{chr(10).join(panels)}\n</div>'
+    panels = "\n".join(map(_image, images.panels))
+    return f'<h2>The methods compared</h2>\n<div class="panels">\n{panels}\n</div>'
 
 
-def _maps(results: Results) -> str:
-    maps = results.shown
-    if maps is None or not maps.maps or not len(maps.images):
+def _maps(images: Images) -> str:
+    if not images.maps:
         return ""
-    names = list(maps.maps)
-    groups = -(-len(names) // _MAPS)
-    size = -(-len(names) // groups)
-    images = []
-    for start in range(0, len(names), size):
-        part = names[start : start + size]
-        picture = draw_maps(replace(maps, maps={name: maps.maps[name] for name in part}), caption=False)
-        text = (
-            f"{len(maps.images)} of the audited images, of the explained classes "
-            f"{', '.join(map(str, maps.targets))}, each beside its attributions by {', '.join(part)}"
-        )
-        images.append(f'<div class="scroll">{_image(picture, text)}</div>')
-    return (
-        f"<h2>What the methods show</h2>\n{chr(10).join(images)}\n"
-        f'<p class="small">{escape(CAPTION[0].upper() + CAPTION[1:])}.</p>'
-    )
+    maps = "\n".join(f'<div class="scroll">{_image(image)}</div>' for image in images.maps)
+    return f'<h2>What the methods show</h2>\n{maps}\n<p class="small">{escape(CAPTION[0].upper() + CAPTION[1:])}.</p>'
 
 
-def _image(picture: Picture, text: str) -> str:
-    file = io.BytesIO()
-    picture.savefig(file, format="png", dpi=2 * _DPI, metadata={"Software": None})
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    width, height = (round(_DPI * side) for side in picture.get_size_inches())
+def _image(image: Image) -> str:
+    data = base64.b64encode(image.png()).decode("ascii")
+    width, height = image.size
     return (
-        f'<figure><img alt="{escape(text)}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{escape(image.text)}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
         "</figure>"
     )
 

@@ -16,6 +16,7 @@ from captum_density.audit._figures import FIGURES, MODEL_FIGURES, columns
 from captum_density.audit._figures.figure import Figure
 from captum_density.audit._figures.words import counted_examples
 from captum_density.audit._findings import KINDS, findings, verdict
+from captum_density.audit._images import draw_images
 from captum_density.audit._maps import Maps
 from captum_density.audit._page import fragment, page
 from captum_density.audit._pictures import draw_figures, draw_maps
@@ -218,19 +219,18 @@ class AuditReport(Results):
         """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        texts = {"report.html": self.to_html(), "report.json": self.to_json() + "\n", "table.md": f"{self}\n"}
+        images = draw_images(self)
+        texts = {"report.html": page(self, images), "report.json": self.to_json() + "\n", "table.md": f"{self}\n"}
         for name in (*texts, *_PICTURES):
             (out / name).unlink(missing_ok=True)
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
         written = list(texts)
-        for name, draw in zip(_PICTURES, (self.figure, self.maps), strict=True):
-            try:
-                picture = draw()
-            except ValueError:  # there is nothing to draw
-                continue
-            picture.savefig(out / name, dpi=150)
-            written.append(name)
+        files = ((images.panels, images.save_panels), (images.maps, images.save_maps))
+        for name, (drawn, write) in zip(_PICTURES, files, strict=True):
+            if drawn:
+                write(out / name)
+                written.append(name)
         return written
 
     def _repr_html_(self) -> str:

@@ -6,12 +6,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from captum_density._command import density, softmax_shift
-from captum_density.audit import _page, _report
+from captum_density.audit import _images
 from tests._command.users import ATTRIBUTIONS, DATA, MODEL, forget_modules, write_images
 
 DRAWING = {
-    _page: ("draw_figures", "draw_maps"),
-    _report: ("draw_figures", "draw_maps"),
+    _images: ("draw_figures", "draw_maps"),
     density: ("density_ratio_curves", "pixel_perturbation_curves", "sample_grid"),
     softmax_shift: ("saliency_grid",),
 }

@@ -13,7 +13,7 @@ from captum_density._command import density, digits_job, job
 from captum_density._command.density import keep_by_gradient, study_density
 from captum_density._command.digits_job import Effort, run
 from captum_density._command.network import train
-from captum_density._command.softmax_shift import fool
+from captum_density._command.softmax_shift import study_shift
 from captum_density.audit import AuditReport
 from captum_density.audit._figures import FIGURES
 from captum_density.datasets import digits
@@ -205,21 +205,21 @@ def test_claims_are_counted_over_seeds():
 
 
 @pytest.fixture(scope="module")
-def fooled():
+def shift_study():
     data = digits()
-    return fool(train(data, seed=0, epochs=4), data.test_images[:64], seed=0)
+    return study_shift(train(data, seed=0, epochs=4), data.test_images[:64], seed=0)
 
 
-def test_the_shift_prints_its_picture_and_centering_takes_it_away(fooled):
-    smile = fooled.picture[1].flatten()
-    assert not fooled.picture[0].any()
-    assert torch.equal(fooled.picture[:2], fooled.picture[2:])
-    assert set(fooled.attributions) == {
+def test_the_shift_prints_its_picture_and_centering_takes_it_away(shift_study):
+    smile = shift_study.picture[1].flatten()
+    assert not shift_study.picture[0].any()
+    assert torch.equal(shift_study.picture[:2], shift_study.picture[2:])
+    assert set(shift_study.attributions) == {
         *("Saliency", "InputXGradient", "IntegratedGradients", "SmoothGrad", "DeepLift", "Occlusion")
     }
-    for name, maps in fooled.attributions.items():
+    for name, maps in shift_study.attributions.items():
         # What is multiplied by the input shows the picture where there is ink.
-        shown = smile if name in ("Saliency", "SmoothGrad") else smile * fooled.image.flatten()
+        shown = smile if name in ("Saliency", "SmoothGrad") else smile * shift_study.image.flatten()
         logits, shifted, centered, both = maps.flatten(1)
         assert torch.cosine_similarity(shifted, shown, dim=0) > 0.95, name
         assert torch.cosine_similarity(logits, shown, dim=0) < 0.7, name
@@ -227,12 +227,12 @@ def test_the_shift_prints_its_picture_and_centering_takes_it_away(fooled):
         assert torch.cosine_similarity(centered, logits, dim=0) > 0.7, name
 
 
-def test_all_four_have_one_softmax_and_the_printed_difference_is_measured(fooled):
-    assert (fooled.probabilities - fooled.probabilities[0]).abs().max() < 1e-5
-    assert 0.5 < fooled.probabilities[0].max() < 0.9999
-    moved = fooled.probabilities.clone()
+def test_all_four_have_one_softmax_and_the_printed_difference_is_measured(shift_study):
+    assert (shift_study.probabilities - shift_study.probabilities[0]).abs().max() < 1e-5
+    assert 0.5 < shift_study.probabilities[0].max() < 0.9999
+    moved = shift_study.probabilities.clone()
     moved[1, 3] += 0.3
-    moved = dataclasses.replace(fooled, probabilities=moved)
+    moved = dataclasses.replace(shift_study, probabilities=moved)
     assert moved.difference() == pytest.approx(0.3, abs=1e-5)
     assert "largest difference of the 10 probabilities: 3e-01" in moved.text()
 

@@ -1,12 +1,15 @@
 """What is made of an audit's figures: texts, conclusions, JSON, the page's source."""
 
+import base64
 import dataclasses
+import io
 import json
 import math
 import re
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from captum_density.audit import AuditReport, Finding, Measured
 from tests.audit.reports import NAUGHTY, SETTINGS, failed, pictures, report_of, row
@@ -389,6 +392,11 @@ def test_no_json():
         AuditReport.from_json("no JSON")
 
 
+def page_panels(page):
+    """How many of a page's pictures are panels, which stand before the maps."""
+    return page.partition("What the methods show")[0].count("<img")
+
+
 def test_save(tmp_path, full, whole_page):
     out = tmp_path / "made" / "for it"
     written = full.save(out)
@@ -397,8 +405,10 @@ def test_save(tmp_path, full, whole_page):
     assert (out / "report.html").read_text(encoding="utf-8") == whole_page
     assert AuditReport.from_json((out / "report.json").read_text(encoding="utf-8")) == full
     assert (out / "table.md").read_text(encoding="utf-8") == f"{full}\n"
-    for name in written[3:]:
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    images = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', whole_page)]
+    for name, image in zip(written[3:], (images[0], images[page_panels(whole_page)]), strict=True):
+        with Image.open(out / name) as whole, Image.open(io.BytesIO(image)) as part:  # the page's first, in the corner
+            assert whole.crop((0, 0, *part.size)).tobytes() == part.tobytes() and whole.height > part.height
     small = report_of({"a": {"seconds": Measured(1.0)}})
     assert small.save(str(out)) == written[:4]  # over what is there
     assert AuditReport.from_json((out / "report.json").read_text(encoding="utf-8")) == small
