@@ -39,7 +39,7 @@ TORCHVISION = {
     "vit_b_32": (224, 64),
     "swin_t": (64, 32),
     "swin_v2_t": (64, 32),
-    "maxvit_t": (224, 56),
+    "maxvit_t": (224, 32),
 }
 HUGGING_FACE = ("bert", "gpt2", "llama", "llama_rms_norm", "vit")
 RECURRENT = ("lstm", "gru")
@@ -112,7 +112,7 @@ def _hugging_face(name: str) -> nn.Module:
 
 def _torchvision(name: str, side: int) -> nn.Module:
     if name == "maxvit_t" and side < 224:  # whose windows fit no smaller image
-        return torchvision.models.MaxVit((side, side), 16, 7, [16, 32], [1, 2], head_dim=8, stochastic_depth_prob=0.2,
+        return torchvision.models.MaxVit((side, side), 16, 4, [16, 32], [1, 2], head_dim=8, stochastic_depth_prob=0.2,
                                          num_classes=10)  # fmt: skip
     options: dict[str, Any] = {"num_classes": 10}
     if name in ("googlenet", "inception_v3"):

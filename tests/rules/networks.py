@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 import torchvision.models as tv
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 
 
 class Attention(nn.Module):
@@ -142,8 +144,13 @@ TOKENS: dict[str, Callable[[], nn.Module]] = {
 IMAGES: dict[str, Callable[[], nn.Module]] = {
     "squeeze and excitation": SqueezeAndExcitation,
     "ViT": lambda: tv.VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=3),
-    "ConvNeXt": lambda: tv.convnext_tiny(num_classes=3),
-    "EfficientNet": lambda: tv.efficientnet_b0(num_classes=3),
+    "ConvNeXt": lambda: ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 2)], num_classes=3),
+    "EfficientNet": lambda: EfficientNet(
+        [MBConvConfig(1, 3, 1, 16, 8, 1), MBConvConfig(6, 3, 2, 8, 16, 2), MBConvConfig(6, 5, 2, 16, 24, 2)],
+        dropout=0.2,
+        num_classes=3,
+        last_channel=64,
+    ),
 }
 
 
