@@ -18,9 +18,9 @@ from tests.audit.reports import report_of, row
 
 def test_of_examples_is_mean_and_sample_deviation():
     x = torch.tensor([1.0, 2.0, 4.0, 9.0], requires_grad=True)
-    found = of_examples(x, reference=3.0)
-    assert (found.value, found.reference, found.low, found.high) == (4.0, 3.0, None, None)
-    assert found.spread == pytest.approx(math.sqrt((9 + 4 + 0 + 25) / 3), rel=1e-15)
+    result = of_examples(x, reference=3.0)
+    assert (result.value, result.reference, result.low, result.high) == (4.0, 3.0, None, None)
+    assert result.spread == pytest.approx(math.sqrt((9 + 4 + 0 + 25) / 3), rel=1e-15)
     assert of_examples(torch.tensor([3.0]), seed=1) == Measured(3.0)
     for bad in (math.nan, math.inf):
         with pytest.raises(ValueError, match="NaN or infinite"):
@@ -31,14 +31,14 @@ def test_the_interval_is_that_of_the_mean():
     # Of a normal sample, the bootstrap's interval tends to mean +- 1.96 standard deviations / sqrt(n).
     n = 400
     x = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 7
-    found = of_examples(x, seed=3)
+    result = of_examples(x, seed=3)
     half = 1.959964 * x.std(correction=0).item() / math.sqrt(n)
     # An end is a quantile of 2000 means, whose standard error is sqrt(.025 * .975 / 2000) / density = 0.06 sd.
     tolerance = 4 * 0.06 * half / 1.96
-    assert found.low == pytest.approx(found.value - half, abs=tolerance)
-    assert found.high == pytest.approx(found.value + half, abs=tolerance)
-    assert of_examples(x, seed=3) == found
-    assert of_examples(x, seed=4).low != found.low
+    assert result.low == pytest.approx(result.value - half, abs=tolerance)
+    assert result.high == pytest.approx(result.value + half, abs=tolerance)
+    assert of_examples(x, seed=3) == result
+    assert of_examples(x, seed=4).low != result.low
 
 
 def test_the_interval_covers_the_mean_as_often_as_theory_says():
@@ -46,7 +46,7 @@ def test_the_interval_covers_the_mean_as_often_as_theory_says():
     # within 1.96 * sqrt(39 / 40): 0.9396. Of 600, the share found has a standard deviation of 0.0097.
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(600, 40, generator=generator, dtype=torch.float64)
-    covers = [found.low <= 0 <= found.high for found in (of_examples(x, seed=i) for i, x in enumerate(samples))]
+    covers = [result.low <= 0 <= result.high for result in (of_examples(x, seed=i) for i, x in enumerate(samples))]
     assert sum(covers) / len(covers) == pytest.approx(0.9396, abs=3 * 0.0097)
 
 

@@ -18,9 +18,9 @@ from tests.audit.reports import NAUGHTY, pictures, report_of
 @given(st.integers(0, 3), st.integers(1, 3), st.integers(1, 9))
 def test_packed_and_unpacked(n, channels, side):
     values = torch.randn(n, channels, side, side + 1).half().float()
-    found = json.loads(json.dumps(Maps.packed(values)))
-    assert found["shape"] == [n, channels, side, side + 1]
-    assert torch.equal(Maps.unpacked(found), values)
+    result = json.loads(json.dumps(Maps.packed(values)))
+    assert result["shape"] == [n, channels, side, side + 1]
+    assert torch.equal(Maps.unpacked(result), values)
 
 
 def test_shown_is_itself_again():
@@ -67,9 +67,9 @@ def test_maps_are_sums_over_channels_scaled_one_by_one():
     x = torch.zeros(3, 2, 1, 2)
     x[0] = torch.tensor([[[1.0, -3.0]], [[1.0, -1.0]]])
     x[1] = torch.tensor([[[0.5, 0.25]], [[0.0, 0.0]]])
-    found = drawn_maps(x.requires_grad_())
-    assert not found.requires_grad and found.dtype == torch.float32
-    assert found.tolist() == [[[[0.5, -1.0]]], [[[1.0, 0.5]]], [[[0.0, 0.0]]]]
+    result = drawn_maps(x.requires_grad_())
+    assert not result.requires_grad and result.dtype == torch.float32
+    assert result.tolist() == [[[[0.5, -1.0]]], [[[1.0, 0.5]]], [[[0.0, 0.0]]]]
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (4, 2, 3, 3), (4, 4, 3, 3), (4, 1, 3), (4, 1, 3, 3, 3)])

@@ -19,11 +19,11 @@ from tests.audit.reports import LONG, NAUGHTY, failed, pictures, report_of, row
 def dots(axes):
     """Of each method that is drawn: its place, the value, and the ends of its line."""
     lines = [line for line in axes.lines if line.get_linestyle() != "--"]
-    found = {}
+    result = {}
     for bar, dot in zip(lines[::2], lines[1::2], strict=True):
         assert dot.get_marker() == "o" and bar.get_ydata()[0] == bar.get_ydata()[1] == dot.get_ydata()[0]
-        found[float(dot.get_ydata()[0])] = (float(dot.get_xdata()[0]), *map(float, bar.get_xdata()))
-    return found
+        result[float(dot.get_ydata()[0])] = (float(dot.get_xdata()[0]), *map(float, bar.get_xdata()))
+    return result
 
 
 def drawn(methods, measure):
@@ -42,22 +42,22 @@ def test_panels_draw_the_figures():
     methods = {"a": spread, "b": none, "c": interval, "d": failed(), "e": Measured(0.1, 0.4), "f": Measured(0.2)}
     want = {"a": (0.5, 0.3, 0.7), "c": (0.3, 0.1, 0.6), "e": (0.1, 0.0, 0.5), "f": (0.2, 0.2, 0.2)}
     for measure in ("sensitivity_max", "shift_sensitivity"):
-        axes, found = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
-        assert found == {name: pytest.approx(ends, rel=1e-12) for name, ends in want.items()}
+        axes, result = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
+        assert result == {name: pytest.approx(ends, rel=1e-12) for name, ends in want.items()}
         assert axes.get_title() == f"{FIGURES[measure].title}\n({FIGURES[measure].better})"
         assert axes.get_xscale() == "linear" and not axes.get_xlabel()
     # Below 0 is meant for what can be there.
     for measure, text in (("pixel_perturbation", "chance"), ("diff_roar", "no difference")):
-        axes, found = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
-        assert found["e"] == pytest.approx((0.1, -0.3, 0.5))
+        axes, result = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
+        assert result["e"] == pytest.approx((0.1, -0.3, 0.5))
         (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
         assert list(line.get_xdata()) == [0, 0] and axes.get_xlabel() == f"dashed: {text}"
 
 
 def test_infidelity_is_drawn_in_units_of_a_map_of_zeros():
     methods = {"a": Measured(3.0, 1.0, reference=10.0), "b": Measured(3.0, 1.0, reference=5.0)}
-    axes, found = drawn({name: {"infidelity": figure} for name, figure in methods.items()}, "infidelity")
-    assert found == {"a": pytest.approx((0.3, 0.2, 0.4)), "b": pytest.approx((0.6, 0.4, 0.8))}
+    axes, result = drawn({name: {"infidelity": figure} for name, figure in methods.items()}, "infidelity")
+    assert result == {"a": pytest.approx((0.3, 0.2, 0.4)), "b": pytest.approx((0.6, 0.4, 0.8))}
     assert axes.get_title().startswith("infidelity / that of a map of zeros\n")
     (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert list(line.get_xdata()) == [1, 1] and axes.get_xlabel() == "dashed: a map of zeros"
@@ -67,10 +67,10 @@ def test_infidelity_is_drawn_in_units_of_a_map_of_zeros():
 @pytest.mark.parametrize("measure", ["completeness_gap", "seconds"])
 def test_orders_of_magnitude(measure):
     methods = {"a": Measured(0.01, 0.02), "b": Measured(2.0, 0.5), "c": Measured(0.0), "d": Measured(1e-12)}
-    axes, found = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
+    axes, result = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
     assert axes.get_xscale() == "log"
-    assert found["a"] == pytest.approx((0.01, 1e-8, 0.03)) and found["b"] == pytest.approx((2.0, 1.5, 2.5))
-    assert found["c"] == found["d"] == pytest.approx((1e-8, 1e-8, 1e-8))  # where rounding begins
+    assert result["a"] == pytest.approx((0.01, 1e-8, 0.03)) and result["b"] == pytest.approx((2.0, 1.5, 2.5))
+    assert result["c"] == result["d"] == pytest.approx((1e-8, 1e-8, 1e-8))  # where rounding begins
     low, high = drawn({"a": {measure: Measured(0.02, 0.1)}}, measure)[0].get_xlim()
     assert 0.005 < low < 0.02 < 0.12 <= high < 1  # a standard deviation below 0 does not make the panel
     low, high = drawn({"a": {measure: Measured(0.02)}}, measure)[0].get_xlim()
@@ -107,9 +107,9 @@ def test_labels_stay_inside_and_apart(names, measures):
     for axes in (axes for axes in figure.axes if axes.get_visible()):
         low, high = axes.get_xlim()
         ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-        seen = [label for place, label in ticks if low <= place <= high]
-        assert seen
-        texts = [axes.title, axes.xaxis.label, *axes.get_yticklabels(), *seen]
+        visible = [label for place, label in ticks if low <= place <= high]
+        assert visible
+        texts = [axes.title, axes.xaxis.label, *axes.get_yticklabels(), *visible]
         boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
         if axes is figure.axes[0]:
             assert len([text for text in axes.get_yticklabels() if text.get_text()]) == len(names)

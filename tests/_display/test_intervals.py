@@ -23,16 +23,16 @@ def test_of_means_of_what_is_drawn():
 def test_resamples_are_means_of_what_is_drawn():
     torch.manual_seed(0)
     correct = torch.rand(2, 3, 7) < 0.5  # 3 runs, 7 examples
-    found = Bootstrap(3, 7, 600, seed=5).means(correct)
-    assert found.shape == (2, 600)
+    result = Bootstrap(3, 7, 600, seed=5).means(correct)
+    assert result.shape == (2, 600)
     random, expected = np.random.default_rng(5), []
     while len(expected) < 600:  # in portions of 250, runs first; of 3 runs, 2 are drawn
         size = min(250, 600 - len(expected))
         by_run, by_example = random.integers(0, 3, (size, 2)), random.integers(0, 7, (size, 7))
         for runs, examples in zip(by_run, by_example, strict=True):
             expected.append([c[np.ix_(runs, examples)].mean() for c in correct.numpy()])
-    assert np.allclose(found.numpy(), np.array(expected).T)
-    assert torch.equal(found, Bootstrap(3, 7, 600, seed=5).means(correct))
+    assert np.allclose(result.numpy(), np.array(expected).T)
+    assert torch.equal(result, Bootstrap(3, 7, 600, seed=5).means(correct))
     # One run is all there is to draw.
     one = Bootstrap(1, 7, 100, seed=5).means(correct[:, :1])
     assert one.shape == (2, 100) and one.std() > 0

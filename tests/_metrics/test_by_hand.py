@@ -67,7 +67,7 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
     maps = {"a": some_maps(train, test), "ties": some_maps(train, test, ties=True)}
     make_model, runs, d = linear(math.prod(shape)), 2, int(numbers.max()) + 1
     fractions = [0.5, 0.05, 1.0] if metric != "kar" else [0.35]  # not in order; 0.05 of few is none, so one
-    found = METRICS[metric](
+    result = METRICS[metric](
         make_model,
         train,
         test,
@@ -82,41 +82,41 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
         max_examples_per_batch=7,
     )
     options = {"fractions": fractions, "runs": runs, "seed": 5}
-    assert found.metric == metric and found.sides == tuple(SIDES[metric]) and found.d == d
-    assert found.fractions == tuple(sorted(fractions)) and found.attributions == ("a", "ties")
-    assert found.counts == tuple(max(1, math.floor(Fraction(str(f)) * d + Fraction(1, 2))) for f in sorted(fractions))
+    assert result.metric == metric and result.sides == tuple(SIDES[metric]) and result.d == d
+    assert result.fractions == tuple(sorted(fractions)) and result.attributions == ("a", "ties")
+    assert result.counts == tuple(max(1, math.floor(Fraction(str(f)) * d + Fraction(1, 2))) for f in sorted(fractions))
     image = len(shape) > 2
-    assert list(found.controls) == ["random", "input_agnostic", "mask_only"] + ["blurred"] * image
+    assert list(result.controls) == ["random", "input_agnostic", "mask_only"] + ["blurred"] * image
 
     for i, pair in enumerate(maps.values()):
         importance = [by_group(m, numbers) for m in pair]
         plain = by_hand(metric, make_model, train, test, [importance] * runs, numbers, fill, **options)
-        assert torch.equal(found.correct[i], plain)
-        assert torch.equal(found.predictive_power[i], plain.double().mean(-1))
+        assert torch.equal(result.correct[i], plain)
+        assert torch.equal(result.predictive_power[i], plain.double().mean(-1))
         # One ranking, of the training examples' mean, for the test examples too.
         mean = by_group(pair[0].double().abs().mean(0, keepdim=True), numbers)
         agnostic = [mean.repeat(len(x), 0) for x, _ in (train, test)]
         agnostic = by_hand(metric, make_model, train, test, [agnostic] * runs, numbers, fill, **options)
-        assert torch.equal(found.controls["input_agnostic"][i], agnostic)
+        assert torch.equal(result.controls["input_agnostic"][i], agnostic)
         bare = by_hand(metric, make_model, train, test, [importance] * runs, numbers, fill, **options, mask_only=True)
-        assert torch.equal(found.controls["mask_only"][i], bare)
+        assert torch.equal(result.controls["mask_only"][i], bare)
         if image:
             smooth = [by_group(_blurred(m.abs()), numbers) for m in pair]  # itself tested in test_ranking.py
             blurred = by_hand(metric, make_model, train, test, [smooth] * runs, numbers, fill, **options)
-            assert torch.equal(found.controls["blurred"][i], blurred)
+            assert torch.equal(result.controls["blurred"][i], blurred)
     drawn = [
         [-np.array(r) for r in random_ranks(tmp_path, (train, test), d, derived_seed(5, "random ranking", run))]
         for run in range(runs)
     ]
     assert not any(np.array_equal(a, b) for a, b in zip(*drawn, strict=True))
     random = by_hand(metric, make_model, train, test, drawn, numbers, fill, **options)
-    assert found.controls["random"].shape[0] == 1 and torch.equal(found.controls["random"][0], random)
+    assert result.controls["random"].shape[0] == 1 and torch.equal(result.controls["random"][0], random)
     whole = fit_many(make_model, [Job(Examples(train, test), run=run) for run in range(runs)], fit=QUICK, seed=5)
-    assert torch.equal(found.unmasked, torch.stack([f.correct for f in whole]))
-    assert found.chance == 1 / 3
+    assert torch.equal(result.unmasked, torch.stack([f.correct for f in whole]))
+    assert result.chance == 1 / 3
     # Every model once: what keeps everything sees no mask, and DiffROAR's sides are the same there, but for bare masks.
-    rankings = 1 + 2 * (len(found.controls) - 1)  # random; of each attribution, its own and the others, but for masks
+    rankings = 1 + 2 * (len(result.controls) - 1)  # random; of each attribution, its own and the others, but for masks
     jobs = len(SIDES[metric]) * len(fractions) * runs
     masks = 2 * (jobs - runs * (metric == "diff_roar"))
     whole = {"diff_roar": 2, "roar": 0, "kar": 0}[metric] * runs
-    assert found.engines["loop"][0] == rankings * (jobs - whole) + masks + runs
+    assert result.engines["loop"][0] == rankings * (jobs - whole) + masks + runs

@@ -24,9 +24,9 @@ ROWS = st.lists(st.sampled_from([-2.0, -1.0, -0.0, 0.0, 5e-324, 1.0, 1e300]), mi
 
 @given(ROWS)
 def test_ranks_are_those_of_a_stable_sort(row):
-    found = ranks(torch.tensor([row, row[::-1]], dtype=torch.float64))
-    assert found.dtype == torch.int64
-    for values, places in zip((row, row[::-1]), found.tolist(), strict=True):
+    result = ranks(torch.tensor([row, row[::-1]], dtype=torch.float64))
+    assert result.dtype == torch.int64
+    for values, places in zip((row, row[::-1]), result.tolist(), strict=True):
         assert sorted(places) == list(range(len(row)))
         # Once more, by Python's sort: larger ones first, of equal ones (0.0 == -0.0) the first one first.
         order = sorted(range(len(row)), key=lambda i: (-values[i], i))

@@ -99,8 +99,8 @@ def test_ranks_are_those_of_a_stable_sort_and_masks_partition(tmp_path_factory, 
     torch.manual_seed(seed)
     draw = (lambda n: torch.randint(-2, 3, (n, d)).to(dtype)) if ties else (lambda n: torch.randn(n, d, dtype=dtype))
     train, test = draw(5), draw(3)
-    found = rank((train, test), torch.rand(5, d), torch.rand(3, d), folder=tmp_path_factory.mktemp("ranks"), batch=2)
-    for places, values in zip(found.plain, (train, test), strict=True):
+    result = rank((train, test), torch.rand(5, d), torch.rand(3, d), folder=tmp_path_factory.mktemp("ranks"), batch=2)
+    for places, values in zip(result.plain, (train, test), strict=True):
         assert places.dtype == np.int16
         assert np.array_equal(places, ranks_by_hand(values.abs()))
         for k in range(d + 1):
@@ -111,7 +111,7 @@ def test_ranks_are_those_of_a_stable_sort_and_masks_partition(tmp_path_factory, 
             if 0 < k < d:
                 assert (size.min(1, where=top, initial=9) >= size.max(1, where=bottom, initial=0)).all()
     expected = sum(bool((row == row[0]).all()) for row in torch.cat([train, test]).abs())
-    assert found.constant == expected / 8
+    assert result.constant == expected / 8
 
 
 @settings(max_examples=10)
@@ -141,12 +141,12 @@ def test_permuted_elements_have_permuted_ranks_where_nothing_ties(tmp_path_facto
 def test_long_ranks_have_32_bits(tmp_path):
     for d, dtype in ((2**15 - 1, np.int16), (2**15, np.int32)):
         maps = torch.randn(2, d)
-        found = rank((maps, maps), maps, maps, folder=tmp_path, agnostic=True)
+        result = rank((maps, maps), maps, maps, folder=tmp_path, agnostic=True)
         drawn = random_ranks(tmp_path, ((maps, maps), (maps, maps)), d, 0)
-        for places in (*found.plain, *found.agnostic, *drawn):
+        for places in (*result.plain, *result.agnostic, *drawn):
             assert places.dtype == dtype
             assert np.array_equal(np.sort(places[0]), np.arange(d))
-        assert np.array_equal(found.plain[0], ranks_by_hand(maps.abs()))
+        assert np.array_equal(result.plain[0], ranks_by_hand(maps.abs()))
 
 
 # Groups
@@ -174,20 +174,20 @@ def test_a_group_ranks_by_the_mean_of_its_elements(tmp_path, groups, number):
     maps, x = torch.randn(6, *shape), torch.rand(6, *shape)
     expected = grouped_by_hand(maps.abs(), by_hand)
     assert np.array_equal(elements.importance(maps.abs()).numpy(), expected)  # the same additions in the same order
-    found = rank((maps, maps[:3]), x, x[:3], groups, folder=tmp_path, batch=4)
-    assert np.array_equal(found.plain[0], ranks_by_hand(expected))
-    assert np.array_equal(found.plain[1], ranks_by_hand(expected[:3]))
+    result = rank((maps, maps[:3]), x, x[:3], groups, folder=tmp_path, batch=4)
+    assert np.array_equal(result.plain[0], ranks_by_hand(expected))
+    assert np.array_equal(result.plain[1], ranks_by_hand(expected[:3]))
 
 
 def test_one_map_for_all_channels_needs_groups(tmp_path):
     x, maps = torch.rand(4, 3, 4, 4), torch.randn(4, 1, 4, 4)
     whole = maps.expand(-1, 3, -1, -1)
     for groups in ("channels", 2, torch.arange(4)):
-        found, expected = (
+        result, expected = (
             rank((m, m), x, x, groups, folder=tmp_path, blurred=True, agnostic=True) for m in (maps, whole)
         )
         for kind in ("plain", "blurred", "agnostic"):
-            assert np.array_equal(getattr(found, kind)[0], getattr(expected, kind)[0])
+            assert np.array_equal(getattr(result, kind)[0], getattr(expected, kind)[0])
     with pytest.raises(ValueError, match=r"shape \(4, 3, 4, 4\), but have \(4, 1, 4, 4\).*pass groups='channels'"):
         rank((maps, maps), x, x, folder=tmp_path)
 
@@ -224,11 +224,11 @@ def test_groups_that_do_not_fit_are_refused(groups, shape, words):
 def test_blurred_is_a_gaussian_by_hand(shape):
     magnitude = torch.rand(2, *shape)
     sigma = max(1.0, min(shape[-2:]) / 28)  # 60 / 28 for the large one
-    found = _blurred(magnitude)
-    assert found.shape == magnitude.shape and found.dtype == torch.float32
+    result = _blurred(magnitude)
+    assert result.shape == magnitude.shape and result.dtype == torch.float32
     if shape[-1] == 64:
-        magnitude, found = magnitude[:1], found[:1]
-    for plane, smooth in zip(magnitude.reshape(-1, *shape[-2:]), found.reshape(-1, *shape[-2:]), strict=True):
+        magnitude, result = magnitude[:1], result[:1]
+    for plane, smooth in zip(magnitude.reshape(-1, *shape[-2:]), result.reshape(-1, *shape[-2:]), strict=True):
         expected = blurred_by_hand(plane.double().numpy(), sigma)
         torch.testing.assert_close(smooth.double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-7)
 
@@ -238,22 +238,22 @@ def test_blurred_ranks_are_of_the_blurred_size(tmp_path, groups):
     # Signs alternate: an average of signed values would be near 0 everywhere.
     signs = torch.where(torch.arange(64).reshape(8, 8) % 2 == 0, 1.0, -1.0)
     maps, x = torch.rand(5, 1, 8, 8) * signs, torch.rand(5, 1, 8, 8)
-    found = rank((maps, maps), x, x, groups, folder=tmp_path, blurred=True)
+    result = rank((maps, maps), x, x, groups, folder=tmp_path, blurred=True)
     smooth = np.stack([blurred_by_hand(m[0].abs().double().numpy(), 1.0) for m in maps])[:, None]
     if groups == 2:
         smooth = smooth.reshape(5, 4, 2, 4, 2).mean((2, 4))
-    assert np.array_equal(found.blurred[0], ranks_by_hand(smooth))
-    assert not np.array_equal(found.blurred[0], found.plain[0])
+    assert np.array_equal(result.blurred[0], ranks_by_hand(smooth))
+    assert not np.array_equal(result.blurred[0], result.plain[0])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
 @pytest.mark.parametrize("groups", [None, "channels"])
 def test_input_agnostic_is_the_mean_size_of_the_training_set(tmp_path, batch, groups):
     train, test = torch.randn(9, 2, 3, 3), torch.randn(4, 2, 3, 3) * 100
-    found = rank((train, test), train, test, groups, folder=tmp_path, agnostic=True, batch=batch)
+    result = rank((train, test), train, test, groups, folder=tmp_path, agnostic=True, batch=batch)
     mean = train.abs().double().numpy().mean(0)
     order = ranks_by_hand((mean if groups is None else mean.mean(0)).reshape(1, -1))
-    for places, n in zip(found.agnostic, (9, 4), strict=True):
+    for places, n in zip(result.agnostic, (9, 4), strict=True):
         assert np.array_equal(places, order.repeat(n, 0))
     signed = ranks_by_hand(np.abs(train.numpy().mean(0)).reshape(1, -1)) if groups is None else None
     assert not np.array_equal(order, signed)
@@ -305,26 +305,26 @@ def test_captum_attributes_the_predicted_class_whatever_the_batches(tmp_path, ma
     assert predicted.unique().numel() > 1
     attributor = make(model)
     bare = attributor.attribute if hasattr(attributor, "attribute") else attributor
-    found = rank(attributor, train, test, folder=tmp_path, batch=batch)
+    result = rank(attributor, train, test, folder=tmp_path, batch=batch)
     expected = bare(train, target=predicted)
-    assert np.array_equal(found.plain[0], ranks_by_hand(expected.detach().abs()))
-    assert np.array_equal(found.plain[1], ranks_by_hand(bare(test, target=model(test).argmax(1)).detach().abs()))
+    assert np.array_equal(result.plain[0], ranks_by_hand(expected.detach().abs()))
+    assert np.array_equal(result.plain[1], ranks_by_hand(bare(test, target=model(test).argmax(1)).detach().abs()))
 
 
 def test_true_labels_reach_whatever_attributes(tmp_path):
     model, train, test = model_and_data()
     labels = torch.arange(14) % 3, torch.arange(6).int() % 3
-    seen = []
+    targets = []
 
     def function(x, target):
-        seen.append(target)
+        targets.append(target)
         return Saliency(model).attribute(x, target=target)
 
     splits = (train, labels[0]), (test, labels[1])
     for attributor in (Saliency(model), function):
-        found = rank(attributor, *splits, folder=tmp_path, target="true", batch=5)
-        assert np.array_equal(found.plain[0], ranks_by_hand(Saliency(model).attribute(train, target=labels[0])))
-    assert torch.cat(seen).equal(torch.cat(labels).long())
+        result = rank(attributor, *splits, folder=tmp_path, target="true", batch=5)
+        assert np.array_equal(result.plain[0], ranks_by_hand(Saliency(model).attribute(train, target=labels[0])))
+    assert torch.cat(targets).equal(torch.cat(labels).long())
     # With predicted targets, a function knows no label; a model would be needed to predict one.
     with pytest.raises(TypeError, match="let it predict the class itself"):
         rank(function, *splits, folder=tmp_path)
@@ -334,8 +334,8 @@ def test_a_target_of_ones_own_is_not_replaced_silently(tmp_path):
     model, train, test = model_and_data()
     with pytest.raises(ValueError, match="has a target of its own"):
         rank(functools.partial(Saliency(model).attribute, target=1), train, test, folder=tmp_path)
-    found = rank(lambda x: Saliency(model).attribute(x, target=1), train, test, folder=tmp_path)
-    assert np.array_equal(found.plain[0], ranks_by_hand(Saliency(model).attribute(train, target=1)))
+    result = rank(lambda x: Saliency(model).attribute(x, target=1), train, test, folder=tmp_path)
+    assert np.array_equal(result.plain[0], ranks_by_hand(Saliency(model).attribute(train, target=1)))
 
 
 @pytest.mark.parametrize(
@@ -378,12 +378,14 @@ def test_ready_attributions_and_inputs_of_all_kinds(tmp_path, of):
         maps = tuple(m.numpy() for m in maps)
     (tmp_path / "ranks").mkdir()
     ready = {"double": lambda: tuple(m.double() for m in maps), "list": lambda: list(maps)}.get(of, lambda: maps)()
-    found = rank(ready, (x[0], np.zeros(14, int)), (x[1], np.zeros(6, int)), folder=tmp_path / "ranks", batch=4)
-    assert all(map(np.array_equal, found.plain, expected))
+    result = rank(ready, (x[0], np.zeros(14, int)), (x[1], np.zeros(6, int)), folder=tmp_path / "ranks", batch=4)
+    assert all(map(np.array_equal, result.plain, expected))
     # And a function is given tensors, whatever the inputs are.
-    seen = rank(lambda x: x.sin(), (x[0], np.zeros(14, int)), (x[1], np.zeros(6, int)), folder=tmp_path / "ranks")
+    of_function = rank(
+        lambda x: x.sin(), (x[0], np.zeros(14, int)), (x[1], np.zeros(6, int)), folder=tmp_path / "ranks"
+    )
     plain = x[0] if of == "memmap" else x[0].numpy()
-    assert np.array_equal(seen.plain[0], ranks_by_hand(torch.from_numpy(plain.copy()).sin()))
+    assert np.array_equal(of_function.plain[0], ranks_by_hand(torch.from_numpy(plain.copy()).sin()))
 
 
 def test_a_function_may_return_a_tuple_of_one_an_array_or_half_precision(tmp_path):
@@ -495,19 +497,19 @@ def test_a_layers_attribution_that_is_smaller_than_the_input_is_refused(tmp_path
     with pytest.raises(ValueError, match=r"shape \(14, 1, 6, 6\), but have \(14, 1, 4, 4\)"):
         rank(LayerGradCam(model, model[0]), train, test, folder=tmp_path)
     same = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(72, 3))
-    found = rank(LayerGradCam(same, same[0]), train, test, folder=tmp_path)
+    result = rank(LayerGradCam(same, same[0]), train, test, folder=tmp_path)
     expected = LayerGradCam(same, same[0]).attribute(train, target=same(train).argmax(1)).detach().abs()
-    assert np.array_equal(found.plain[0], ranks_by_hand(expected))
+    assert np.array_equal(result.plain[0], ranks_by_hand(expected))
 
 
 @pytest.mark.cuda
 def test_a_model_on_another_device_than_the_data(tmp_path):
     model, train, test = model_and_data(torch.float64)
     expected = rank(Saliency(model), train, test, folder=tmp_path, blurred=True, agnostic=True)
-    found = rank(Saliency(model.cuda()), train, test, folder=tmp_path, blurred=True, agnostic=True)
+    result = rank(Saliency(model.cuda()), train, test, folder=tmp_path, blurred=True, agnostic=True)
     on_gpu = rank(Saliency(model), train.cuda(), test.cuda(), folder=tmp_path, blurred=True, agnostic=True)
     for kind in ("plain", "blurred", "agnostic"):
-        for a, b, c in zip(*(getattr(x, kind) for x in (expected, found, on_gpu)), strict=True):
+        for a, b, c in zip(*(getattr(x, kind) for x in (expected, result, on_gpu)), strict=True):
             assert np.array_equal(a, b) and np.array_equal(a, c)
 
 

@@ -119,9 +119,9 @@ def measured(folder, page, widths):
 
 def test_it_fits_a_window_of_any_width(page, tmp_path):
     widths = [320, 375, 500, 641, 768, 1200]
-    found = measured(tmp_path, page, widths)
-    assert [each["width"] for each in found] == widths
-    for each in found:
+    result = measured(tmp_path, page, widths)
+    assert [each["width"] for each in result] == widths
+    for each in result:
         assert each["scrollWidth"] == each["width"] and each["leaving"] == [], each
         assert each["broken"] == each["stretched"] == each["enlarged"] == 0 and each["images"] == page.count("<img")
         assert each["smallest"] >= 14
