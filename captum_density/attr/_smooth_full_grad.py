@@ -35,6 +35,7 @@ class SmoothFullGrad(FullGradAttribution):
         model: As `FullGrad`.
         layer: As `FullGrad`.
         forward_func: As `FullGrad`.
+        layout: As `FullGrad`.
 
     Raises:
         TypeError: As `FullGrad`.

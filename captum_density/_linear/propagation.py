@@ -1,0 +1,170 @@
+"""From the places of a call's activations to those of its outputs, remembered by all that they depend on.
+
+The second run of a model over inputs of the same shapes finds every place at hand, and waits for no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_density._linear.layouts import Layout, Step, unknown
+from captum_density._linear.operations import row
+from captum_density._linear.places import Place, input_place
+from captum_density._model.calls import Call, is_continuous
+
+__all__ = ["Mixing", "Positions", "place_of_input", "propagate", "unknown_place"]
+
+_BYTES = 2**28  # of codes, after which everything is forgotten
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What an operation with weights does to the dimensions of one input.
+
+    Attributes:
+        index: Which input.
+        mixed: The dimensions that it mixes, wholly or in windows.
+        left: The dimensions along which its output still tells elements apart.
+    """
+
+    index: int
+    mixed: frozenset[int]
+    left: frozenset[int]
+
+
+class Positions:
+    """Which dimensions of each input are positions: those that the first weighted mixing leaves.
+
+    Args:
+        inputs: The inputs.
+        layout: For each input its positions where the user says, None where not.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], layout: Sequence[Sequence[int] | None] | None = None) -> None:
+        self._all = [tuple(range(1, x.ndim)) for x in inputs]
+        given = [None] * len(inputs) if layout is None else list(layout)
+        self._decided = [None if g is None else tuple(sorted(g)) for g in given]
+        self._windowed: list[set[int]] = [set() for _ in inputs]
+
+    def learn(self, mixing: Mixing) -> None:
+        """Of an operation with weights, in the order in which the model runs them."""
+        i = mixing.index
+        if self._decided[i] is not None:
+            return
+        mixed = mixing.mixed - self._windowed[i]
+        if mixed - mixing.left:
+            self._decided[i] = tuple(d for d in self._all[i] if d in mixing.left) or self._all[i]
+        else:
+            self._windowed[i] |= mixed
+            if self._windowed[i] >= set(self._all[i]):
+                self._decided[i] = self._all[i]
+
+    def __getitem__(self, index: int) -> tuple[int, ...]:
+        decided = self._decided[index]
+        return self._all[index] if decided is None else decided
+
+    def of_all(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(self[i] for i in range(len(self._all)))
+
+
+_Result = tuple[tuple["Place | None", ...], tuple[Mixing, ...]]
+_remembered: dict[Hashable, _Result] = {}
+_bytes = 0
+
+
+def place_of_input(index: int, shape: Sequence[int]) -> Place:
+    """The place of an input itself, the same object whenever it is asked for."""
+    return _remember(("input", index, tuple(shape)), lambda: ((input_place(index, shape),), ()))[0][0]  # type: ignore[return-value]
+
+
+def propagate(
+    call: Call, places: Sequence[Place | None], outputs: Sequence[Tensor]
+) -> tuple[Sequence[Place | None], Sequence[Mixing]]:
+    """The places of a call's outputs, and what its weights mix.
+
+    Args:
+        call: The call.
+        places: Those of its activations, in order.
+        outputs: What it returned or wrote.
+    """
+    if not outputs or all(place is None for place in places):
+        return [None] * len(outputs), ()
+    by_tensor = {id(u): p for u, p in zip(call.activations, places, strict=True) if p is not None}
+    layout = row(call).layout
+    shapes = [y.shape for y in outputs]
+    key = (
+        call.name, bool(call.mutated), _key(call.args, by_tensor, layout.reads),
+        _key(call.kwargs, by_tensor, layout.reads), tuple(shapes),
+    )  # fmt: skip
+    return _remember(key, lambda: _result(layout, Step(call, by_tensor, shapes)))
+
+
+def unknown_place(operands: Sequence[Tensor], places: Sequence[Place | None], output: Tensor) -> Place | None:
+    """The place of what was made of activations out of the trace's sight."""
+    by_tensor = {id(u): p for u, p in zip(operands, places, strict=True) if p is not None}
+    if not by_tensor:
+        return None
+    call = Call(torch.empty_like, (output,), {}, list(operands))
+    key = "unknown", tuple((tuple(u.shape), by_tensor.get(id(u))) for u in operands), tuple(output.shape)
+    return _remember(key, lambda: (tuple(unknown(Step(call, by_tensor, [output.shape]))), ()))[0][0]
+
+
+def _remember(key: Hashable, make: Any) -> _Result:
+    global _bytes
+    result = _remembered.get(key)
+    if result is None:
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            result = make()
+        if _bytes > _BYTES or len(_remembered) > 20000:
+            _remembered.clear()
+            _bytes = 0
+        _remembered[key] = result
+        _bytes += sum(place.nbytes for place in result[0] if place is not None)
+    return result
+
+
+def _key(value: Any, places: dict[int, Place], reads: bool) -> Hashable:
+    if isinstance(value, Tensor):
+        place = places.get(id(value))
+        if place is not None or is_continuous(value) or not reads:
+            return tuple(value.shape), place
+        numbers = value.detach().cpu().contiguous()
+        return tuple(value.shape), str(value.dtype), numbers.numpy().tobytes()
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, tuple(_key(v, places, reads) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _key(v, places, reads)) for k, v in value.items())
+    if isinstance(value, slice):
+        return "slice", *(_key(v, places, reads) for v in (value.start, value.stop, value.step))
+    if isinstance(value, (bool, int, float)):
+        return type(value).__name__, value  # True == 1 == 1.0
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+def _result(layout: Layout, step: Step) -> _Result:
+    try:
+        found = [*layout.rule(step)]
+    except (RuntimeError, IndexError, NotImplementedError, TypeError, ValueError, AssertionError):
+        found = []  # an unusual spelling: nothing is known of it
+    if len(found) != len(step.shapes) or any(place is None for place in found):
+        found += [None] * (len(step.shapes) - len(found))
+        found = [a if b is None else b for a, b in zip(unknown(step), found, strict=False)]
+    return tuple(found), tuple(_mixings(layout, step, found[0]))
+
+
+def _mixings(layout: Layout, step: Step, after: Place | None) -> list[Mixing]:
+    if layout.mixes is None or not step.operands() or after is None:
+        return []
+    u = step.operands()[0]
+    dims = layout.mixes(step.call)
+    mixed: dict[int, set[int]] = {}
+    for (index, dim), axes in step.places[id(u)].axes.items():
+        if dim > 0 and any(a.codes.size(d) > 1 for a in axes for d in dims):
+            mixed.setdefault(index, set()).add(dim)
+    left = {index: frozenset(d for i, d in after.telling if i == index) for index in mixed}
+    return [Mixing(index, frozenset(dims), left[index]) for index, dims in mixed.items()]
