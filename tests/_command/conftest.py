@@ -6,11 +6,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from captum_density._command import density, softmax_shift
-from captum_density.audit import _images
+from captum_density.audit import _page, _report
+from captum_density.audit._images import Images
 from tests._command.users import ATTRIBUTIONS, DATA, MODEL, forget_modules, write_images
 
 DRAWING = {
-    _images: ("draw_figures", "draw_maps"),
     density: ("density_ratio_curves", "pixel_perturbation_curves", "sample_grid"),
     softmax_shift: ("saliency_grid",),
 }
@@ -19,6 +19,8 @@ DRAWING = {
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without what takes most of the time of a small audit."""
+    for module in (_page, _report):
+        monkeypatch.setattr(module, "draw_images", lambda results: Images((), ()))
     for module, names in DRAWING.items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: Figure())

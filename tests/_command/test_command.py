@@ -1,6 +1,7 @@
 """The command line on a user's own model and data: what it writes, what it refuses, and how it goes on."""
 
 import html
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -32,22 +34,33 @@ from tests._command.users import (
     write_images,
 )
 
+METHODS = [
+    "Saliency",
+    "Saliency, centered",
+    "IntegratedGradients",
+    "SmoothGrad",
+    "FullGrad",
+    "FullGrad, complete",
+    "SimpleFullGrad",
+    "SmoothFullGrad",
+]
+
 
 def test_a_folder_of_images_and_a_file_of_weights(user, capsys):
     model = made()
     torch.save(model.state_dict(), "weights.pt")
     state = torch.get_rng_state()
-    report = audited("--weights", "weights.pt", out="made/report")
+    options = ["--attributions", *METHODS[:2], "--metrics", "accuracy", "gradient_norm", "infidelity"]
+    report = audited("--weights", "weights.pt", *options, out="new/report")
     assert torch.equal(torch.get_rng_state(), state)
     check_model_figures(report, model, *of_folder("images", ToTensor()))
     assert report.settings["model"] == "my_package.model:build"
     assert report.settings["examples"] == 18 and report.settings["classes"] == 3
-    assert len(report.methods) == 8 and not failures(report)
-    assert report.methods["FullGrad, complete"]["completeness_gap"].value < 1e-4
+    assert list(report.methods) == METHODS[:2] and not failures(report)
     printed = capsys.readouterr()
     assert "audit: 100%" in printed.err and "Traceback" not in printed.err
     assert str(report) in printed.out
-    out = Path("made/report")
+    out = Path("new/report")
     for picture in ("figures.png", "saliency.png"):
         with Image.open(out / picture) as image:
             assert image.size[0] > 300
@@ -58,6 +71,13 @@ def test_a_folder_of_images_and_a_file_of_weights(user, capsys):
     }
     for name in ("report.html", "report.json", "table.md", "figures.png", "saliency.png"):
         assert name in printed.out.splitlines()[-1]
+
+
+def test_default_methods_and_figures(user, undrawn):
+    report = audited("--limit", "2")
+    assert list(report.methods) == METHODS and not failures(report)
+    assert list(report.model) == ["accuracy", "density_ratio", "gradient_norm", "hessian_trace"]
+    assert report.methods["FullGrad, complete"]["completeness_gap"].value < 1e-4
 
 
 @pytest.mark.slow
@@ -133,7 +153,7 @@ def test_seed_decides_everything_but_the_time(user, undrawn):
         forget_modules()
         torch.manual_seed(time.time_ns() % 2**32)
         figures, noisy = ["--metrics", "accuracy", "gradient_norm", "infidelity"], ["--attributions", "SmoothGrad"]
-        return untimed(audited("--seed", str(seed), "--limit", "5", *noisy, *figures, data=data, model=model))
+        return untimed(audited("--seed", str(seed), "--limit", "3", *noisy, *figures, data=data, model=model))
 
     things = [("images", "build"), ("images", "ready")]  # the latter is made when its module is imported
     things += [(f"my_package.data:{name}", "build") for name in ("shuffled", "drawn", "random")]
@@ -161,7 +181,7 @@ def test_gan_test_asks_the_proxy(user, undrawn):
 
 
 def test_diff_roar_retrains(user, undrawn):
-    write_images(user / "training", n=10)
+    write_images(user / "training", n=6)
     report = audited("--metrics", "diff_roar", "--attributions", "Saliency", "--train", "training", "--limit", "4")
     found = report.methods["Saliency"]["diff_roar"]
     assert found.low <= found.value <= found.high and not failures(report)
@@ -182,7 +202,8 @@ def test_a_failing_method_keeps_its_row_and_the_others(model, fails, user, undra
     write_images(user / "images", sizes=(16,))
     names = ["Saliency", "DeepLift", "my_package.attributions:Raises", "FullGrad, complete"]
     fails = fails | {"my_package.attributions:Raises"}
-    report = audited("--attributions", *names, "--limit", "6", model=model)
+    options = ["--metrics", "accuracy", "completeness_gap", "infidelity", "--limit", "3"]
+    report = audited("--attributions", *names, *options, model=model)
     assert list(report.methods) == names
     assert failures(report) == fails
     assert report.methods["FullGrad, complete"]["completeness_gap"].value < 1e-4
@@ -193,7 +214,7 @@ def test_a_failing_method_keeps_its_row_and_the_others(model, fails, user, undra
     printed, page = capsys.readouterr().out, Path("report/report.html").read_text(encoding="utf-8")
     assert f"my_package.attributions:Raises failed: {text}" in " ".join(printed.split()) and text in page
     without = [name for name in names if name not in fails]
-    alone = audited("--attributions", *without, "--limit", "6", model=model)
+    alone = audited("--attributions", *without, *options, model=model)
     assert {name: row for name, row in untimed(report)["methods"].items() if name in without} == untimed(alone)[
         "methods"
     ]
@@ -209,15 +230,14 @@ def test_a_vision_transformer_on_default_methods(user, undrawn):
 
 
 SLOWLY = ["--limit", "5", "--attributions", "my_package.attributions:Slow", "Saliency"]
+CALLS = 9  # of Slow, in an audit
 
 
 def started(folder, *arguments):
     """The command in a process of its own, in the user's folder."""
     command = [sys.executable, "-m", "captum_density", "--model", "my_package.model:build", "--data", "images"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    # Where tests run in the background, a shell has SIGINT ignored, which children inherit.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with interruptible():  # children inherit it
         return subprocess.Popen(
             [*command, *arguments],
             cwd=folder,
@@ -226,8 +246,6 @@ def started(folder, *arguments):
             stderr=subprocess.PIPE,
             text=True,
         )
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def stopped(process, how, ready):
@@ -251,11 +269,27 @@ def cells_in(folder):
     return {path.name: path.stat().st_mtime_ns for path in named}
 
 
-def check_interrupted(status, out, err, cells):
-    assert status == 130 and out == ""
-    assert "Traceback" not in err
-    last = err.splitlines()[-1]
-    assert last.endswith(
+@contextmanager
+def interruptible():
+    """Workers of pytest, and tests in the background, have SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interruption(*arguments):
+    """The last line that the command writes to stderr when something in it interrupts it."""
+    out, err = io.StringIO(), io.StringIO()
+    with interruptible(), redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        main(["--model", "my_package.model:build", "--data", "images", *arguments])
+    assert stop.value.code == 130 and out.getvalue() == ""
+    return err.getvalue().splitlines()[-1]
+
+
+def check_interruption(line, cells):
+    assert line.endswith(
         f"interrupted; what was measured is kept in {cells}, and the same command with --resume goes on from there"
     )
 
@@ -264,64 +298,69 @@ def calls():
     return len(Path("calls.txt").read_text()) if Path("calls.txt").exists() else 0
 
 
-def check_goes_on(user, moments):
-    """Stop at each moment, go on, and compare with an audit that was never stopped."""
-    whole = untimed(audited(*SLOWLY, out="whole"))
-    needed = calls()
-    assert needed == 9
-    for number, (how, n) in enumerate(moments):
-        out, cells = f"out-{number}", user / f"out-{number}" / "cells"
-        process = started(user, "--out", out, *SLOWLY)
-        ended = stopped(process, how, lambda cells=cells, n=n: len(cells_in(cells)) >= n)
-        if how == signal.SIGINT:
-            check_interrupted(*ended, Path(out) / "cells")
-        else:
-            assert ended[0] == -signal.SIGKILL
-        assert not (user / out / "report.json").exists()
-        kept, before = cells_in(cells), calls()
-        assert n <= len(kept) < 18
-        resumed = audited(*SLOWLY, "--resume", out=out)
-        assert untimed(resumed) == whole
-        assert {name: at for name, at in cells_in(cells).items() if name in kept} == kept
-        if n > 8:  # of the 4 of the model and 7 of the slow method
-            assert calls() - before < needed
-    return needed, cells
+def check_resumed(out, whole, n):
+    """An audit that was stopped after n figures or some more goes on with the others."""
+    cells = out / "cells"
+    assert not (out / "report.json").exists()
+    finished, before = cells_in(cells), calls()
+    assert n <= len(finished) < 18
+    assert untimed(audited(*SLOWLY, "--resume", out=out)) == whole
+    assert {name: at for name, at in cells_in(cells).items() if name in finished} == finished
+    if n > 8:  # of the 4 of the model and 7 of the slow method
+        assert calls() - before < CALLS
 
 
 def test_stopped_and_resumed_is_the_same_report_and_else_it_starts_anew(user, undrawn):
-    needed, cells = check_goes_on(user, [(signal.SIGINT, 9), (signal.SIGKILL, 6)])
+    whole = untimed(audited(*SLOWLY, out="whole"))
+    assert calls() == CALLS
+    out = user / "killed"
+    process = started(user, "--out", str(out), *SLOWLY)
+    assert stopped(process, signal.SIGKILL, lambda: len(cells_in(out / "cells")) >= 6)[0] == -signal.SIGKILL
+    check_resumed(out, whole, 6)
+
+    out = user / "interrupted"
+    Path("interrupted_at.txt").write_text(str(calls() + CALLS - 1))
+    check_interruption(interruption("--out", str(out), *SLOWLY), out / "cells")
+    check_resumed(out, whole, 9)
     # Finished, and asked again: nothing but what it takes to draw is left to do; without --resume, all of it.
-    finished, before = cells_in(cells), calls()
-    audited(*SLOWLY, "--resume", out=cells.parent.name)
-    assert cells_in(cells) == finished and calls() == before + 1  # to tell the method
-    audited(*SLOWLY, out=cells.parent.name)
-    again = cells_in(cells)
+    finished, before = cells_in(out / "cells"), calls()
+    audited(*SLOWLY, "--resume", out=out)
+    assert cells_in(out / "cells") == finished and calls() == before + 1  # to tell the method
+    audited(*SLOWLY, out=out)
+    again = cells_in(out / "cells")
     assert again.keys() == finished.keys() and all(again[name] > finished[name] for name in finished)
-    assert calls() == before + 1 + needed
+    assert calls() == before + 1 + CALLS
 
 
 @pytest.mark.slow
 def test_stopped_at_any_moment_and_resumed_is_the_same_report(user, undrawn):
-    check_goes_on(user, [(how, n) for n in (1, 3, 5, 7, 8, 10) for how in (signal.SIGINT, signal.SIGKILL)])
+    whole = untimed(audited(*SLOWLY, out="whole"))
+    for n in (1, 3, 5, 7, 8, 10):
+        for how in (signal.SIGINT, signal.SIGKILL):
+            out = user / f"{how.name}-{n}"
+            process = started(user, "--out", str(out), *SLOWLY)
+            status, printed, err = stopped(process, how, lambda out=out, n=n: len(cells_in(out / "cells")) >= n)
+            if how == signal.SIGINT:
+                assert status == 130 and printed == "" and "Traceback" not in err
+                check_interruption(err.splitlines()[-1], out / "cells")
+            else:
+                assert status == -signal.SIGKILL
+            check_resumed(out, whole, n)
 
 
 def test_interrupted_before_the_first_figure(user):
-    (user / "my_package" / "waits.py").write_text("import time\nopen('loaded', 'w').close()\ntime.sleep(100)\n")
-    process = started(user, "--proxy", "my_package.waits:build", "--metrics", "gan_test")
-    status, out, err = stopped(process, signal.SIGINT, (user / "loaded").exists)
-    assert (status, out) == (130, "")
-    assert err.strip() == "python -m captum_density: interrupted; nothing was measured yet"
+    (user / "my_package" / "interrupts.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    line = interruption("--proxy", "my_package.interrupts:build", "--metrics", "gan_test")
+    assert line == "python -m captum_density: interrupted; nothing was measured yet"
 
 
 def test_an_interrupt_waits_until_modules_are_loaded():
-    before, loaded = signal.signal(signal.SIGINT, signal.default_int_handler), []
-    try:
+    loaded = []
+    with interruptible():
         with pytest.raises(KeyboardInterrupt), interrupts_wait():
             signal.raise_signal(signal.SIGINT)
             loaded.append("all of it")
         assert loaded and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

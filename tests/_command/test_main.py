@@ -1,8 +1,10 @@
 import dataclasses
 import html
+import io
 import itertools
 import json
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
@@ -10,27 +12,16 @@ import torch
 import captum_density
 from captum_density.__main__ import main
 from captum_density._command import density, digits_job, job
-from captum_density._command.density import keep_by_gradient, study_density
-from captum_density._command.digits_job import Effort, run
+from captum_density._command.density import HEADINGS, keep_by_gradient, study_density
+from captum_density._command.digits_job import Effort
 from captum_density._command.network import train
 from captum_density._command.softmax_shift import study_shift
 from captum_density.audit import AuditReport
 from captum_density.audit._figures import FIGURES
-from captum_density.datasets import digits
+from captum_density.datasets import Digits, digits
 
-METHODS = [
-    "Saliency",
-    "Saliency, centered",
-    "IntegratedGradients",
-    "SmoothGrad",
-    "FullGrad",
-    "FullGrad, complete",
-    "SimpleFullGrad",
-    "SmoothFullGrad",
-]
+METHODS = ["Saliency", "Saliency, centered", "FullGrad, complete"]
 MODELS = ["plain", "score matching", "anti score matching", "gradient norm"]
-
-
 PICTURES = [
     "figures.png",
     "saliency.png",
@@ -39,70 +30,103 @@ PICTURES = [
     "samples.png",
     "pixel_perturbation.png",
 ]
+ALL = ["--seed", "3", "--metrics", "all", "--attributions"]
 
 
-def test_whole_run(tmp_path, capsys):
-    state = torch.get_rng_state()
-    out = tmp_path / "made" / "report"
-    main(["--out", str(out), "--seed", "3", "--quick"])
+def few_digits():
+    data = digits()
+    return Digits(data.train_images[:128], data.train_labels[:128], data.test_images[:60], data.test_labels[:60])
+
+
+def run_small(out, *arguments):
+    """The main job with little of everything; what it prints, writes to stderr, and puts into its report."""
+    effort = Effort(epochs=8, examples=4, samples_per_class=1, noise_samples=2)
+    printed, progress = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(progress):
+        for module in (job, digits_job):
+            patch.setattr(module, "QUICK", effort)
+        patch.setattr(digits_job, "digits", few_digits)
+        patch.setattr(density, "_JUDGE_EPOCHS", 10)
+        patch.setattr(digits_job, "_FRACTIONS", (1 / 4,))
+        patch.setattr(digits_job, "_RUNS", 2)
+        main(["--out", str(out), "--quick", *arguments])
+    return printed.getvalue(), progress.getvalue(), json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with all figures: the folder, what it prints, and its report."""
+    out, state = tmp_path_factory.mktemp("digits") / "new" / "report", torch.get_rng_state()
+    printed, progress, report = run_small(out, *ALL, *METHODS)
     assert torch.equal(torch.get_rng_state(), state)
+    assert "training" in progress
+    return out, printed, report
 
-    printed = capsys.readouterr()
-    assert "training" in printed.err  # the progress bar
+
+def test_what_is_written_and_printed(whole):
+    out, printed, report = whole
     table = (out / "table.md").read_text()
     assert table.startswith("quick run, rough figures")
-    explained, _, densities = table.partition("Four networks of seed 3")
-    assert explained in printed.out
-    assert densities in printed.out
-    report = json.loads((out / "report.json").read_text())
-    assert list(report["methods"]) == METHODS
-    assert report["accuracy"] >= 0.97
+    explanations, _, densities = table.partition("Four networks of seed 3")
+    assert explanations in printed and densities in printed
+    assert report["accuracy"] >= 0.8
     assert f"{report['accuracy']:.4f}" in table
     for picture in PICTURES:
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
-        assert picture in printed.out
-
+        assert picture in printed
     audited = AuditReport.from_dict(report)
     assert audited.verdict in html.unescape((out / "report.html").read_text(encoding="utf-8"))
     assert audited.summary() in table and audited.table() in table
-    assert audited.settings["examples"] == 16 and audited.settings["seed"] == 3
-    rows = audited.methods
-    assert not any(figure.failed for row in (*rows.values(), audited.model) for figure in row.values())
+
+
+def test_the_network_is_audited(whole):
+    report = AuditReport.from_dict(whole[-1])
+    assert report.settings["examples"] == 4 and report.settings["seed"] == 3
+    rows = report.methods
+    assert list(rows) == METHODS
+    assert not any(figure.failed for row in (*rows.values(), report.model) for figure in row.values())
     assert rows["FullGrad, complete"]["completeness_gap"].value < 1e-5
-    assert rows["IntegratedGradients"]["completeness_gap"].value < 0.05
     claims = {name for name, row in rows.items() if row["completeness_gap"].value is not None}
-    assert claims == {"FullGrad, complete", "IntegratedGradients"}
-    scale = rows["Saliency"]["infidelity"].reference
+    assert claims == {"FullGrad, complete"}
+    infidelity, difference = rows["Saliency"]["infidelity"].reference, rows["Saliency"]["diff_roar"].reference
     for name, row in rows.items():
         assert 0 < row["infidelity"].value < row["infidelity"].reference, name
         assert 0 < row["sensitivity_max"].value < 1, name
-        assert (row["infidelity"].reference == scale) == ("centered" not in name)
+        assert row["diff_roar"].low < row["diff_roar"].value < row["diff_roar"].high, name
+        assert row["diff_roar"].reference == difference, name
+        assert (row["infidelity"].reference == infidelity) == ("centered" not in name)
         if "centered" in name:
             assert row["shift_sensitivity"].value < 1e-6, name
-    for name in ("Saliency", "IntegratedGradients", "SmoothGrad"):
-        assert rows[name]["shift_sensitivity"].value > 0.05, name
-    assert audited.model["accuracy"].value > 0.85
-    assert audited.model["density_ratio"].value < 0
+    assert rows["Saliency"]["shift_sensitivity"].value > 0.05
+    assert report.model["accuracy"].value > 0.7
+    assert report.model["density_ratio"].value < 0
+    assert report.model["gan_test"].value > 0.5
 
+
+def test_the_softmax_shift_is_reported(whole):
+    _, printed, report = whole
     shift = report["softmax_shift"]
     assert shift["largest_difference"] < 1e-5
     assert sum(shift["softmax"]) == pytest.approx(1, abs=1e-5)
     for softmax in ("softmax", "shifted_softmax"):
-        assert " ".join(f"{probability:.4f}" for probability in shift[softmax]) in printed.out
-    assert f"{shift['largest_difference']:.0e}" in printed.out
+        assert " ".join(f"{probability:.4f}" for probability in shift[softmax]) in printed
+    assert f"{shift['largest_difference']:.0e}" in printed
 
-    density = {model["name"]: model for model in report["density"]["models"]}
-    assert list(density) == MODELS
-    for name, model in density.items():
-        assert model["accuracy"] >= 0.95, name
-        line = next(line for line in densities.splitlines() if line.startswith(f"| {name} "))
-        assert f" {model['hessian_trace']:.1f} " in line
-        assert f" {model['gan_test']:.3f} " in line
-    assert density["plain"]["accuracy"] == report["accuracy"]
-    for figure in ("hessian_trace", "log_density_ratio_0.1", "log_density_ratio_0.3"):
-        plain = density["plain"][figure]
-        assert density["score matching"][figure] < 1.2 * plain < 0, figure
-        assert density["anti score matching"][figure] > 0.9 * plain, figure
+
+def test_densities_are_reported_and_in_the_table(whole):
+    out, _, report = whole
+    assert report["density"]["samples"] == 10
+    models = {model["name"]: {key: model[key] for key in HEADINGS} for model in report["density"]["models"]}
+    assert list(models) == MODELS
+    for name, row in zip(MODELS, (out / "table.md").read_text().splitlines()[-4:], strict=True):
+        assert models[name]["accuracy"] >= 0.8, name
+        heading, *numbers = (text.strip() for text in row.strip("|").split("|"))
+        assert heading == name
+        assert [float(number) for number in numbers] == pytest.approx([*models[name].values()], abs=0.06)
+    plain = models["plain"]
+    assert plain["accuracy"] == report["accuracy"]
+    assert models["score matching"]["hessian_trace"] < plain["hessian_trace"] < 0
+    assert plain["hessian_trace"] < models["anti score matching"]["hessian_trace"]
 
 
 def test_quick_takes_less_of_everything(monkeypatch, tmp_path):
@@ -114,17 +138,10 @@ def test_quick_takes_less_of_everything(monkeypatch, tmp_path):
     assert all(less < more for less, more in zip(quick, full, strict=True))
 
 
-@pytest.fixture(scope="module")
-def study():
-    """One epoch of each network, and the plain one, which is given."""
-    data = digits()
-    plain = train(data, seed=5, epochs=1)
-    return plain, study_density(data, seed=5, epochs=1, samples_per_class=2, noise_samples=2, plain=plain)
-
-
-def test_density_figures_are_of_their_networks(study):
-    plain, study = study
-    data = digits()
+def test_density_figures_are_of_their_networks():
+    data = few_digits()
+    plain, judge = train(data, seed=5, epochs=4), train(data, seed=6, epochs=1)
+    study = study_density(data, seed=5, epochs=4, samples_per_class=1, noise_samples=2, plain=plain, judge=judge)
     images, labels = data.test_images, data.test_labels
     assert list(study.models) == MODELS
     assert study.models["plain"].network is plain
@@ -134,7 +151,7 @@ def test_density_figures_are_of_their_networks(study):
         figures = model.to_dict()
         with torch.no_grad():
             assert figures["accuracy"] == (model.network(images).argmax(1) == labels).double().mean().item(), name
-            # Other noise, and more of it, than the study's; the medians over 360 digits agree.
+            # Other noise, and more of it, than the study's; the medians over 60 digits agree.
             middle = model.network(images).gather(1, labels[:, None])
             for std in (0.1, 0.3):
                 noisy = (images + std * torch.randn(20, *images.shape)).flatten(0, 1)
@@ -150,21 +167,7 @@ def test_density_figures_are_of_their_networks(study):
             assert (climbed > model.network(torch.full((1, 1, 8, 8), 0.5))[0]).all(), name
 
 
-def test_density_table_shows_the_figures(study):
-    _, study = study
-    report = study.to_dict()
-    assert report["samples"] == 20
-    lines = study.table().splitlines()
-    assert lines[0].startswith("Four networks of seed 5")
-    for name, row in zip(MODELS, lines[-4:], strict=True):
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[0] == name
-        shown = [float(cell) for cell in cells[1:]]
-        found = [value for key, value in report["models"][MODELS.index(name)].items() if key != "name"]
-        assert shown == pytest.approx(found, abs=0.06)
-
-
-def test_pixels_are_kept_where_the_gradient_is(study):
+def test_pixels_are_kept_where_the_gradient_is():
     data = digits()
     weights = torch.zeros(10, 64)
     weights[:, :10] = 5 * torch.eye(10)
@@ -237,41 +240,21 @@ def test_all_four_have_one_softmax_and_the_printed_difference_is_measured(shift_
     assert "largest difference of the 10 probabilities: 3e-01" in moved.text()
 
 
-def test_seed_decides_everything_but_the_time(tmp_path, undrawn, monkeypatch):
-    monkeypatch.setattr(density, "_JUDGE_EPOCHS", 1)
-
-    def figures(seed, name):
-        effort = Effort(epochs=1, examples=4, samples_per_class=1, noise_samples=1)
-        attributions = ["Saliency", "SmoothGrad"]
-        run(tmp_path / name, seed=seed, device="cpu", effort=effort, attributions=attributions)
-        report = json.loads((tmp_path / name / "report.json").read_text())
-        for row in report["methods"].values():
-            del row["seconds"]
-        del report["settings"]["seed"]
-        return report
-
-    first = figures(0, "a")
+def test_seed_decides_everything_but_the_time(whole, tmp_path, undrawn):
     torch.manual_seed(99)
-    assert figures(0, "b") == first
-    assert figures(1, "c") != first
+    *_, again = run_small(tmp_path, *ALL, "Saliency")
+    row, expected = again["methods"]["Saliency"], whole[-1]["methods"]["Saliency"]
+    assert {**row, "seconds": None} == {**expected, "seconds": None}
+    for part in ("accuracy", "model", "softmax_shift", "density"):
+        assert again[part] == whole[-1][part], part
 
 
-def test_digits_can_be_asked_for_retraining_and_samples(tmp_path, monkeypatch, undrawn):
-    monkeypatch.setattr(job, "QUICK", Effort(epochs=3, examples=16, samples_per_class=1, noise_samples=1))
-    monkeypatch.setattr(digits_job, "_FRACTIONS", (1 / 4,))
-    monkeypatch.setattr(digits_job, "_RUNS", 2)
-    asked = ["--metrics", "diff_roar", "gan_test", "--attributions", "Saliency", "FullGrad, complete"]
-    main(["--out", str(tmp_path), "--quick", *asked])
-    report = AuditReport.from_json((tmp_path / "report.json").read_text())
-    assert list(report.methods) == ["Saliency", "FullGrad, complete"]
-    assert list(report.model) == ["gan_test"]
-    for row in report.methods.values():
-        assert list(row) == ["diff_roar"]
-        assert row["diff_roar"].low < row["diff_roar"].value < row["diff_roar"].high
-    assert (
-        report.methods["Saliency"]["diff_roar"].reference == report.methods["FullGrad, complete"]["diff_roar"].reference
-    )
-    assert report.model["gan_test"].value > 0.5
+def test_another_seed_and_what_is_asked_for(whole, tmp_path, undrawn):
+    *_, report = run_small(tmp_path, "--seed", "4", "--metrics", "gradient_norm", "--attributions", "FullGrad")
+    assert list(report["methods"]) == ["FullGrad"] and list(report["model"]) == ["gradient_norm"]
+    assert report["model"]["gradient_norm"] != whole[-1]["model"]["gradient_norm"]
+    assert report["density"]["models"] != whole[-1]["density"]["models"]
+    assert report["softmax_shift"] != whole[-1]["softmax_shift"]
 
 
 @pytest.mark.cuda
