@@ -38,9 +38,8 @@ def pairs(score, samples, kernel, h):
 
 
 def median_distance(samples):
-    x = samples.flatten(1).double()
-    distances = sorted((x[i] - x[j]).norm().item() for i in range(len(x)) for j in range(i))
-    return distances[(len(distances) - 1) // 2]
+    distances = torch.pdist(samples.flatten(1).double()).sort().values
+    return distances[(len(distances) - 1) // 2].item()
 
 
 @settings(max_examples=30)
@@ -113,17 +112,17 @@ def test_two_samples_by_hand():
 
 def spread(score, x, kernel):
     """The standard deviation of the U-statistic where its mean is 0, sqrt(2 E u^2) / n: from a few samples, twice."""
-    some = x[:15]
+    some = x[:10]
     u = pairs(score, some, kernel, median_distance(x[:200]))
     u.fill_diagonal_(0)
-    return math.sqrt(2 * float(u.pow(2).sum()) / (15 * 14)) / len(x)
+    return math.sqrt(2 * float(u.pow(2).sum()) / (10 * 9)) / len(x)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("d", [1, 3])
 def test_right_scores_are_told_from_wrong_ones(kernel, d):
     precision = torch.diag(torch.linspace(0.5, 2.0, d, dtype=torch.float64))
-    x = 1.5 + normal(1500, d) @ precision.inverse().sqrt()
+    x = 1.5 + normal(700, d) @ precision.inverse().sqrt()
     scores = {
         "right": lambda x: -(x - 1.5) @ precision,
         "shifted": lambda x: -(x - 1.0) @ precision,
@@ -134,7 +133,7 @@ def test_right_scores_are_told_from_wrong_ones(kernel, d):
     found = {name: kernel_stein_discrepancy(score, x, kernel=kernel).item() for name, score in scores.items()}
     error = spread(scores["right"], x, kernel)
     assert abs(found.pop("right")) < 4 * error
-    assert all(value > 15 * error for value in found.values()), (found, error)
+    assert all(value > 8 * error for value in found.values()), (found, error)
 
 
 def test_the_unbiased_one_is_and_the_other_is_not():

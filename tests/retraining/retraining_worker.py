@@ -144,11 +144,11 @@ def _call(store: Path, answer: Path, runs: int) -> None:
     answer.write_text(json.dumps({"digest": digest(fitted), "stored": sum(f.stored for f in fitted)}), encoding="ascii")
 
 
-def _forked(store: Path, answer: Path, runs: int) -> int:
+def _forked(call: Callable[..., None], *arguments: object) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            _call(store, answer, runs)
+            call(*arguments)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -164,7 +164,7 @@ def kills(store: Path) -> None:
     killed = []
     for _ in range(5):
         aim = len(begun.read_bytes().splitlines()) + moments.randint(1, 3)
-        pid = _forked(store, answer, RUNS)
+        pid = _forked(_call, store, answer, RUNS)
         while len(begun.read_bytes().splitlines()) < aim:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.04))
@@ -172,11 +172,11 @@ def kills(store: Path) -> None:
         _, status = os.waitpid(pid, 0)
         killed.append(os.WIFSIGNALED(status))
     before = len(list(store.glob("*.json"))) - len(list(store.glob("probe-*")))
-    _, status = os.waitpid(_forked(store, answer, RUNS), 0)
+    _, status = os.waitpid(_forked(_call, store, answer, RUNS), 0)
     last = json.loads(answer.read_text(encoding="ascii"))
     words = {"killed": sum(killed), "before": before}
     answers = [store.parent / f"answer-{i}.json" for i in range(2)]
-    pids = [_forked(store.parent / "both", answer, 2) for answer in answers]
+    pids = [_forked(_call, store.parent / "both", answer, 2) for answer in answers]
     ended = [os.waitpid(pid, 0)[1] for pid in pids]
     both = [json.loads(answer.read_text(encoding="ascii"))["digest"] for answer in answers]
     print(json.dumps({**last, **words, "ended": ended, "both": both}))
@@ -189,6 +189,14 @@ def pool(store: Path) -> None:
         fit_many(imported.make, [*fast, *slow], fit=LONG, strategy="loop", executor=executor, store=store)
 
 
+def pools(folder: Path) -> None:
+    """Two such calls; their processes are told by the names of their stores."""
+    pids = {name: _forked(pool, folder / name) for name in ("killed", "interrupted")}
+    print(json.dumps(pids), flush=True)
+    for pid in pids.values():
+        os.waitpid(pid, 0)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
@@ -196,4 +204,4 @@ if __name__ == "__main__":
     # Not this module but the one that workers and other processes import: a factory is known by its name.
     from tests.retraining import retraining_worker as imported
 
-    {"kills": kills, "pool": pool}[sys.argv[1]](Path(sys.argv[2]))
+    {"kills": kills, "pool": pool, "pools": pools}[sys.argv[1]](Path(sys.argv[2]))

@@ -364,32 +364,32 @@ def n_jobs(store):
 @linux
 def test_workers_go_with_who_started_them(tmp_path):
     """With who was killed, and with who was interrupted."""
-    stores = {signal.SIGKILL: tmp_path / "killed", signal.SIGINT: tmp_path / "interrupted"}
-    processes = {how: started("pool", store, WORKERS="1") for how, store in stores.items()}
-    expected = worker.digest(fit_many(worker.make, worker.fast_and_slow()[0], fit=worker.LONG, strategy="loop"))
+    process = started("pools", tmp_path, WORKERS="1")
+    fast, _ = worker.fast_and_slow()
+    expected = worker.digest(fit_many(worker.make, fast, fit=worker.LONG, strategy="loop"))
     try:
-        for how, process in processes.items():
-            store = stores[how]
-            assert wait(lambda store=store, process=process: n_jobs(store) == 4 or process.poll() is not None, 90)
-            assert process.poll() is None, process.stderr.read()
+        pids = json.loads(process.stdout.readline() or "{}")
+        assert pids, process.stderr.read()
+        for name, how in {"killed": signal.SIGKILL, "interrupted": signal.SIGINT}.items():
+            store, pid = tmp_path / name, pids[name]
+            assert wait(lambda store=store, pid=pid: n_jobs(store) == 4 or not alive(pid), 90)
+            assert alive(pid)
             wait(lambda: False, 0.5)  # the slow ones have begun
-            children = workers_of(process.pid)
+            children = workers_of(pid)
             assert any(map(alive, children))
             assert len(list(store.glob("scratch-*"))) == 1
-            os.kill(process.pid, how)
-            process.wait(15)
+            os.kill(pid, how)
+            assert wait(lambda pid=pid: not alive(pid), 15)
             assert wait(lambda children=children: not any(map(alive, children)), 15), "workers stay"
             assert len(list(store.glob("scratch-*"))) == (how == signal.SIGKILL)
-            fast, _ = worker.fast_and_slow()
             with ThreadPoolExecutor(1) as executor:
                 again = fit_many(worker.make, fast, fit=worker.LONG, strategy="loop", store=store, executor=executor)
             assert all(f.stored for f in again) and not list(store.glob("scratch-*"))
             assert worker.digest(again) == expected
     finally:
-        for process in processes.values():
-            with suppress(ProcessLookupError):  # whatever of it is left, so that a failure is one and no waiting
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        with suppress(ProcessLookupError):  # whatever of it is left, so that a failure is one and no waiting
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @linux
