@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_density._model.errors import one_line
+from captum_density._model.batch import ModelOnBatch
+from captum_density._model.errors import describe, one_line
 from captum_density._model.generators import seed_generators
-from captum_density._model.validation import are_probabilities
+from captum_density._model.validation import are_probabilities, how_to_pick
 from captum_density.audit._retraining import Retraining
 
 __all__ = ["Setting", "deviation", "logits_of"]
@@ -65,10 +67,14 @@ class Setting:
     show_progress: bool
     _shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @functools.cached_property
+    def examples(self) -> ModelOnBatch:
+        """The model on the examples."""
+        return ModelOnBatch(self.model, self.inputs, max_examples_per_batch=self.batch, name="model")
+
     def chunks(self) -> Iterator[slice]:
         """Slices of the examples, none longer than the batch."""
-        for start in range(0, len(self.inputs), self.batch):
-            yield slice(start, start + self.batch)
+        return self.examples.parts()
 
     def generator(self) -> torch.Generator:
         """A new generator of the seed, on the CPU, so that every device is given the same noise."""
@@ -133,28 +139,25 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
         TypeError: It returns no tensor.
         ValueError: It fails on the inputs, returns another shape, or NaN or infinity.
     """
-    parts = []
-    for start in range(0, len(inputs), batch):
-        part = inputs[start : start + batch]
+    examples, parts = ModelOnBatch(model, inputs, max_examples_per_batch=batch, name="model"), []
+    for part in map(examples.at, examples.parts()):
         try:
             with torch.no_grad():
-                outputs = model(part)
+                outputs = part.run()
         except Exception as error:  # whatever a user's model does
             raise ValueError(
-                f"the model fails on inputs of shape {tuple(part.shape)}: {one_line(error)}; if it is made for other "
-                "inputs, give the data a transform"
+                f"the model fails on inputs of shape {tuple(part.inputs[0].shape)}: {one_line(error)}; if it is made "
+                "for other inputs, give the data a transform"
             ) from error
         if not isinstance(outputs, Tensor):
-            keys = f" with the keys {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
             raise TypeError(
-                "the model must return a tensor of logits, but returns an object of class "
-                f"{type(outputs).__name__}{keys}; wrap it in a module whose forward returns one, such as `return "
-                "self.model(x)['logits']`"
+                f"the model must return a tensor of logits, but returns {describe(outputs)}; {how_to_pick(outputs)}, "
+                "or a module that does"
             )
-        if outputs.ndim != 2 or len(outputs) != len(part) or not outputs.is_floating_point():
+        if outputs.ndim != 2 or len(outputs) != part.n or not outputs.is_floating_point():
             raise ValueError(
                 f"the model must return logits of shape (N, classes), but gives {outputs.dtype} of shape "
-                f"{tuple(outputs.shape)} for {len(part)} examples"
+                f"{tuple(outputs.shape)} for {part.n} examples"
             )
         parts.append(outputs.detach())
     logits = torch.cat(parts)

@@ -10,15 +10,15 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_density._model.attribution import attribute_function, attribution_maker
+from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     format_tensor_into_tuples,
-    run_forward,
 )
 from captum_density._model.generators import replayable
-from captum_density._model.validation import check_model, selected_output, validate_inputs
+from captum_density._model.validation import check_model, validate_inputs
 from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
@@ -127,7 +127,7 @@ def shift_sensitivity(
     n = len(xs[0])
     with replayable(xs[0].device) as rewind, torch.inference_mode(False):
         if shift is None:
-            shift = _default_shift(model, xs, target, args)
+            shift = _default_shift(ModelOnBatch(model, xs, target, args, name="model"))
         shifted = SoftmaxShift(model, shift, class_dim)
         floor = _rounding(shifted, xs, args)
         options = {"target": target, "additional_forward_args": additional_forward_args}
@@ -148,17 +148,11 @@ def shift_sensitivity(
     return _compare(maps[0], maps[1], floor)
 
 
-def _default_shift(
-    model: Callable[..., Any],
-    inputs: tuple[Tensor, ...],
-    target: TargetType,
-    args: tuple[Any, ...],
-) -> LinearShift:
+def _default_shift(batch: ModelOnBatch) -> LinearShift:
     """White noise as long as the model's gradient."""
     with torch.enable_grad():
-        leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
-        logits = run_forward(model, leaves, None, args)
-        output = selected_output(logits, target, len(inputs[0]))
+        leaves = tuple(x.detach().clone().requires_grad_() for x in batch.inputs)
+        output = batch.selected(leaves)
         if not output.requires_grad:
             raise ValueError(
                 "the model's output has no gradient by its inputs, from which the default shift takes its size; pass a "
@@ -168,10 +162,10 @@ def _default_shift(
     # The median, as one example with a large gradient would else decide for all.
     length = torch.cat([g.double().reshape(len(g), -1) for g in gradients], dim=1).norm(dim=1).quantile(0.5).item()
     noise = torch.Generator("cpu").manual_seed(0)
-    patterns = [torch.randn(x.shape[1:], generator=noise, dtype=torch.float64, device="cpu") for x in inputs]
+    patterns = [torch.randn(x.shape[1:], generator=noise, dtype=torch.float64, device="cpu") for x in batch.inputs]
     norm = torch.cat([p.flatten() for p in patterns]).norm().item()
     scale = (length or 1.0) / norm
-    return LinearShift(tuple(p.to(x.device, x.dtype) for p, x in zip(patterns, inputs, strict=True)), scale)
+    return LinearShift(tuple(p.to(x.device, x.dtype) for p, x in zip(patterns, batch.inputs, strict=True)), scale)
 
 
 def _rounding(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Tensor:

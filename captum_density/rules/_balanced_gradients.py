@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from captum_density._model.modules import unwrap
+from captum_density._model.validation import check_model
 from captum_density.rules._choices import Choice, rules_of
 from captum_density.rules._mode import TRANSFORMS, RuleMode, in_transform
 
@@ -59,7 +60,7 @@ class BalancedGradients(nn.Module):
             ``kwargs``; calling it gives its value) and returns a tensor of the same value, whose derivative is the map.
 
     Raises:
-        TypeError: If `model` cannot be called; for TorchScript, whose operations cannot be seen.
+        TypeError: If `model` is neither a module nor a function; for TorchScript, whose operations cannot be seen.
         ValueError: A rule set, operation or choice that is not known; when called, a rule that does not keep the value.
         NotImplementedError: When called: activation checkpointing or a torch.func transform inside the model.
 
@@ -93,8 +94,7 @@ class BalancedGradients(nn.Module):
 
     def __init__(self, model: Callable[..., Any], rules: str | Mapping[Any, Choice] = "libragrad") -> None:
         super().__init__()
-        if not callable(model):
-            raise TypeError(f"model must be a module or a function, but is {type(model).__name__}")
+        check_model(model, "model")
         self.__dict__["rules"] = rules_of(rules)
         self.__dict__["model"] = model
         unwrap(model)

@@ -489,8 +489,9 @@ def test_what_hides_operations_is_refused():
         scripted = torch.jit.script(nn.Linear(3, 3))
     with pytest.raises(TypeError, match="it was made from"):
         BalancedGradients(scripted)
-    with pytest.raises(TypeError, match="function"):
-        BalancedGradients(3)
+    for no_model in (3, nn.Linear, Saliency(nn.Linear(3, 3))):
+        with pytest.raises(TypeError, match="or a function"):
+            BalancedGradients(no_model)
     with pytest.raises(NotImplementedError, match="whole batch"):
         BalancedGradients(lambda x: torch.vmap(torch.tanh)(x))(x)
     for reentrant in (True, False):
