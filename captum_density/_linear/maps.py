@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._linear.grids import Cells, resize
-from captum_density._linear.places import Lie, Spread
+from captum_density._linear.grids import area_matrix, linear_matrix, resize
+from captum_density._linear.places import Place, Source
 from captum_density._linear.sweep import Term, per_example
 
 __all__ = [
     "AllTerms",
     "BatchSums",
-    "Maps",
-    "Placement",
     "SaliencyMaps",
     "SampleSums",
     "SignedMaps",
@@ -30,8 +27,6 @@ __all__ = [
     "TermsByName",
     "smooth_maps",
 ]
-
-_Dims = Sequence[Sequence[int]]
 
 _EPS = 1e-6  # the reference implementation's, in the rescaling of psi
 _WORKING_SET = 2**20  # elements
@@ -43,79 +38,6 @@ class TermsByName:
 
     products: list[Tensor]
     biases: dict[str, Tensor]
-    placement: Placement
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How much of the terms, by absolute values, has a place on the inputs.
-
-    Attributes:
-        size: (N,) sum of |terms|, inputs' and biases'.
-        unplaced: (N,) that of elements without a place, by the operation at which they lost it; None if it is not
-            known, "" if it was a dense layer over flat features.
-    """
-
-    size: Tensor
-    unplaced: dict[str | None, Tensor]
-
-    def unplaced_size(self) -> Tensor:
-        """(N,) sum of |terms| without a place."""
-        return sum(self.unplaced.values(), torch.zeros_like(self.size))
-
-    def unplaced_share(self) -> Tensor:
-        """(N,) between 0 and 1."""
-        return self.unplaced_size() / self.size.clamp(min=torch.finfo(torch.float64).tiny)
-
-    def culprit(self) -> str | None:
-        """The operation at which most was lost."""
-        return max(self.unplaced, key=lambda name: float(self.unplaced[name].sum()), default=None)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Placement]) -> Placement:
-        names = dict.fromkeys(name for part in parts for name in part.unplaced)
-        return cls(
-            torch.cat([p.size for p in parts]),
-            {n: torch.cat([p.unplaced.get(n, torch.zeros_like(p.size)) for p in parts]) for n in names},
-        )
-
-
-class _Sizes:
-    """Sums of absolute values, as terms come."""
-
-    def __init__(self) -> None:
-        self._size: Tensor | None = None
-        self._unplaced: dict[str | None, Tensor] = {}
-
-    def add(self, term: Term, values: Tensor) -> None:
-        with torch.no_grad():
-            flat = values.detach()
-            size = torch.linalg.vector_norm(flat.reshape(len(flat), -1), 1, dim=1)
-            nowhere = term.spread.nowhere
-            self._take(size)
-            if isinstance(nowhere, Tensor):
-                self._lose(term.lost, per_example(flat.abs() * term.spread.absent(flat.device)))
-            elif nowhere:
-                self._lose(term.lost, size)
-
-    def add_channelwise(self, gradient: Tensor, bias: Tensor) -> None:
-        """Of a bias (1 or N, C) on a map, every element of which has a place."""
-        with torch.no_grad():
-            channels = torch.linalg.vector_norm(gradient.detach().flatten(2), 1, dim=2)
-            self._take((channels * bias.detach().abs()).sum(1))
-
-    def _take(self, size: Tensor) -> None:
-        self._size = size if self._size is None else self._size + size
-
-    def _lose(self, name: str | None, size: Tensor) -> None:
-        self._unplaced[name] = self._unplaced[name] + size if name in self._unplaced else size
-
-    def placement(self, products: Sequence[Tensor]) -> Placement:
-        """Of all terms, with the inputs', which all have a place."""
-        sizes = [per_example(p.detach().abs()).double() for p in products]
-        size = sum(sizes[1:], sizes[0])
-        size = size if self._size is None else size + self._size
-        return Placement(size, {name: u.double() for name, u in self._unplaced.items()})
 
 
 class AllTerms:
@@ -123,21 +45,18 @@ class AllTerms:
 
     def __init__(self) -> None:
         self._biases: dict[str, Tensor] = {}
-        self._sizes = _Sizes()
 
     def add(self, term: Term) -> Tensor:
         self._biases[term.name] = values = term.values
-        self._sizes.add(term, values)
         return per_example(values)
 
-    def result(self, products: list[Tensor], positions: _Dims) -> TermsByName:
-        return TermsByName(products, dict(reversed(self._biases.items())), self._sizes.placement(products))
+    def result(self, products: list[Tensor]) -> TermsByName:
+        return TermsByName(products, dict(reversed(self._biases.items())))
 
     def join(self, results: list[TermsByName]) -> TermsByName:
         names = dict.fromkeys(name for result in results for name in result.biases)
         biases = {name: _joined([result.biases.get(name) for result in results]) for name in names}
-        placement = Placement.joined([result.placement for result in results])
-        return TermsByName(_cat([result.products for result in results]), biases, placement)
+        return TermsByName(_cat([result.products for result in results]), biases)
 
 
 def _joined(chunks: list[Tensor | None]) -> Tensor:
@@ -160,29 +79,26 @@ class TermSums:
 
     Attributes:
         products: The input terms.
-        biases: Values (N, ...) of each bias term that has a place, and how they lie, by name.
-        positions: For each input, the dimensions that are positions.
+        biases: Values (N, ...) and place of each bias term that has one, by name.
     """
 
     products: list[Tensor]
-    biases: dict[str, tuple[Tensor, Spread]]
-    positions: _Dims
+    biases: dict[str, tuple[Tensor, Place]]
 
     def __add__(self, other: TermSums) -> TermSums:
         """Those of more samples of the same examples."""
         products = [a + b for a, b in zip(self.products, other.products, strict=True)]
         biases = dict(self.biases)
-        for name, (values, spread) in other.biases.items():
-            biases[name] = (biases[name][0] + values, spread) if name in biases else (values, spread)
-        return TermSums(products, biases, self.positions)
+        for name, (values, place) in other.biases.items():
+            biases[name] = (biases[name][0] + values, place) if name in biases else (values, place)
+        return TermSums(products, biases)
 
     def examples(self) -> list[TermSums]:
         """Those of each example."""
         return [
             TermSums(
                 [product[i : i + 1] for product in self.products],
-                {name: (values[i : i + 1], spread.of_row(i)) for name, (values, spread) in self.biases.items()},
-                self.positions,
+                {name: (values[i : i + 1], place) for name, (values, place) in self.biases.items()},
             )
             for i in range(len(self.products[0]))
         ]
@@ -212,17 +128,16 @@ class SampleSums:
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
-        self._biases: dict[str, tuple[Tensor, Spread]] = {}
+        self._biases: dict[str, tuple[Tensor, Place]] = {}
 
     def add(self, term: Term) -> Tensor:
         values = term.values
-        if term.spread.lies:
-            copies = self._samples if len(values) > 1 else 1
-            self._biases[term.name] = self._summed(values), term.spread.of_first(copies)
+        if term.place is not None:
+            self._biases[term.name] = self._summed(values), term.place
         return per_example(values)
 
-    def result(self, products: list[Tensor], positions: _Dims) -> BatchSums:
-        return BatchSums([TermSums([self._summed(product) for product in products], self._biases, positions)])
+    def result(self, products: list[Tensor]) -> BatchSums:
+        return BatchSums([TermSums([self._summed(product) for product in products], self._biases)])
 
     def join(self, results: list[BatchSums]) -> BatchSums:
         copies = [part for result in results for part in result.parts]
@@ -234,103 +149,74 @@ class SampleSums:
         return values if len(values) == 1 else values.unflatten(0, (-1, self._samples)).sum(1)
 
 
-@dataclass(frozen=True)
-class Maps:
-    """A map for each input, of its shape.
-
-    Attributes:
-        maps: The maps.
-        placement: How much of the terms has a place; None where it was not asked for.
-        lost: Where no bias term reaches the maps, although there are some: the operation at which the last of them lost
-            its place; None otherwise.
-    """
-
-    maps: list[Tensor]
-    placement: Placement | None
-    lost: str | None = None
-
-
 class _Maps:
-    """Cell sums by input and cells, so that those of equal cells are added up before they are spread once."""
+    """Cell sums by input and grid, so that equal grids are added up before they are resized once."""
 
-    kind: Literal["area", "linear"]
+    matrix: Callable[[int, int], Tensor]
 
     def __init__(self) -> None:
-        self._sums: dict[_Grid, Tensor] = {}
+        self._sums: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._sources: dict[int, Source] = {}
 
-    def _put(self, index: int, lie: Lie, values: Tensor) -> None:
-        key = index, lie.dims, tuple((a.cells, a.has_constants) for a in lie.axes)
+    def _put(self, place: Place, values: Tensor) -> None:
+        key = (place.source.index, place.grid)
+        self._sources[place.source.index] = place.source
         self._sums[key] = self._sums[key] + values if key in self._sums else values
 
-    def on_grid(self, index: int, x: Tensor, positions: Sequence[int]) -> Tensor | None:
-        """The sum over what lies on an input, at each of its positions (N, *positions); None if nothing does."""
-        sizes = [x.size(d) for d in positions]
-        total: Tensor | None = None
-        for (i, dims, cells), values in self._sums.items():
-            if i == index:
-                at = resize(values, [c.matrix(self.kind, constants, values) for c, constants in cells])
-                at = at.reshape(-1, *[x.size(d) if d in dims else 1 for d in positions])
-                at = at if self.kind == "linear" else at / math.prod(x.size(d) for d in positions if d not in dims)
-                total = at if total is None else total + at
-        return None if total is None else total.expand(-1, *sizes)
+    def source(self, index: int, x: Tensor) -> Source:
+        """What the terms have shown of input x: which of its dimensions are positions."""
+        return self._sources.get(index) or Source.of(index, x)
 
-    def plus_biases(self, index: int, own: Tensor, positions: Sequence[int]) -> Tensor:
+    def on_grid(self, index: int) -> Tensor | None:
+        """The sum over grids on an input's own grid (N, *grid); None if nothing has a place on it."""
+        resized = [
+            resize(values.unflatten(1, grid), self._sources[i].grid, self.matrix) if grid else values
+            for (i, grid), values in self._sums.items()
+            if i == index
+        ]
+        return sum(resized[1:], resized[0]) if resized else None
+
+    def plus_biases(self, index: int, own: Tensor) -> Tensor:
         """An input's own map, of the input's shape, plus what the terms put on it."""
-        placed = self.on_grid(index, own, positions)
-        return own if placed is None else own + _over_channels(placed, own, positions)
+        placed = self.on_grid(index)
+        return own if placed is None else own + _over_channels(placed, self.source(index, own))
 
-
-_Grid = tuple[int, tuple[int, ...], tuple[tuple[Cells, bool], ...]]
+    def join(self, results: list[list[Tensor]]) -> list[Tensor]:
+        return _cat(results)
 
 
 class SignedMaps(_Maps):
     """Signed cell sums of every term, spread over the positions of each cell; what has no place, over everything."""
 
-    kind = "area"
+    matrix = staticmethod(area_matrix)
 
     def __init__(self) -> None:
         super().__init__()
         self._unplaced: Tensor | None = None
-        self._sizes = _Sizes()
 
     def add(self, term: Term) -> Tensor:
-        channelwise = _channelwise(term)
-        if channelwise is not None:
-            (index,) = term.spread.lies
-            bias = term.remainder.flatten(1)
-            weights = bias.unsqueeze(1).expand(len(term.gradient), -1, -1)
-            placed = torch.bmm(weights, term.gradient.flatten(2)).squeeze(1)
-            self._put(index, channelwise, placed.reshape(-1, *channelwise.shape))
-            self._sizes.add_channelwise(term.gradient, bias)
-            return placed.sum(1)
-        values = term.values
-        self._sizes.add(term, values)
-        total, rest = per_example(values), None
-        for index, lie in term.spread.lies.items():
-            sums = lie.sums(values)
-            self._put(index, lie, sums)
-            rest = (total if rest is None else rest) - per_example(sums)
-        if term.spread.nowhere is not False:
-            rest = total if rest is None else rest
+        if term.place is None:
+            total = rest = per_example(term.values)
+        else:
+            if _is_channelwise(term):
+                weights = term.remainder.flatten(1).unsqueeze(1).expand(len(term.gradient), -1, -1)
+                placed = torch.bmm(weights, term.gradient.flatten(2)).squeeze(1)
+                rest = None
+            else:
+                placed, rest = term.place.sums(term.values)
+            self._put(term.place, placed)
+            total = placed.sum(1) if rest is None else placed.sum(1) + rest
+        if rest is not None:
             self._unplaced = rest if self._unplaced is None else self._unplaced + rest
         return total
 
-    def result(self, products: list[Tensor], positions: _Dims) -> Maps:
-        """All maps together sum to f(x)."""
-        maps = [self.plus_biases(i, p, d) for i, (p, d) in enumerate(zip(products, positions, strict=True))]
-        if self._unplaced is not None:
-            share = self._unplaced / sum(m[0].numel() for m in maps)
-            maps = [m + share.view(-1, *[1] * (m.ndim - 1)) for m in maps]
-        return Maps(maps, self._sizes.placement(products))
-
-    def join(self, results: list[Maps]) -> Maps:
-        return _joined_maps(results)
-
-
-def _joined_maps(results: list[Maps]) -> Maps:
-    placements = [r.placement for r in results if r.placement is not None]
-    lost = results[0].lost if all(r.lost is not None for r in results) else None
-    return Maps(_cat([r.maps for r in results]), Placement.joined(placements) if placements else None, lost)
+    def result(self, products: list[Tensor]) -> list[Tensor]:
+        """A map for each input, of its shape; all together sum to f(x)."""
+        maps = [self.plus_biases(index, product) for index, product in enumerate(products)]
+        if self._unplaced is None:
+            return maps
+        elements = sum(m[0].numel() for m in maps)
+        return [m + (self._unplaced / elements).view(-1, *[1] * (m.ndim - 1)) for m in maps]
 
 
 class SaliencyMaps(_Maps):
@@ -338,50 +224,35 @@ class SaliencyMaps(_Maps):
 
     Rescaling subtracts the minimum and divides by the maximum + 1e-6, over channels and positions of an example, as the
     reference implementation does. Upsampling is linear, so channels and terms are summed before it.
-
-    Args:
-        measure: Whether to measure how much of the terms has a place.
     """
 
-    kind = "linear"
+    matrix = staticmethod(linear_matrix)
 
-    def __init__(self, measure: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._buffer: Tensor | None = None
-        self._sizes = _Sizes() if measure else None
-        self._lost: str | None = None
 
     def add(self, term: Term) -> Tensor:
-        self._lost = term.lost or self._lost
-        channelwise = _channelwise(term)
-        if channelwise is not None:
-            return self._add_channelwise(term, channelwise)
+        if term.place is None:
+            return per_example(term.values)
+        if _is_channelwise(term):
+            return self._add_channelwise(term, term.place)
         values = self._product(term)
         total = per_example(values)
-        if self._sizes is not None:
-            self._sizes.add(term, values)
-        if term.spread.lies:
-            self.add_size(values.abs() if values.requires_grad else values.abs_(), term.spread)
+        self.add_size(values.abs() if values.requires_grad else values.abs_(), term.place)
         return total
 
-    def add_size(self, size: Tensor, spread: Spread) -> None:
+    def add_size(self, size: Tensor, place: Place) -> None:
         """Add what is left of psi once absolute values (N, ...) have been taken."""
-        low, high = _extremes(size, spread)
-        for index, lie in spread.lies.items():
-            view = [-1, *[1] * len(lie.shape)]
-            smallest, largest = low.view(view), high.view(view)
-            self._put(index, lie, (lie.sums(size) - lie.counts(size) * smallest) / (largest - smallest + _EPS))
+        low, high = place.extremes(size)
+        placed, _ = place.sums(size)
+        self._put(place, (placed - place.counts(size) * low) / (high - low + _EPS))
 
-    def result(self, products: list[Tensor], positions: _Dims) -> Maps:
-        """psi of the input term plus psi of the bias terms."""
-        maps = [self.plus_biases(i, _rescaled(p), d) for i, (p, d) in enumerate(zip(products, positions, strict=True))]
-        placement = None if self._sizes is None else self._sizes.placement(products)
-        return Maps(maps, placement, None if self._sums else self._lost)
+    def result(self, products: list[Tensor]) -> list[Tensor]:
+        """A map for each input, of its shape: psi of the input term plus psi of the bias terms."""
+        return [self.plus_biases(index, _rescaled(product)) for index, product in enumerate(products)]
 
-    def join(self, results: list[Maps]) -> Maps:
-        return _joined_maps(results)
-
-    def _add_channelwise(self, term: Term, lie: Lie) -> Tensor:
+    def _add_channelwise(self, term: Term, place: Place) -> Tensor:
         """A bias per channel of a map: the same from |df/dy| alone, without the product."""
         bias = term.remainder.flatten(1)
         size, maps, sums = bias.abs(), [], []
@@ -393,10 +264,7 @@ class SaliencyMaps(_Maps):
             placed = torch.bmm(size.expand(len(values), -1).unsqueeze(1), values).squeeze(1)
             maps.append((placed - values.size(1) * low) / (high - low + _EPS))
             sums.append((gradient.flatten(2).sum(2) * bias).sum(1))
-        (index,) = term.spread.lies
-        self._put(index, lie, torch.cat(maps).reshape(-1, *lie.shape))
-        if self._sizes is not None:
-            self._sizes.add_channelwise(term.gradient, bias)
+        self._put(place, torch.cat(maps))
         return torch.cat(sums)
 
     def _product(self, term: Term) -> Tensor:
@@ -418,9 +286,8 @@ class SimpleSaliencyMaps(SaliencyMaps):
     """psi of df/dy in place of df/dy * r."""
 
     def add(self, term: Term) -> Tensor:
-        self._lost = term.lost or self._lost
-        if term.spread.lies:
-            self.add_size(term.gradient.abs(), term.spread)
+        if term.place is not None:
+            self.add_size(term.gradient.abs(), term.place)
         return per_example(term.values)
 
 
@@ -431,34 +298,28 @@ def smooth_maps(sums: BatchSums) -> list[Tensor]:
 
 def _smooth_maps(sums: TermSums) -> list[Tensor]:
     maps = SaliencyMaps()
-    for values, spread in sums.biases.values():
-        maps.add_size(values.abs(), spread)
-    own = zip(sums.products, sums.positions, strict=True)
-    return [_smooth_map(maps, i, product, dims) for i, (product, dims) in enumerate(own)]
+    for values, place in sums.biases.values():
+        maps.add_size(values.abs(), place)
+    return [_smooth_map(maps, index, product) for index, product in enumerate(sums.products)]
 
 
-def _smooth_map(maps: SaliencyMaps, index: int, product: Tensor, positions: Sequence[int]) -> Tensor:
-    channels = [d for d in range(1, product.ndim) if d not in positions]
+def _smooth_map(maps: SaliencyMaps, index: int, product: Tensor) -> Tensor:
+    source = maps.source(index, product)
+    channels = [d for d in range(1, product.ndim) if d not in source.final_positions()]
     own = _rescaled(product.sum(channels) if channels else product)
-    placed = maps.on_grid(index, product, positions)
-    return _over_channels(own if placed is None else own + placed, product, positions)
+    placed = maps.on_grid(index)
+    return _over_channels(own if placed is None else own + placed, source)
 
 
-def _channelwise(term: Term) -> Lie | None:
-    """How a term lies that is a bias per channel on a regular channels-first map; None if it is not."""
+def _is_channelwise(term: Term) -> bool:
+    """Whether the term is a bias per channel on a regular channels-first map."""
     gradient, r = term.gradient, term.remainder
-    per_channel = r.ndim == gradient.ndim > 2 and r.numel() == r.size(1) == gradient.size(1)
-    return term.spread.is_channels_first(gradient.shape) if per_channel else None
-
-
-def _extremes(size: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
-    """(N,) smallest and largest of absolute values (N, ...) among the elements that have a place."""
-    if spread.nowhere is False:
-        flat = size.reshape(len(size), -1)
-        return flat.amin(1), flat.amax(1)
-    absent = spread.absent(size.device)
-    low = size.masked_fill(absent, math.inf).flatten(1).amin(1)
-    return low, size.masked_fill(absent, 0.0).flatten(1).amax(1)
+    return (
+        r.ndim == gradient.ndim > 2
+        and r.numel() == r.size(1) == gradient.size(1)
+        and term.place is not None
+        and term.place.is_channels_first(gradient.shape)
+    )
 
 
 def _rescaled(values: Tensor) -> Tensor:
@@ -469,8 +330,10 @@ def _rescaled(values: Tensor) -> Tensor:
     return (values - low) / (high - low + _EPS)
 
 
-def _over_channels(values: Tensor, like: Tensor, positions: Sequence[int]) -> Tensor:
-    """A map (N, *positions) shared out evenly over the channels of an input (N, ...)."""
-    channels = math.prod(like.size(d) for d in range(1, like.ndim) if d not in positions)
-    shape = [len(values), *(like.size(d) if d in positions else 1 for d in range(1, like.ndim))]
-    return (values.reshape(shape) / channels).expand(len(values), *like.shape[1:])
+def _over_channels(values: Tensor, source: Source) -> Tensor:
+    """A map (N, *grid) shared out evenly over the channels of an input of shape (N, ...)."""
+    positions = source.final_positions()
+    shape = [source.shape[d] if d in positions else 1 for d in range(len(source.shape))]
+    shape[0] = len(values)
+    channels = math.prod(source.shape[1:]) // math.prod(source.grid)
+    return (values.reshape(shape) / channels).expand(len(values), *source.shape[1:])

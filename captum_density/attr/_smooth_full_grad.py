@@ -35,7 +35,6 @@ class SmoothFullGrad(FullGradAttribution):
         model: As `FullGrad`.
         layer: As `FullGrad`.
         forward_func: As `FullGrad`.
-        layout: As `FullGrad`.
 
     Raises:
         TypeError: As `FullGrad`.
