@@ -668,7 +668,7 @@ def test_cuda(inputs, target):
         ({"metrics": ["diff_roar"]}, ValueError, "needs the argument retraining"),
         ({"limit": 0}, ValueError, "limit must be a positive integer"),
         ({"max_examples_per_batch": 0}, ValueError, "max_examples_per_batch"),
-        ({"model": lambda x: {"logits": x}}, TypeError, r"class dict with the keys logits; wrap it"),
+        ({"model": lambda x: {"logits": x}}, TypeError, r"pass a function that picks one"),
         ({"model": lambda x: x[0]}, ValueError, r"shape \(N, classes\), but gives torch.float32 of shape \(2,\)"),
         ({"model": lambda x: x / 0}, ValueError, "NaN or infinite logits"),
         ({"model": nn.Linear(3, 2)}, ValueError, r"fails on inputs of shape \(3, 2\): RuntimeError: .*mat1"),
