@@ -126,8 +126,8 @@ def make_parser() -> Parser:
         "--attributions",
         nargs="+",
         metavar="NAME",
-        help="methods, such as Saliency 'FullGrad, centered' IntegratedGradients, or package.module:function, which "
-        "returns an attribution for a model; eight of them without it",
+        help="methods, such as Saliency 'FullGrad, centered' 'InputXGradient, balanced', or package.module:function, which "
+        "returns an attribution for a model; ten of them without it",
     )
     parser.add_argument(
         "--metrics",

@@ -75,7 +75,7 @@ def audit(
         attributions: Name to a function that makes the attribution for a model, which a Captum class is
             (``{"IG": IntegratedGradients}``), to an attribution of this model (``Saliency(model)``), or to a `Method`
             where options are needed; or names that the report knows (``["Saliency", "FullGrad, centered"]``); None for
-            eight of them.
+            ten of them.
         metrics: Names of the figures; "default" for all but "diff_roar" and "gan_test", "all" for all.
         target: Which output to explain: that of the predicted class, of the label, or those in a tensor (N,), one for
             each audited example.

@@ -22,9 +22,10 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_density._model.errors import describe
-from captum_density.attr import FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
+from captum_density.attr import CompleteDeepLift, FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
 from captum_density.audit._methods import CENTERED, Method
 from captum_density.audit._setting import deviation
+from captum_density.rules import BalancedGradients
 from captum_density.softmax_shift import CenteredLogits
 
 __all__ = ["DEFAULT", "catalogue", "methods_of"]
@@ -32,7 +33,9 @@ __all__ = ["DEFAULT", "catalogue", "methods_of"]
 DEFAULT = (
     "Saliency",
     "Saliency, centered",
+    "InputXGradient, balanced",
     "IntegratedGradients",
+    "CompleteDeepLift",
     "SmoothGrad",
     "FullGrad",
     "FullGrad, complete",
@@ -60,11 +63,13 @@ def catalogue(inputs: Tensor) -> dict[str, Method]:
     plain = {
         "Saliency": Method(Saliency),
         "InputXGradient": Method(InputXGradient),
+        "InputXGradient, balanced": Method(lambda model: InputXGradient(BalancedGradients(model))),
         "IntegratedGradients": Method(IntegratedGradients),
         "SmoothGrad": Method(lambda model: NoiseTunnel(Saliency(model)), smooth),
         "GuidedBackprop": Method(GuidedBackprop),
         "Deconvolution": Method(Deconvolution),
         "DeepLift": Method(DeepLift),
+        "CompleteDeepLift": Method(CompleteDeepLift),
         "GradientShap": Method(GradientShap, {"baselines": torch.zeros_like(inputs[:1])}),
         "Occlusion": Method(Occlusion, occlusion),
         "FeatureAblation": Method(FeatureAblation),

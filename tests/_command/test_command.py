@@ -37,7 +37,9 @@ from tests._command.users import (
 METHODS = [
     "Saliency",
     "Saliency, centered",
+    "InputXGradient, balanced",
     "IntegratedGradients",
+    "CompleteDeepLift",
     "SmoothGrad",
     "FullGrad",
     "FullGrad, complete",
@@ -200,13 +202,14 @@ def test_diff_roar_retrains(user, undrawn):
 @pytest.mark.parametrize(("model", "fails"), [("vit", set()), ("twice", {"DeepLift"})])
 def test_a_failing_method_keeps_its_row_and_the_others(model, fails, user, undrawn, capsys):
     write_images(user / "images", sizes=(16,))
-    names = ["Saliency", "DeepLift", "my_package.attributions:Raises", "FullGrad, complete"]
+    names = ["Saliency", "DeepLift", "CompleteDeepLift", "my_package.attributions:Raises", "FullGrad, complete"]
     fails = fails | {"my_package.attributions:Raises"}
     options = ["--metrics", "accuracy", "completeness_gap", "infidelity", "--limit", "3"]
     report = audited("--attributions", *names, *options, model=model)
     assert list(report.methods) == names
     assert failures(report) == fails
-    assert report.methods["FullGrad, complete"]["completeness_gap"].value < 1e-4
+    for name in ("CompleteDeepLift", "FullGrad, complete"):
+        assert report.methods[name]["completeness_gap"].value < 1e-4
     for name in fails:
         assert all(figure.failed and figure.note for figure in report.methods[name].values())
     text = "RuntimeError: out of patience"
@@ -224,7 +227,7 @@ def test_a_failing_method_keeps_its_row_and_the_others(model, fails, user, undra
 def test_a_vision_transformer_on_default_methods(user, undrawn):
     write_images(user / "images", sizes=(16,))
     report = audited("--limit", "6", model="vit")
-    assert len(report.methods) == 8 and not failures(report)
+    assert list(report.methods) == METHODS and not failures(report)
     assert report.methods["FullGrad, complete"]["completeness_gap"].value < 1e-4
     assert report.methods["Saliency, centered"]["shift_sensitivity"].value < 1e-6
 

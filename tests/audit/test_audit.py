@@ -19,10 +19,11 @@ from torch import nn
 import captum_density
 import captum_density.audit
 from captum_density import metrics
-from captum_density.attr import FullGrad
+from captum_density.attr import CompleteDeepLift, FullGrad
 from captum_density.audit import AuditReport, Method, Retraining, audit
 from captum_density.density import class_score, hessian_trace
 from captum_density.retraining import FitConfig
+from captum_density.rules import BalancedGradients
 from captum_density.softmax_shift import CenteredLogits, SoftmaxShift
 
 FEW = {"infidelity_samples": 20, "sensitivity_samples": 3}
@@ -182,6 +183,38 @@ def test_a_named_method_can_be_centered(target):
     named = audit(model, inputs, ["Saliency, centered"], target=target, **FEW)
     written = audit(model, inputs, {"Saliency, centered": Method(Saliency, view=CenteredLogits)}, target=target, **FEW)
     assert untimed(named) == untimed(written)
+
+
+OF_OPERATIONS = {
+    "InputXGradient, balanced": lambda model: InputXGradient(BalancedGradients(model)),
+    "CompleteDeepLift": CompleteDeepLift,
+}
+
+
+def test_methods_of_operations_by_name(target):
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 4))
+    inputs, few = torch.randn(3, 6), {**FEW, "metrics": ["completeness_gap", "infidelity", "shift_sensitivity"]}
+    named = audit(
+        model, inputs, [*OF_OPERATIONS, *(f"{name}, centered" for name in OF_OPERATIONS)], target=target, **few
+    )
+    written = audit(model, inputs, {**OF_OPERATIONS, "plain": InputXGradient}, target=target, **few)
+    for name in OF_OPERATIONS:
+        assert named.methods[name] == written.methods[name]
+        assert named.methods[f"{name}, centered"]["shift_sensitivity"].value < 1e-6
+    assert named.methods["CompleteDeepLift"]["completeness_gap"].value < 1e-5
+    assert written.methods["plain"]["infidelity"] != named.methods["InputXGradient, balanced"]["infidelity"]
+
+
+def test_a_model_whose_operations_cannot_be_seen_is_refused_in_the_methods_rows(target):
+    with pytest.warns(FutureWarning, match="deprecated"):
+        model = torch.jit.script(nn.Sequential(nn.Linear(6, 4)))
+    names = [*OF_OPERATIONS, "FullGrad, complete"]
+    report = audit(model, torch.randn(3, 6), [*names, "Saliency"], target=target, **FEW, metrics=["infidelity"])
+    notes = {
+        name: figures["infidelity"].note for name, figures in report.methods.items() if figures["infidelity"].failed
+    }
+    assert set(notes) == set(names)
+    assert all("it was made from" in note for note in notes.values())
 
 
 def test_a_method_is_made_once_for_the_model_and_once_for_its_shifted_twin(inputs, target):
