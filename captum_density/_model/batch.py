@@ -35,17 +35,16 @@ class ModelOnBatch:
 
     Args:
         forward_func: A module or a function.
-        inputs: Tensor (N, ...) or tuple of such.
+        inputs: Tensor (N, ...) or tuple of such; where not differentiable, others may hold one row for all examples.
         target: As Captum's.
         additional_forward_args: As Captum's. Tensors of N rows hold one for each example, all else is for all of them.
         max_examples_per_batch: As Captum's: How many examples, or versions of them, run at once; None for all.
-        differentiable: Whether the inputs have to be floating-point, as for gradients.
+        differentiable: Whether a gradient is taken by the inputs, see `validate_inputs`.
         name: What the caller calls the model, for messages.
 
     Raises:
-        TypeError: A model that cannot be called; inputs that are no tensors, or not floating-point.
-        ValueError: Inputs that are empty, unequally many, NaN or infinite, or on another device than the model; a limit
-            below 1.
+        TypeError: A model that cannot be called; inputs as `validate_inputs`.
+        ValueError: Inputs as `validate_inputs`; a limit below 1.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class ModelOnBatch:
 
     def inputs_of(self, rows: Rows) -> tuple[Tensor, ...]:
         """Some of the examples."""
-        return tuple(rows_of(x, rows) for x in self.inputs)
+        return tuple(self._pick(x, rows) for x in self.inputs)
 
     def target_of(self, rows: Rows) -> TargetType:
         """The target of some of the examples.
@@ -112,11 +111,11 @@ class ModelOnBatch:
 
     def args_of(self, rows: Rows) -> tuple[Any, ...] | None:
         """The additional arguments of some of the examples."""
-        if self.args is None:
-            return None
-        return tuple(
-            rows_of(a, rows) if isinstance(a, Tensor) and a.ndim and len(a) == self.n else a for a in self.args
-        )
+        return None if self.args is None else tuple(self._pick(a, rows) for a in self.args)
+
+    def _pick(self, value: Any, rows: Rows) -> Any:
+        """Rows of what holds one for each example; all else, which is for all of them."""
+        return rows_of(value, rows) if isinstance(value, Tensor) and value.ndim and len(value) == self.n else value
 
     def parts(self, count: int | None = None, *, unlimited: int | None = None) -> Iterator[slice]:
         """Slices of examples, or of so many versions of them, none longer than the limit, or `unlimited` without."""

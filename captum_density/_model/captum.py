@@ -8,19 +8,7 @@ from typing import Any, TypeVar
 
 from captum import log
 from captum._utils.common import (
-    ExpansionTypes,
-)
-from captum._utils.common import (
-    _expand_additional_forward_args as expand_additional_forward_args,
-)
-from captum._utils.common import (
-    _expand_target as expand_target,
-)
-from captum._utils.common import (
     _format_additional_forward_args as format_additional_forward_args,
-)
-from captum._utils.common import (
-    _format_output as format_output,
 )
 from captum._utils.common import (
     _format_tensor_into_tuples as format_tensor_into_tuples,
@@ -40,15 +28,11 @@ from torch import Tensor
 __all__ = [
     "QUADRATURES",
     "BaselineType",
-    "ExpansionTypes",
     "PositiveRule",
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
     "approximation_parameters",
-    "expand_additional_forward_args",
-    "expand_target",
     "format_additional_forward_args",
-    "format_output",
     "format_tensor_into_tuples",
     "log_usage",
     "run_forward",

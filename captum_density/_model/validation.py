@@ -46,11 +46,17 @@ def check_model(model: Any, name: str = "forward_func") -> None:
 
 
 def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, differentiable: bool = True) -> None:
-    """Refuse, before anything runs, what no full gradient exists for.
+    """Refuse, before anything runs, inputs that hold no example, and those that no gradient exists by.
+
+    Args:
+        model: What they are for.
+        inputs: Any number.
+        differentiable: Whether a gradient is taken by them. Where none is, ids, masks of minus infinity and inputs of
+            one row for all examples pass.
 
     Raises:
-        TypeError: Inputs that are not floating-point tensors.
-        ValueError: Empty or unequal batches, NaN or infinity, a device that is not the model's.
+        TypeError: Inputs that are no tensors, or not floating-point.
+        ValueError: Empty batches, a device that is not the model's; unequal batches, NaN or infinity.
     """
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
@@ -64,7 +70,7 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, di
             raise ValueError(
                 f"input {i} has shape {tuple(x.shape)}: the first dimension must hold at least one example"
             )
-        if x.shape[0] != inputs[0].shape[0]:
+        if differentiable and x.shape[0] != inputs[0].shape[0]:
             raise ValueError(f"input {i} holds {x.shape[0]} examples, input 0 holds {inputs[0].shape[0]}")
     if isinstance(model, nn.Module):
         devices = {p.device for p in model.parameters()}
@@ -72,7 +78,7 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, di
             if len(devices) == 1 and x.device not in devices:
                 raise ValueError(f"input {i} is on {x.device}, the model on {devices.pop()}; move one of them")
     for i, x in enumerate(inputs):
-        if not bool(torch.isfinite(x).all()):
+        if differentiable and not bool(torch.isfinite(x).all()):
             raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
 
 

@@ -11,15 +11,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_density._attention import AttentionCalls, Observed, Place, find_layer, logits_of, places
-from captum_density._model.captum import (
-    TargetType,
-    TensorOrTupleOfTensorsGeneric,
-    format_additional_forward_args,
-    log_usage,
-    run_forward,
-)
+from captum_density._model.batch import ModelOnBatch
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.validation import selected_output
-from captum_density.attr._common import as_tuple
 from captum_density.attr._repr import shown
 
 __all__ = ["AttentionGradient", "AttentionWeights"]
@@ -37,6 +31,9 @@ class _LayerAttention(Attribution):
 
     def __repr__(self) -> str:
         return shown(self, self.forward_func, **self._settings())
+
+    def _batch(self, inputs: Any, target: TargetType, additional_forward_args: object) -> ModelOnBatch:
+        return ModelOnBatch(self._model, inputs, target, additional_forward_args, differentiable=False, name="model")
 
     def _settings(self) -> dict[str, object]:
         modules = self._model.named_modules() if isinstance(self._model, nn.Module) else ()
@@ -105,10 +102,8 @@ class AttentionWeights(_LayerAttention):
                 there is not; weights whose shape does not show the examples.
             TypeError: Inputs that are no tensors.
         """
-        with _observation(self._model, self.layer, as_tuple(inputs), additional_forward_args, gradient=False) as (
-            _,
-            attention,
-        ):
+        batch = self._batch(inputs, None, additional_forward_args)
+        with _observation(batch, self.layer, gradient=False) as (_, attention):
             return _reduced(attention.weights, query, heads)
 
 
@@ -168,9 +163,9 @@ class AttentionGradient(_LayerAttention):
             TypeError: Inputs that are no tensors; a model that returns none.
             AssertionError: Captum's own, for a target that does not fit.
         """
-        xs = as_tuple(inputs)
-        with _observation(self._model, self.layer, xs, additional_forward_args, gradient=True) as (output, attention):
-            selected = selected_output(logits_of(output), target, len(xs[0]))
+        batch = self._batch(inputs, target, additional_forward_args)
+        with _observation(batch, self.layer, gradient=True) as (output, attention):
+            selected = selected_output(logits_of(output), target, batch.n)
             gradient = None
             if selected.requires_grad:
                 (gradient,) = torch.autograd.grad(selected.sum(), attention.handle, allow_unused=True)
@@ -184,17 +179,8 @@ class AttentionGradient(_LayerAttention):
 
 
 @contextmanager
-def _observation(
-    model: Callable[..., Any],
-    layer: nn.Module,
-    xs: tuple[Tensor, ...],
-    additional_forward_args: object,
-    gradient: bool,
-) -> Iterator[tuple[Any, Observed]]:
+def _observation(batch: ModelOnBatch, layer: nn.Module, gradient: bool) -> Iterator[tuple[Any, Observed]]:
     """The model's output and the layer's attention weights."""
-    if any(x.ndim == 0 or len(x) == 0 for x in xs):
-        raise ValueError("inputs hold no example; the first dimension is that of the examples")
-    n = len(xs[0])
     observations: list[Observed] = []
 
     def observe(call: Any, n: int) -> Any:
@@ -202,11 +188,10 @@ def _observation(
         observations.append(observed)
         return result
 
-    args = format_additional_forward_args(additional_forward_args)
     with torch.inference_mode(False), torch.set_grad_enabled(gradient):
-        xs = tuple(x.clone() if x.is_inference() else x for x in xs)
-        with AttentionCalls(model, layer, observe, n) as calls:
-            output = run_forward(model, xs, None, args)
+        xs = tuple(x.clone() if x.is_inference() else x for x in batch.inputs)
+        with AttentionCalls(batch.forward_func, layer, observe, batch.n) as calls:
+            output = batch.run(xs)
         calls.check_seen()
         if len(observations) > 1:
             raise ValueError(

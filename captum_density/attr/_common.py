@@ -9,11 +9,11 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 
 from captum_density._linear.sweep import Reduction, Sweep, sweep
-from captum_density._model.captum import TargetType, format_output, format_tensor_into_tuples
+from captum_density._model.captum import TargetType
 from captum_density._model.validation import check_model
 from captum_density.attr._repr import shown
 
-__all__ = ["FullGradAttribution", "as_tuple", "finish"]
+__all__ = ["FullGradAttribution", "finish"]
 
 R = TypeVar("R")
 
@@ -53,7 +53,7 @@ class FullGradAttribution(GradientAttribution):
 
     def _sweep(
         self,
-        inputs: tuple[Tensor, ...],
+        inputs: Any,
         target: TargetType,
         additional_forward_args: object,
         reduction: Callable[[], Reduction[R]],
@@ -62,12 +62,8 @@ class FullGradAttribution(GradientAttribution):
         return sweep(self.forward_func, inputs, target, additional_forward_args, reduction, create_graph)
 
 
-def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
-    if not isinstance(inputs, (Tensor, tuple)) or (isinstance(inputs, tuple) and not inputs):
-        raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
-    return format_tensor_into_tuples(inputs)
-
-
-def finish(is_tuple: bool, maps: Sequence[Tensor], inputs: tuple[Tensor, ...]) -> Any:
-    """Contiguous, of the inputs' dtype, in the inputs' form."""
-    return format_output(is_tuple, tuple(m.to(x.dtype).contiguous() for m, x in zip(maps, inputs, strict=True)))
+def finish(maps: Sequence[Tensor], inputs: Tensor | tuple[Tensor, ...]) -> Any:
+    """Contiguous, of the inputs' dtypes, in the inputs' form."""
+    xs = inputs if isinstance(inputs, tuple) else (inputs,)
+    finished = tuple(m.to(x.dtype).contiguous() for m, x in zip(maps, xs, strict=True))
+    return finished if isinstance(inputs, tuple) else finished[0]

@@ -13,19 +13,10 @@ from torch import Tensor
 
 from captum_density._linear.multipliers import multipliers
 from captum_density._model.batch import ModelOnBatch
-from captum_density._model.captum import (
-    BaselineType,
-    ExpansionTypes,
-    TargetType,
-    TensorOrTupleOfTensorsGeneric,
-    expand_additional_forward_args,
-    expand_target,
-    format_additional_forward_args,
-    log_usage,
-)
+from captum_density._model.captum import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.modules import unwrap
 from captum_density._model.validation import check_model, expanded_baselines
-from captum_density.attr._common import as_tuple, finish
+from captum_density.attr._common import finish
 from captum_density.attr._repr import shown
 
 __all__ = ["CompleteDeepLift", "CompleteDeepLiftShap"]
@@ -160,11 +151,10 @@ class CompleteDeepLift(GradientAttribution):
             RuntimeError: If the attributions of an example do not sum to f(x) - f(x'); names the operation responsible.
             NotImplementedError: Activation checkpointing.
         """
-        xs = as_tuple(inputs)
-        batch = ModelOnBatch(unwrap(self.forward_func), xs, target, additional_forward_args, name="model")
-        starts = expanded_baselines(baselines, xs)
+        batch = ModelOnBatch(unwrap(self.forward_func), inputs, target, additional_forward_args, name="model")
+        starts = expanded_baselines(baselines, batch.inputs)
         attributions = self._attributions(batch, starts, custom_attribution_func)
-        result = finish(isinstance(inputs, tuple), attributions, xs)
+        result = finish(attributions, inputs)
         if not return_convergence_delta:
             return result
         return result, self._delta(batch, starts, attributions)
@@ -277,25 +267,18 @@ class CompleteDeepLiftShap(CompleteDeepLift):
             RuntimeError: As `CompleteDeepLift.attribute`.
             NotImplementedError: As `CompleteDeepLift.attribute`.
         """
-        xs = as_tuple(inputs)
+        batch = ModelOnBatch(unwrap(self.forward_func), inputs, target, additional_forward_args, name="model")
+        xs, n = batch.inputs, batch.n
         given = _distribution(baselines, inputs, xs)
-        n, count = len(xs[0]), len(given[0])
-        args = format_additional_forward_args(additional_forward_args)
-        kind = ExpansionTypes.repeat_interleave
-        batch = ModelOnBatch(
-            unwrap(self.forward_func),
-            tuple(x.repeat_interleave(count, 0) for x in xs),
-            expand_target(target, count, expansion_type=kind),
-            None if args is None else expand_additional_forward_args(args, count, expansion_type=kind),
-            name="model",
-        )
+        count = len(given[0])
+        pairs = batch.at(torch.arange(n, device=batch.device).repeat_interleave(count))
         starts = tuple(b.to(x).repeat(n, *[1] * (b.ndim - 1)) for b, x in zip(given, xs, strict=True))
-        attributions = self._attributions(batch, starts, custom_attribution_func)
+        attributions = self._attributions(pairs, starts, custom_attribution_func)
         means = [a.unflatten(0, (n, count)).mean(1) for a in attributions]
-        result = finish(isinstance(inputs, tuple), means, xs)
+        result = finish(means, inputs)
         if not return_convergence_delta:
             return result
-        return result, self._delta(batch, starts, attributions)
+        return result, self._delta(pairs, starts, attributions)
 
 
 def _distribution(baselines: Any, inputs: Any, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

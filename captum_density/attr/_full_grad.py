@@ -17,7 +17,7 @@ from captum_density._linear.maps import AllTerms, SaliencyMaps, SignedMaps, Simp
 from captum_density._linear.sweep import per_example
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples, log_usage
 from captum_density._model.precision import accumulation_dtype
-from captum_density.attr._common import FullGradAttribution, as_tuple, finish
+from captum_density.attr._common import FullGradAttribution, finish
 from captum_density.attr._full_gradients import FullGradients
 from captum_density.attr._repr import shown
 
@@ -149,11 +149,10 @@ class FullGrad(FullGradAttribution):
             raise ValueError(
                 "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
             )
-        xs = as_tuple(inputs)
         maps = self._sweep(
-            xs, target, additional_forward_args, SignedMaps if self.complete else SaliencyMaps, create_graph
+            inputs, target, additional_forward_args, SignedMaps if self.complete else SaliencyMaps, create_graph
         )
-        attributions = finish(isinstance(inputs, tuple), maps.result, xs)
+        attributions = finish(maps.result, inputs)
         return (attributions, _delta(attributions, maps.output)) if return_convergence_delta else attributions
 
     def compute_convergence_delta(
@@ -172,7 +171,7 @@ class FullGrad(FullGradAttribution):
             raise ValueError(
                 "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
             )
-        output = self._sweep(as_tuple(inputs), target, additional_forward_args, SignedMaps).output
+        output = self._sweep(inputs, target, additional_forward_args, SignedMaps).output
         return _delta(attributions, output)
 
     def decompose(
@@ -207,7 +206,7 @@ class FullGrad(FullGradAttribution):
               linear              5  (1, 1)
               total              27  output 27
         """
-        terms = self._sweep(as_tuple(inputs), target, additional_forward_args, AllTerms, create_graph)
+        terms = self._sweep(inputs, target, additional_forward_args, AllTerms, create_graph)
         return FullGradients(terms.output, tuple(terms.result.products), terms.result.biases)
 
 
@@ -264,6 +263,5 @@ class SimpleFullGrad(FullGradAttribution):
             TypeError: As `FullGrad.attribute`.
             ValueError: As `FullGrad.attribute`.
         """
-        xs = as_tuple(inputs)
-        maps = self._sweep(xs, target, additional_forward_args, SimpleSaliencyMaps, create_graph)
-        return finish(isinstance(inputs, tuple), maps.result, xs)
+        maps = self._sweep(inputs, target, additional_forward_args, SimpleSaliencyMaps, create_graph)
+        return finish(maps.result, inputs)

@@ -9,20 +9,18 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
 
+from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import (
     QUADRATURES,
     BaselineType,
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     approximation_parameters,
-    expand_additional_forward_args,
-    expand_target,
-    format_additional_forward_args,
     log_usage,
 )
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import check_model, expanded_baselines, validate_inputs
-from captum_density.attr._common import as_tuple, finish
+from captum_density._model.validation import check_model, expanded_baselines
+from captum_density.attr._common import finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 from captum_density.attr._repr import shown
 
@@ -156,25 +154,24 @@ class PathIntegratedGradients(GradientAttribution):
             raise ValueError(f"method must be one of {', '.join(QUADRATURES)}, but is {method!r}")
         if internal_batch_size is not None and not (isinstance(internal_batch_size, int) and internal_batch_size >= 1):
             raise ValueError(f"internal_batch_size must be an integer of at least 1, but is {internal_batch_size!r}")
-        xs = as_tuple(inputs)
-        validate_inputs(self.forward_func, xs)
-        starts = expanded_baselines(baselines, xs)
+        batch = ModelOnBatch(self.forward_func, inputs, target, additional_forward_args)
+        starts = expanded_baselines(baselines, batch.inputs)
         with torch.inference_mode(False), torch.no_grad():
-            xs = tuple(x.detach().clone() if x.is_inference() else x.detach() for x in xs)
+            xs = tuple(x.detach().clone() if x.is_inference() else x.detach() for x in batch.inputs)
             legs = self.path.legs(starts, xs)
             totals: list[Tensor] | None = None
             for leg, steps in zip(legs, _shares(n_steps, len(legs), method), strict=True):
-                parts = self._integrals(leg, steps, method, internal_batch_size, target, additional_forward_args)
+                parts = self._integrals(batch, leg, steps, method, internal_batch_size)
                 if not self._multiply_by_inputs:
                     parts = [part / len(legs) for part in parts]
                 totals = parts if totals is None else [a + b for a, b in zip(totals, parts, strict=True)]
         assert totals is not None
-        attributions = finish(isinstance(inputs, tuple), totals, xs)
+        attributions = finish(totals, inputs)
         if not return_convergence_delta:
             return attributions
         delta = self.compute_convergence_delta(
             attributions,
-            starts if isinstance(inputs, tuple) else starts[0],
+            batch.in_form(starts),
             inputs,
             target=target,
             additional_forward_args=additional_forward_args,
@@ -182,28 +179,21 @@ class PathIntegratedGradients(GradientAttribution):
         return attributions, delta
 
     def _integrals(
-        self,
-        leg: Leg,
-        steps: int,
-        method: str,
-        internal_batch_size: int | None,
-        target: TargetType,
-        additional_forward_args: object,
+        self, batch: ModelOnBatch, leg: Leg, steps: int, method: str, internal_batch_size: int | None
     ) -> list[Tensor]:
         """The integral along one piece, for each input (N, ...)."""
         step_sizes, places = (torch.tensor(of(steps), dtype=torch.float64) for of in approximation_parameters(method))
-        n = len(leg.end[0])
-        count = steps if internal_batch_size is None else max(1, internal_batch_size // n)
+        count = steps if internal_batch_size is None else max(1, internal_batch_size // batch.n)
         totals = [torch.zeros_like(x, dtype=accumulation_dtype(x)) for x in leg.end]
-        args = format_additional_forward_args(additional_forward_args)
         for weights, alphas in zip(step_sizes.split(count), places.split(count), strict=True):
             s = len(alphas)
+            rows = torch.arange(batch.n, device=batch.device).repeat(s)
             points = leg.path.points(alphas, leg.start, leg.end)
             gradients = self.gradient_func(
                 forward_fn=self.forward_func,
                 inputs=tuple(p.flatten(0, 1).requires_grad_() for p in points),
-                target_ind=expand_target(target, s),
-                additional_forward_args=None if args is None else expand_additional_forward_args(args, s),
+                target_ind=batch.target_of(rows),
+                additional_forward_args=batch.args_of(rows),
             )
             slopes = leg.path.derivatives(alphas, leg.start, leg.end) if self._multiply_by_inputs else None
             if slopes is not None and not all(bool(slope.isfinite().all()) for slope in slopes):

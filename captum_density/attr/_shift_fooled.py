@@ -91,4 +91,4 @@ class ShiftFooledGradient(GradientAttribution):
                 output = self.shift.add_to(output, *leaves, *(batch.args or ()), class_dim=self.class_dim)
             selected = selected_output(output, target, batch.n)
             gradients = torch.autograd.grad(selected.sum(), leaves, allow_unused=True, materialize_grads=True)
-        return finish(batch.is_tuple, [g.abs() if abs else g for g in gradients], batch.inputs)
+        return finish([g.abs() if abs else g for g in gradients], inputs)

@@ -8,18 +8,10 @@ import torch
 from torch import Tensor
 
 from captum_density._linear.maps import BatchSums, SampleSums, smooth_maps
-from captum_density._model.captum import (
-    ExpansionTypes,
-    TargetType,
-    TensorOrTupleOfTensorsGeneric,
-    expand_additional_forward_args,
-    expand_target,
-    format_additional_forward_args,
-    log_usage,
-)
+from captum_density._model.batch import ModelOnBatch
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.modules import unwrap
-from captum_density._model.validation import validate_inputs
-from captum_density.attr._common import FullGradAttribution, as_tuple, finish
+from captum_density.attr._common import FullGradAttribution, finish
 
 __all__ = ["SmoothFullGrad"]
 
@@ -82,30 +74,27 @@ class SmoothFullGrad(FullGradAttribution):
             ValueError: As `FullGrad.attribute`; and for a number of samples below 1 or a negative stdev.
             TypeError: As `FullGrad.attribute`.
         """
-        xs = as_tuple(inputs)
-        validate_inputs(unwrap(self.forward_func), xs)
-        scales = _noise_scales(xs, stdevs)
-        batch = nt_samples if nt_samples_batch_size is None else nt_samples_batch_size
-        if nt_samples < 1 or batch < 1:
+        batch = ModelOnBatch(unwrap(self.forward_func), inputs, target, additional_forward_args, name="model")
+        xs, scales = batch.inputs, _noise_scales(batch.inputs, stdevs)
+        size = nt_samples if nt_samples_batch_size is None else nt_samples_batch_size
+        if nt_samples < 1 or size < 1:
             raise ValueError(
-                f"nt_samples and nt_samples_batch_size must be at least 1, but are {nt_samples} and {batch}"
+                f"nt_samples and nt_samples_batch_size must be at least 1, but are {nt_samples} and {size}"
             )
-        args = format_additional_forward_args(additional_forward_args)
         noise = [_noise(x, nt_samples, generator) for x in xs]
         sums: BatchSums | None = None
-        for start in range(0, nt_samples, batch):
-            k = min(batch, nt_samples - start)
+        for start in range(0, nt_samples, size):
+            k = min(size, nt_samples - start)
             # Copies of an example stand together, as Captum's repeat_interleave has them.
             noisy = tuple(
                 (values + scale * z[start : start + k]).transpose(0, 1).flatten(0, 1)
                 for values, scale, z in zip(xs, scales, noise, strict=True)
             )
-            copies = expand_target(target, k, ExpansionTypes.repeat_interleave)
-            more = expand_additional_forward_args(args, k, ExpansionTypes.repeat_interleave)
-            of_batch = self._sweep(noisy, copies, more, partial(SampleSums, k)).result
+            rows = torch.arange(batch.n, device=batch.device).repeat_interleave(k)
+            of_batch = self._sweep(noisy, batch.target_of(rows), batch.args_of(rows), partial(SampleSums, k)).result
             sums = of_batch if sums is None else sums + of_batch
         assert sums is not None  # as there is one sample at least
-        return finish(isinstance(inputs, tuple), smooth_maps(sums), xs)
+        return finish(smooth_maps(sums), inputs)
 
 
 def _noise(x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:

@@ -70,7 +70,7 @@ class Setting:
     @functools.cached_property
     def examples(self) -> ModelOnBatch:
         """The model on the examples."""
-        return ModelOnBatch(self.model, self.inputs, max_examples_per_batch=self.batch, name="model")
+        return _examples(self.model, self.inputs, self.batch)
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the examples, none longer than the batch."""
@@ -139,7 +139,7 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
         TypeError: It returns no tensor.
         ValueError: It fails on the inputs, returns another shape, or NaN or infinity.
     """
-    examples, parts = ModelOnBatch(model, inputs, max_examples_per_batch=batch, name="model"), []
+    examples, parts = _examples(model, inputs, batch), []
     for part in map(examples.at, examples.parts()):
         try:
             with torch.no_grad():
@@ -164,3 +164,8 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
     if not logits.isfinite().all():
         raise ValueError(f"the model returns {int((~logits.isfinite()).sum())} NaN or infinite logits")
     return logits
+
+
+def _examples(model: Callable[..., Any], inputs: Tensor, batch: int) -> ModelOnBatch:
+    """A model on examples, which `draw_sample` has checked to be finite numbers."""
+    return ModelOnBatch(model, inputs, max_examples_per_batch=batch, differentiable=False, name="model")

@@ -14,7 +14,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_density._model.attribution import attribute_function, attribution_of, parameters_of
-from captum_density._model.captum import run_forward
+from captum_density._model.batch import ModelOnBatch
 
 __all__ = ["Array", "Attributor", "Split", "attribute_rows", "check_attributor", "device_of", "explained_module"]
 
@@ -79,7 +79,7 @@ def attribute_rows(
             options["target"] = labels.long()
         elif attribution is not None:
             with torch.no_grad():
-                logits = run_forward(attribution.forward_func, inputs.clone())
+                logits = ModelOnBatch(attribution.forward_func, inputs.clone(), differentiable=False).run()
             if not isinstance(logits, Tensor) or logits.ndim != 2:
                 received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise TypeError(

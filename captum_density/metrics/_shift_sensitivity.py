@@ -11,14 +11,8 @@ from torch import Tensor
 
 from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density._model.batch import ModelOnBatch
-from captum_density._model.captum import (
-    TargetType,
-    TensorOrTupleOfTensorsGeneric,
-    format_additional_forward_args,
-    format_tensor_into_tuples,
-)
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.generators import replayable
-from captum_density._model.validation import check_model, validate_inputs
 from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
@@ -116,30 +110,24 @@ def shift_sensitivity(
     """
     if kwargs.get("return_convergence_delta"):
         raise ValueError("shift_sensitivity compares attributions only; leave return_convergence_delta out")
-    if not isinstance(inputs, Tensor) and not (isinstance(inputs, tuple) and inputs):
-        raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
-    check_model(model, "model")
+    # Token ids have no gradient, which a shift of one's own does not need.
+    batch = ModelOnBatch(model, inputs, target, additional_forward_args, differentiable=shift is None, name="model")
     make = attribution_maker(make_attribution, "make_attribution", model=model)
-    xs = format_tensor_into_tuples(inputs)
-    if shift is None or all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
-        validate_inputs(model, xs)  # token ids have no gradient, which a shift of one's own does not need
-    args = format_additional_forward_args(additional_forward_args) or ()
-    n = len(xs[0])
-    with replayable(xs[0].device) as rewind, torch.inference_mode(False):
+    with replayable(batch.device) as rewind, torch.inference_mode(False):
         if shift is None:
-            shift = _default_shift(ModelOnBatch(model, xs, target, args, name="model"))
+            shift = _default_shift(batch)
         shifted = SoftmaxShift(model, shift, class_dim)
-        floor = _rounding(shifted, xs, args)
+        floor = _rounding(shifted, batch.inputs, batch.args or ())
         options = {"target": target, "additional_forward_args": additional_forward_args}
         options = {name: value for name, value in options.items() if value is not None}
         maps = []
         for attributed in (model, shifted):
             rewind()
-            copies = tuple(x.detach().clone() for x in xs)
+            copies = tuple(x.detach().clone() for x in batch.inputs)
             attribute = attribute_function(make(attributed), "make_attribution(model)")
             with counted_runs(shifted) as shifted_runs, counted_runs(model) as model_runs:
-                attributions = attribute(copies if isinstance(inputs, tuple) else copies[0], **options, **kwargs)
-            maps.append(attribution_rows(attributions, n))
+                attributions = attribute(batch.in_form(copies), **options, **kwargs)
+            maps.append(attribution_rows(attributions, batch.n))
     if model_runs and not shifted_runs:
         raise ValueError(
             "the attribution ran the model and not its shifted twin; make_attribution must make it for the model it is "

@@ -121,6 +121,16 @@ def test_token_ids_need_no_gradient():
     assert own.run(rows=torch.tensor([1])).shape == (1, 2, 5)
 
 
+def test_what_is_not_differentiated_may_be_infinite_or_one_for_all():
+    ids, places = torch.tensor([[1, 2], [0, 3]]), torch.tensor([[0, 1]])
+    mask = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]])
+    own = ModelOnBatch(lambda *xs: xs, (ids, places, mask), differentiable=False)
+    assert own.n == 2
+    assert all(map(torch.equal, own.run(rows=torch.tensor([1, 1, 0])), (ids[[1, 1, 0]], places, mask[[1, 1, 0]])))
+    with pytest.raises(ValueError, match="at least one example"):
+        ModelOnBatch(lambda *xs: xs, (ids, places[:0]), differentiable=False)
+
+
 def test_copies_take_the_arguments_of_their_examples():
     own = ModelOnCopies(model, (A, B), None, (MASK, SCALE, 3))
     points = own.displaced(tuple(torch.randn(2, *x.shape) for x in (A, B)))

@@ -876,7 +876,7 @@ def test_a_layer_that_runs_twice():
             "a function, which has no named layers",
         ),
         (lambda m, x: AttentionWeights(m, "attention").attribute([x]), TypeError, "but is list"),
-        (lambda m, x: AttentionWeights(m, "attention").attribute(x[:0]), ValueError, "inputs hold no example"),
+        (lambda m, x: AttentionWeights(m, "attention").attribute(x[:0]), ValueError, "at least one example"),
         (lambda m, x: AttentionWeights(m, "attention").attribute(x, query=T), ValueError, "query must be below 5"),
         (lambda m, x: AttentionWeights(m, "attention").attribute(x, query=-6), ValueError, "query must be"),
         (lambda m, x: AttentionWeights(m, "attention").attribute(x, query=True), TypeError, "but is True"),
