@@ -93,9 +93,10 @@ def make_parser() -> Parser:
         description="Can I trust this model's gradients? Measures a model and attribution methods on it side by side, "
         "says what follows in words, and writes report.html, report.json, table.md, figures.png and saliency.png. "
         "Without --model, it trains a small network on scikit-learn's embedded digits and audits that; prints a "
-        "picture into its gradients that leaves the softmax as it was, and trains three more networks with losses "
-        "of the density that logits imply (score matching, its opposite, gradient norm), which takes about a minute "
-        "and writes softmax_shift.png, density_ratio.png, samples.png and pixel_perturbation.png as well.",
+        "picture into its gradients that leaves the softmax as it was; trains a vision transformer and explains it by "
+        "plain and by balanced gradients; and trains three more networks with losses of the density that logits imply "
+        "(score matching, its opposite, gradient norm). That takes about a minute and writes softmax_shift.png, "
+        "vision_transformer.png, density_ratio.png, samples.png and pixel_perturbation.png as well.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -126,8 +127,8 @@ def make_parser() -> Parser:
         "--attributions",
         nargs="+",
         metavar="NAME",
-        help="methods, such as Saliency 'FullGrad, centered' 'InputXGradient, balanced', or package.module:function, which "
-        "returns an attribution for a model; ten of them without it",
+        help="methods, such as Saliency 'FullGrad, centered' 'InputXGradient, balanced', or package.module:function, "
+        "which returns an attribution for a model; ten of them without it",
     )
     parser.add_argument(
         "--metrics",

@@ -1,4 +1,4 @@
-"""The main job without a model of the user's: train on the digits, audit, fool, compare densities."""
+"""The main job without a model of the user's: train on the digits, audit, fool, balance, compare densities."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,13 +12,16 @@ import torch
 from captum_density._command.density import study_density, train_judge
 from captum_density._command.network import perceptron, train
 from captum_density._command.softmax_shift import draw_shift_study, study_shift
+from captum_density._command.transformer import draw_transformer_study, study_transformer
 from captum_density.audit import Retraining, audit
 from captum_density.datasets import Digits, digits
 from captum_density.retraining import FitConfig
 
 __all__ = ["FULL", "QUICK", "Effort", "remove_pictures", "run"]
 
-_PICTURES = ("softmax_shift.png", "density_ratio.png", "samples.png", "pixel_perturbation.png")
+_PICTURES = (
+    "softmax_shift.png", "vision_transformer.png", "density_ratio.png", "samples.png", "pixel_perturbation.png",
+)  # fmt: skip
 
 _PATCH = 2  # pixels: 16 patches of a digit, of which DiffROAR keeps so many
 _FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -85,10 +88,11 @@ def run(
     limit: int | None = None,
     store: Path | None = None,
 ) -> float:
-    """Train, audit, fool, compare; print the figures and write the files.
+    """Train, audit, fool, balance, compare; print the figures and write the files.
 
-    Written are what `captum_density.audit.AuditReport.save` writes, and ``softmax_shift.png``, ``density_ratio.png``,
-    ``samples.png`` and ``pixel_perturbation.png``, whose figures ``table.md`` and ``report.json`` hold as well.
+    Written are what `captum_density.audit.AuditReport.save` writes, and ``softmax_shift.png``,
+    ``vision_transformer.png``, ``density_ratio.png``, ``samples.png`` and ``pixel_perturbation.png``, whose figures
+    ``report.json`` holds as well.
 
     Args:
         out: Folder to write to, made where it is missing.
@@ -123,6 +127,7 @@ def run(
         name="a small CNN on the embedded digits",
     )
     shift_study = study_shift(model, data.test_images[: effort.examples], seed=seed)
+    transformer_study = study_transformer(data, seed=seed, examples=effort.examples)
     study = study_density(
         data,
         seed=seed,
@@ -138,14 +143,16 @@ def run(
     if effort == QUICK:
         heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
     audited, densities = f"{heading}\n\n{report}\n", f"{study.table()}\n"
-    print(f"{audited}\n{shift_study.text()}\n\n{densities}")
+    print(f"{audited}\n{shift_study.text()}\n\n{transformer_study.text()}\n\n{densities}")
     remove_pictures(out)
     written = report.save(out)
     (out / "table.md").write_text(f"{audited}\n{densities}", encoding="utf-8")
     facts = {"accuracy": accuracy, "test_digits": len(data.test_labels), **report.to_dict()}
-    facts |= {"softmax_shift": shift_study.to_dict(), "density": study.to_dict()}
+    facts |= {"softmax_shift": shift_study.to_dict(), "vision_transformer": transformer_study.to_dict()}
+    facts |= {"density": study.to_dict()}
     (out / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw_shift_study(shift_study, out / "softmax_shift.png")
+    draw_transformer_study(transformer_study, out / "vision_transformer.png")
     drawn = study.draw(out, data.test_images, data.test_labels)
-    print(f"written to {out}: {', '.join([*written, 'softmax_shift.png', *drawn])}")
+    print(f"written to {out}: {', '.join([*written, 'softmax_shift.png', 'vision_transformer.png', *drawn])}")
     return accuracy

@@ -5,7 +5,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from captum_density._command import density, softmax_shift
+from captum_density._command import density, softmax_shift, transformer
 from captum_density.audit import _page, _report
 from captum_density.audit._images import Images
 from tests._command.users import ATTRIBUTIONS, DATA, MODEL, forget_modules, write_images
@@ -13,6 +13,7 @@ from tests._command.users import ATTRIBUTIONS, DATA, MODEL, forget_modules, writ
 DRAWING = {
     density: ("density_ratio_curves", "pixel_perturbation_curves", "sample_grid"),
     softmax_shift: ("saliency_grid",),
+    transformer: ("saliency_grid",),
 }
 
 

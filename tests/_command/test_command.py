@@ -614,7 +614,13 @@ def test_no_picture_of_one_audit_lies_beside_the_report_of_another(user, capsys)
 
 
 def test_pictures_of_the_digits_do_not_stay_beside_another_report(user, undrawn):
-    digits = {"softmax_shift.png", "density_ratio.png", "samples.png", "pixel_perturbation.png"}
+    digits = {
+        "softmax_shift.png",
+        "vision_transformer.png",
+        "density_ratio.png",
+        "samples.png",
+        "pixel_perturbation.png",
+    }
     out = user / "report"
 
     def rerun(old):

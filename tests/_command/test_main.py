@@ -16,6 +16,7 @@ from captum_density._command.density import HEADINGS, keep_by_gradient, study_de
 from captum_density._command.digits_job import Effort
 from captum_density._command.network import train
 from captum_density._command.softmax_shift import study_shift
+from captum_density._command.transformer import patches_kept
 from captum_density.audit import AuditReport
 from captum_density.audit._figures import FIGURES
 from captum_density.datasets import Digits, digits
@@ -26,6 +27,7 @@ PICTURES = [
     "figures.png",
     "saliency.png",
     "softmax_shift.png",
+    "vision_transformer.png",
     "density_ratio.png",
     "samples.png",
     "pixel_perturbation.png",
@@ -111,6 +113,32 @@ def test_the_softmax_shift_is_reported(whole):
     for softmax in ("softmax", "shifted_softmax"):
         assert " ".join(f"{probability:.4f}" for probability in shift[softmax]) in printed
     assert f"{shift['largest_difference']:.0e}" in printed
+
+
+def test_the_vision_transformer_is_reported(whole):
+    _, printed, report = whole
+    study = report["vision_transformer"]
+    assert study["examples"] == 4 and 0 <= study["accuracy"] <= 1
+    scores = study["patches_kept"]
+    assert {"InputXGradient", "InputXGradient, balanced", "CompleteDeepLift"} < set(scores)
+    for name, score in scores.items():
+        assert -1 <= score <= 1
+        assert f"{name} {score:.2f}" in " ".join(printed.split())
+
+
+def test_kept_patches_tell_a_ranking_that_knows():
+    images = torch.rand(6, 1, 8, 8) + 0.5
+    decisive = torch.zeros(1, 1, 8, 8)
+    decisive[..., 2:4, 4:6] = 1.0
+
+    def model(x):
+        of_patch = (x * decisive).flatten(1).sum(1)
+        return torch.stack([20 * of_patch, torch.full_like(of_patch, 10.0)], 1)
+
+    target, ranking = torch.zeros(6, dtype=torch.int64), decisive.expand_as(images)
+    knows = patches_kept(model, images, ranking, target)
+    assert knows > 0.85
+    assert patches_kept(model, images, -ranking, target) == pytest.approx(-knows)
 
 
 def test_densities_are_reported_and_in_the_table(whole):
