@@ -24,6 +24,7 @@ import doctest
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 import textwrap
@@ -382,6 +383,15 @@ def test_example_ends_in_what_can_be_checked(it):
     else:
         assert _has_example(it), f"{it.name} has no example from `import torch` to an output"
         assert it.name in DOWNLOADS or "+SKIP" not in it.text, f"{it.name} has an example that is not run"
+
+
+@_each(EVERYTHING)
+def test_indented_blocks_are_introduced(it):
+    """By ::, or the reference shows code and formulas as a quotation, in one line."""
+    paragraphs = [part for part in re.split(r"\n[ ]*\n", it.section[""]) if part.strip()]
+    for before, block in itertools.pairwise(paragraphs):
+        if block.startswith("  "):
+            assert before.endswith("::") or before.startswith("  "), f"{it.name}: write :: before {block.strip()!r}"
 
 
 def test_exceptions_are_needed():

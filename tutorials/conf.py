@@ -17,6 +17,7 @@ from docutils.parsers.rst.states import Inliner
 from docutils.utils.math import MathError, latex2mathml
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
@@ -50,6 +51,16 @@ nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+
+def _comment(name: str) -> list[str]:
+    """The lines of the comment above a constant, in the private module that defines it."""
+    (module,) = (
+        m for m in sys.modules if m.startswith("captum_density.") and "._" in m and name in vars(sys.modules[m])
+    )
+    lines: list[str] = ModuleAnalyzer.for_module(module).find_attr_docs()["", name]
+    return lines
+
+
 # The reference: every name in the `__all__` of each public namespace, a page each.
 NAMESPACES = {name: importlib.import_module(f"captum_density.{name}") for name in captum_density._NAMESPACES}
 PUBLIC = {name: f"{module.__name__}.{name}" for module in NAMESPACES.values() for name in module.__all__}
@@ -58,9 +69,12 @@ autosummary_ignore_module_all = False
 autosummary_imported_members = True
 autosummary_context = {
     "all_names": {module.__name__: module.__all__ for module in NAMESPACES.values()},
-    "constants": [
-        name for module in NAMESPACES.values() for name in module.__all__ if not callable(getattr(module, name))
-    ],
+    "constants": {
+        name: _comment(name)
+        for module in NAMESPACES.values()
+        for name in module.__all__
+        if not callable(getattr(module, name))
+    },
     # Whose members are described elsewhere; a class without one of these among its bases takes no notice.
     "not_inherited": "Module, Attribution, GradientAttribution, PerturbationAttribution, tuple, Exception",
 }

@@ -1,6 +1,6 @@
 """The remainder of one operation: what is left of its output after its linear part at the point of evaluation.
 
-An operation y = op(u_1, ..., u_k) of activations is there equal to
+An operation y = op(u_1, ..., u_k) of activations is there equal to::
 
     y = sum_j J_j u_j + r,      r = y - sum_j J_j u_j,      J_j = d op / d u_j.
 

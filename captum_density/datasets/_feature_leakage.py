@@ -40,9 +40,9 @@ def feature_leakage(
     signal_blocks: int | None = None,
     seed: int = 0,
 ) -> FeatureLeakage:
-    """Draw from the simplified BlockMNIST, where one block of each example carries the label and the others noise.
+    r"""Draw from the simplified BlockMNIST, where one block of each example carries the label and the others noise.
 
-        x = [eta g_1, ..., y u + eta g_{j*}, ..., eta g_d],
+    .. math:: x = [\eta g_1, \dots, y u + \eta g_{j*}, \dots, \eta g_d]
 
     with y = -1 or +1 and j* among the first ``signal_blocks`` blocks, each uniform, and the g_j independent and uniform
     in the unit ball. The gradient of a max-margin network is alike on all the blocks where a signal may be, whichever

@@ -41,7 +41,7 @@ class FoolingLoss(DensityLoss):
     During a call batch norm uses copies of its running statistics, whatever the mode: in training mode it would hang
     the examples together and take away what all of them have in common. Add the cross-entropy in evaluation mode too,
     or the network may come to differ between the modes; in this order, as batch norm in training mode overwrites what a
-    backward pass through evaluation mode still needs:
+    backward pass through evaluation mode still needs::
 
         loss = cross_entropy(model(x), labels) + fooling(model, x, labels)
         model.eval()

@@ -9,9 +9,9 @@ __all__ = ["signal_block_share"]
 
 
 def signal_block_share(attributions: Tensor, masks: Tensor) -> Tensor:
-    """Share of each attribution's absolute mass that lies inside a mask, such as the signal block of `BlockImages`.
+    r"""Share of each attribution's absolute mass that lies inside a mask, such as the signal block of `BlockImages`.
 
-        share = sum_{i in mask} |a_i| / sum_i |a_i|
+    .. math:: \frac{\sum_{i \in \mathrm{mask}} |a_i|}{\sum_i |a_i|}
 
     An attribution that is alike everywhere has the share of the elements that the mask has, 1/2 for two blocks. Near
     that, it tells a model's signal block no better than chance: the block where other examples carry the signal is
