@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from captum_density._attention.operations import Observed, Operation, operation_of
+from captum_density._attention.operations import AttentionCall, Observed, attention_call_of
 from captum_density._model.calls import tensors_in
 from captum_density._model.modules import unwrap
 from captum_density._model.validation import check_model
 
 __all__ = ["AttentionCalls", "Observed", "find_layer", "logits_of"]
 
-Change = Callable[[Operation, int], Any]
+Change = Callable[[AttentionCall, int], Any]
 
 
 class AttentionCalls(TorchFunctionMode):
@@ -92,10 +92,10 @@ class AttentionCalls(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        found = operation_of(func, args, kwargs)
-        if found is None or threading.get_ident() != self._thread:
+        named_call = attention_call_of(func, args, kwargs)
+        if named_call is None or threading.get_ident() != self._thread:
             return func(*args, **kwargs)
-        name, call = found
+        name, call = named_call
         inside = self._names.get(id(self._running[-1]), "") if self._running else ""
         if not any(module is self._layer for module in self._running):
             self.elsewhere.add(inside)

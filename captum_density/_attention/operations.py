@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 from captum_density._attention.layout import arranged
 from captum_density._model.calls import operation_name
 
-__all__ = ["Observed", "Operation", "operation_of"]
+__all__ = ["AttentionCall", "Observed", "attention_call_of"]
 
 
 class Observed(NamedTuple):
@@ -32,7 +32,7 @@ class Observed(NamedTuple):
     arrange: Callable[[Tensor], Tensor]
 
 
-class Operation(ABC):
+class AttentionCall(ABC):
     """One call of an operation that makes attention weights of scores.
 
     Args:
@@ -66,7 +66,7 @@ class Operation(ABC):
         """
 
 
-class Softmax(Operation):
+class Softmax(AttentionCall):
     """`softmax` of scores, by any of its names."""
 
     def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class Softmax(Operation):
 _OF_SCALED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
-class ScaledDotProduct(Operation):
+class ScaledDotProduct(AttentionCall):
     """`scaled_dot_product_attention`: softmax(scale q k^T + mask) v."""
 
     def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ class ScaledDotProduct(Operation):
         return None if mask is None else _additive(mask, self._q.dtype, keep=True)
 
 
-class MultiHead(Operation):
+class MultiHead(AttentionCall):
     """`multi_head_attention_forward`, which `nn.MultiheadAttention` calls: queries (L, N, E) or (L, E)."""
 
     def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ class MultiHead(Operation):
         return output, weights.mean(-3) if self._given.get("average_attn_weights", True) else weights
 
 
-_OPERATIONS: dict[str, type[Operation]] = {
+_KINDS: dict[str, type[AttentionCall]] = {
     "softmax": Softmax,
     "special_softmax": Softmax,
     "scaled_dot_product_attention": ScaledDotProduct,
@@ -218,12 +218,12 @@ _OPERATIONS: dict[str, type[Operation]] = {
 }
 
 
-def operation_of(
+def attention_call_of(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str, Operation] | None:
+) -> tuple[str, AttentionCall] | None:
     """The name of an operation that makes attention weights, and the call; None for all others."""
     name = operation_name(func)
-    kind = _OPERATIONS.get(name)
+    kind = _KINDS.get(name)
     return None if kind is None else (name, kind(func, args, kwargs))
 
 

@@ -10,12 +10,12 @@ from captum.attr import Saliency
 from torch import Tensor, nn
 
 from captum_density.testing._attributor import Attributor
-from captum_density.testing._findings import Finding, as_tuple, brief, located, relative_gap
 from captum_density.testing._models import BATCH, CLASSES, VECTOR_OUTPUT, Case, ModelError, Selected
 from captum_density.testing._registry import check
+from captum_density.testing._violations import Violation, as_tuple, brief, located, relative_gap
 
 
-def _same_targets(attributor: Attributor, case: Case, expected: Any, law: str, *forms: Any) -> Iterator[Finding]:
+def _same_targets(attributor: Attributor, case: Case, expected: Any, law: str, *forms: Any) -> Iterator[Violation]:
     for form in forms:
         form = form.to(attributor.device) if isinstance(form, Tensor) else form
         yield from attributor.compare(
@@ -34,7 +34,7 @@ def _row_by_row(attributor: Attributor, case: Case, targets: list[int]) -> tuple
     needs=["target"],
     models=VECTOR_OUTPUT,
 )
-def target_forms(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def target_forms(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """An int, a tuple of one, a list and integer tensors of dimension 0 and 1 mean the same target."""
     forms = ((2,), torch.tensor(2), torch.tensor([2]), [2] * BATCH, torch.tensor([2] * BATCH), [(2,)] * BATCH)
     expected = attributor.attribute(replace(case, target=2))
@@ -46,7 +46,7 @@ def target_forms(attributor: Attributor, case: Case) -> Iterator[Finding]:
     needs=["target"],
     models=["many_outputs"],
 )
-def target_tuples(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def target_tuples(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """For outputs of more than two dimensions a tuple, or a list of one tuple an example, selects the output."""
     flat = replace(case, model=nn.Sequential(case.model, nn.Flatten()))
     for form in ((1, 2), [(1, 2)] * BATCH, [(0, 1), (3, 0), (1, 2)]):
@@ -56,7 +56,7 @@ def target_tuples(attributor: Attributor, case: Case) -> Iterator[Finding]:
 
 
 @check("give each example its own target: select output[i, target[i]]", needs=["target"], models=VECTOR_OUTPUT)
-def target_per_example(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def target_per_example(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """A list or tensor of N targets attributes example i to target i."""
     targets = [(row + 1) % CLASSES for row in range(BATCH)]
     expected = _row_by_row(attributor, case, targets)
@@ -68,11 +68,11 @@ def target_per_example(attributor: Attributor, case: Case) -> Iterator[Finding]:
     needs=["target"],
     models=VECTOR_OUTPUT,
 )
-def target_used(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def target_used(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Another target gives other attributions: no argument is accepted and ignored."""
     first, second = (attributor.attribute(replace(case, target=target)) for target in (0, 2))
     if relative_gap(first, second) <= attributor.tolerance:
-        yield Finding("other attributions for target=0 than for target=2", "the same")
+        yield Violation("other attributions for target=0 than for target=2", "the same")
 
 
 @check(
@@ -80,7 +80,7 @@ def target_used(attributor: Attributor, case: Case) -> Iterator[Finding]:
     needs=["target"],
     models=VECTOR_OUTPUT,
 )
-def target_none(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def target_none(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """A model with one output an example, (N,) or (N, 1), needs no target."""
     expected = attributor.attribute(case)
     for column, shape in ((1, "(N,)"), (slice(1, 2), "(N, 1)")):
@@ -97,11 +97,11 @@ def _outcome(call: Callable[[], Any]) -> Any:
         return error
 
 
-def _unexpected(attributor: Attributor, case: Case, expected: str, outcome: Any, where: str = "") -> Finding:
-    """The finding that there was no exception, or another one."""
+def _unexpected(attributor: Attributor, case: Case, expected: str, outcome: Any, where: str = "") -> Violation:
+    """The violation that there was no exception, or another one."""
     if isinstance(outcome, Exception):
-        return Finding(expected, located(outcome), where, attributor.cause(outcome, case.name))
-    return Finding(expected, "no exception", where)
+        return Violation(expected, located(outcome), where, attributor.cause(outcome, case.name))
+    return Violation(expected, "no exception", where)
 
 
 @check(
@@ -109,7 +109,7 @@ def _unexpected(attributor: Attributor, case: Case, expected: str, outcome: Any,
     "anything is changed",
     needs=["target"],
 )
-def target_refused(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def target_refused(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """A malformed target raises what Captum's Saliency raises: wrong range, length, depth or type, or none at all."""
     bad: list[Any] = [99, 1, (99,), (1, 2, 3), [0] * (BATCH + 1), [], [(99,)] * BATCH, 1.5, "seven", [0.5] * BATCH]
     bad += [None, torch.zeros(BATCH + 1, dtype=torch.long), torch.zeros(BATCH, 2, dtype=torch.long)]
@@ -131,7 +131,7 @@ def target_refused(attributor: Attributor, case: Case) -> Iterator[Finding]:
     needs=["additional_forward_args"],
     models=["two_inputs"],
 )
-def additional_forward_args(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def additional_forward_args(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Additional arguments, one alone or a tuple, reach the model and get no attribution."""
     assert case.args is not None
     scale, shift = case.args[0][:1], case.args[1]  # one example's, so that it can be built into the model
@@ -144,7 +144,7 @@ def additional_forward_args(attributor: Attributor, case: Case) -> Iterator[Find
 
 
 @check("do not catch the model's exceptions")
-def model_error_propagates(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def model_error_propagates(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """An exception in the model's forward pass reaches the caller as it was raised."""
     received = _outcome(partial(attributor.attribute, attributor.case(case.name, fuse="forward")))
     if not isinstance(received, ModelError):

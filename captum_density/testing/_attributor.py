@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from captum_density._model.attribution import attribution_maker
 from captum_density._model.errors import describe
-from captum_density.testing._findings import (
+from captum_density.testing._globals import seeded
+from captum_density.testing._models import MODELS, Case, Inputs, build_case
+from captum_density.testing._violations import (
     NAN,
     RAISED,
     SHAPES,
-    Finding,
+    Violation,
     as_tuple,
     raised_at,
     relative_gap,
     shapes,
 )
-from captum_density.testing._globals import seeded
-from captum_density.testing._models import MODELS, Case, Inputs, build_case
 
 
 class Attributor:
@@ -105,12 +105,12 @@ class Attributor:
         line, is_own = raised_at(error)
         return SHAPES if name in self._malformed and not is_own else f"{RAISED}{line}"
 
-    def compare(self, expected: Any, received: Any, law: str, where: str = "") -> Iterator[Finding]:
-        """A finding if the two differ by more than rounding."""
+    def compare(self, expected: Any, received: Any, law: str, where: str = "") -> Iterator[Violation]:
+        """A violation if the two differ by more than rounding."""
         gap = relative_gap(received, expected)
         if gap > self.tolerance:
             expectation = f"{law}, within {self.tolerance:.0e} of its largest value"
             if shapes(received) != shapes(expected):
-                yield Finding(expectation, f"shapes {shapes(received)} for {shapes(expected)}", where, SHAPES)
+                yield Violation(expectation, f"shapes {shapes(received)} for {shapes(expected)}", where, SHAPES)
             else:
-                yield Finding(expectation, f"{gap:.1e} apart", where, NAN if math.isinf(gap) else "")
+                yield Violation(expectation, f"{gap:.1e} apart", where, NAN if math.isinf(gap) else "")

@@ -6,57 +6,57 @@ from dataclasses import replace
 import torch
 
 from captum_density.testing._attributor import Attributor
-from captum_density.testing._findings import DTYPE, NAN, SHAPES, Finding, as_tuple, shapes
 from captum_density.testing._models import BATCH, Case
 from captum_density.testing._registry import check
+from captum_density.testing._violations import DTYPE, NAN, SHAPES, Violation, as_tuple, shapes
 
 
 @check("return a tensor for a tensor and a tuple for a tuple, one attribution of the same shape for each input")
-def output_form(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def output_form(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Tensor in, tensor out; tuple in, tuple out, also a tuple of one; shapes are the inputs'."""
     for inputs in (case.inputs, case.tensors):
         received = attributor.attribute(replace(case, inputs=inputs))
         if isinstance(received, tuple) != isinstance(inputs, tuple) or shapes(received) != shapes(inputs):
             expected, kind = (f"{type(value).__name__} of shapes {shapes(value)}" for value in (inputs, received))
-            yield Finding(expected, kind, f"{type(inputs).__name__} input", cause=SHAPES)
+            yield Violation(expected, kind, f"{type(inputs).__name__} input", cause=SHAPES)
 
 
 @check("guard divisions (by a norm, by a range, by a sum of weights) against zero")
-def finite(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def finite(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Attributions are finite on ordinary, on constant and on all-zero inputs."""
     variants = {"random": case, "all-zero": case.map(torch.zeros_like), "constant": case.map(torch.ones_like)}
     for label, variant in variants.items():
         for received in as_tuple(attributor.attribute(variant)):
             bad = int((~received.isfinite()).sum())
             if bad:
-                yield Finding("finite values", f"{bad} that are NaN or infinite", f"{label} inputs", cause=NAN)
+                yield Violation("finite values", f"{bad} that are NaN or infinite", f"{label} inputs", cause=NAN)
 
 
-def _of_dtype(attributor: Attributor, case: Case, dtype: torch.dtype) -> Iterator[Finding]:
+def _of_dtype(attributor: Attributor, case: Case, dtype: torch.dtype) -> Iterator[Violation]:
     for received in as_tuple(attributor.attribute(case.to(dtype))):
         if received.dtype != dtype:
-            yield Finding(str(dtype), str(received.dtype), cause=DTYPE)
+            yield Violation(str(dtype), str(received.dtype), cause=DTYPE)
 
 
 @check("create tensors with dtype=input.dtype (torch.zeros_like, input.new_tensor), not with torch's default")
-def dtype(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def dtype(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Attributions have the dtype of the input: float32 and float64."""
     for each in (attributor.dtype, torch.float32):
         yield from _of_dtype(attributor, case, each)
 
 
 @check("multiply only with tensors of the input's dtype: a float32 factor promotes a bfloat16 attribution")
-def reduced_precision(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def reduced_precision(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Attributions of a bfloat16 model and input are bfloat16."""
     yield from _of_dtype(attributor, case, torch.bfloat16)
 
 
 @check("create tensors with device=input.device and do not call .cpu() on the result")
-def device(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def device(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Attributions are on the device of the input."""
     for received, x in zip(as_tuple(attributor.attribute(case)), case.tensors, strict=True):
         if received.device != x.device:
-            yield Finding(str(x.device), str(received.device))
+            yield Violation(str(x.device), str(received.device))
 
 
 def _layouts(case: Case) -> dict[str, Case]:
@@ -72,18 +72,18 @@ def _layouts(case: Case) -> dict[str, Case]:
 
 
 @check("end with .contiguous(), for Captum's sensitivity_max and NoiseTunnel call .view on attributions")
-def contiguous(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def contiguous(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Attributions are contiguous, whatever the layout of the input and of the gradient."""
     for label, laid_out in _layouts(case).items():
         for received in as_tuple(attributor.attribute(laid_out)):
             if not received.is_contiguous():
                 expected = f"contiguous, shape {tuple(received.shape)}"
-                yield Finding(expected, f"strides {received.stride()}", f"{label} input")
+                yield Violation(expected, f"strides {received.stride()}", f"{label} input")
 
 
 # Stochastic methods are exempt because torch.randn_like fills in the order of memory.
 @check("use reshape in place of view on anything derived from the input", needs=["determinism"])
-def strided_inputs(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def strided_inputs(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """An input's memory layout (transposed, strided, channels-last) does not change the numbers."""
     expected = attributor.attribute(case)
     for label, laid_out in _layouts(case).items():
@@ -91,15 +91,15 @@ def strided_inputs(attributor: Attributor, case: Case) -> Iterator[Finding]:
 
 
 @check("detach the result, or multiply with input.detach()")
-def detached(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def detached(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Attributions of inputs that do not require grad carry no graph."""
     for received in as_tuple(attributor.attribute(case)):
         if received.requires_grad:
-            yield Finding("requires_grad=False", f"requires_grad=True, from {type(received.grad_fn).__name__}")
+            yield Violation("requires_grad=False", f"requires_grad=True, from {type(received.grad_fn).__name__}")
 
 
 @check("enable gradients around your own forward pass: with torch.enable_grad()")
-def under_no_grad(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def under_no_grad(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Called under torch.no_grad(), the attributor gives the same numbers."""
     expected = attributor.attribute(case)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def under_no_grad(attributor: Attributor, case: Case) -> Iterator[Finding]:
 
 
 @check("accept inputs that require grad, leaves or not; differentiate a detached copy")
-def differentiable_inputs(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def differentiable_inputs(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Inputs that require grad, as leaves or as results of a computation, give the same numbers."""
     expected = attributor.attribute(case)
     leaves = case.map(lambda x: x.clone().requires_grad_())
@@ -118,7 +118,7 @@ def differentiable_inputs(attributor: Attributor, case: Case) -> Iterator[Findin
 
 
 @check("differentiate with respect to the input (made to require grad), which needs no parameter to require grad")
-def frozen_parameters(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def frozen_parameters(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """A model whose parameters do not require grad gives the same numbers."""
     expected = attributor.attribute(case)
     case.model.requires_grad_(False)
@@ -126,7 +126,7 @@ def frozen_parameters(attributor: Attributor, case: Case) -> Iterator[Finding]:
 
 
 @check("keep nothing from one call to the next (hook outputs, caches); draw no random numbers unless stochastic")
-def repeatable(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def repeatable(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """The same call gives the same numbers, after a call with other inputs and on a fresh attributor."""
     attribution = attributor.make(case.model)
     expected = attributor.attribute(case, attribution)
@@ -142,7 +142,7 @@ def repeatable(attributor: Attributor, case: Case) -> Iterator[Finding]:
     "normalise, rank or average within an example, never over the batch; mind which dimension is the batch",
     needs=["determinism"],
 )
-def batch_independence(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def batch_independence(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """A batch of N gives the numbers of N batches of one."""
     singles = [as_tuple(attributor.attribute(case.row(row))) for row in range(BATCH)]
     expected = tuple(map(torch.cat, zip(*singles, strict=True)))

@@ -12,14 +12,14 @@ from captum.metrics import sensitivity_max as captum_sensitivity_max
 from torch import Tensor
 
 from captum_density.testing._attributor import Attributor
-from captum_density.testing._findings import NAN, SHAPES, Finding, as_tuple, brief, shapes
 from captum_density.testing._globals import seeded
 from captum_density.testing._models import BATCH, Case, Inputs
 from captum_density.testing._registry import check
+from captum_density.testing._violations import NAN, SHAPES, Violation, as_tuple, brief, shapes
 
 
 @check("decorate attribute with captum.log.log_usage(), whose __wrapped__ NoiseTunnel calls; treat each row by itself")
-def noise_tunnel(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def noise_tunnel(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """NoiseTunnel wraps the attributor, and with zero noise gives the attributor's own numbers."""
     expected, tunnel = attributor.attribute(case), NoiseTunnel(attributor.make(case.model))
     smooth = attributor.attribute(case, tunnel, nt_type="smoothgrad", nt_samples=2, stdevs=0.0)
@@ -28,14 +28,14 @@ def noise_tunnel(attributor: Attributor, case: Case) -> Iterator[Finding]:
     variance = attributor.attribute(case, tunnel, nt_type="vargrad", nt_samples=2, stdevs=0.5)
     for kind, received in (("smoothgrad", smooth), ("vargrad", variance)):
         if shapes(received) != shapes(case.inputs):
-            yield Finding(f"the inputs' shapes {shapes(case.inputs)}", str(shapes(received)), kind, cause=SHAPES)
+            yield Violation(f"the inputs' shapes {shapes(case.inputs)}", str(shapes(received)), kind, cause=SHAPES)
 
 
-def _one_value_an_example(value: Any) -> Iterator[Finding]:
+def _one_value_an_example(value: Any) -> Iterator[Violation]:
     if not isinstance(value, Tensor) or value.shape != (BATCH,):
-        yield Finding(f"{BATCH} values", brief(value))
+        yield Violation(f"{BATCH} values", brief(value))
     elif not value.isfinite().all():
-        yield Finding("finite values", brief(value), cause=NAN)
+        yield Violation("finite values", brief(value), cause=NAN)
 
 
 def _perturb(inputs: Inputs) -> tuple[Inputs, Inputs]:
@@ -45,7 +45,7 @@ def _perturb(inputs: Inputs) -> tuple[Inputs, Inputs]:
 
 
 @check("return attributions of the inputs' shapes and dtype, without a graph, one for each input")
-def infidelity(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def infidelity(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """captum.metrics.infidelity accepts the attributions and gives one finite value an example."""
     attributions = attributor.attribute(case)
     arguments = {"additional_forward_args": case.args, "target": case.target, "n_perturb_samples": 2}
@@ -59,7 +59,7 @@ def infidelity(attributor: Attributor, case: Case) -> Iterator[Finding]:
     "accept a tuple of one and a batch of any size, and return contiguous attributions",
     models=["mlp", "cnn", "two_inputs", "many_outputs"],
 )
-def sensitivity_max(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def sensitivity_max(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """captum.metrics.sensitivity_max can call the attributor and gives one finite value an example."""
     attribution = attributor.make(case.model)
     with seeded(attributor.device):
@@ -70,7 +70,7 @@ def sensitivity_max(attributor: Attributor, case: Case) -> Iterator[Finding]:
 
 
 @check("return (attributions, delta) with one delta an example if has_convergence_delta(), else refuse the argument")
-def convergence_delta(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def convergence_delta(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """return_convergence_delta=True adds N deltas, or raises where has_convergence_delta() is false."""
     try:
         received = attributor.attribute(case, return_convergence_delta=True)
@@ -79,14 +79,14 @@ def convergence_delta(attributor: Attributor, case: Case) -> Iterator[Finding]:
             raise
         return
     if not attributor.has_delta:
-        yield Finding("an exception, for has_convergence_delta() is False", brief(received))
+        yield Violation("an exception, for has_convergence_delta() is False", brief(received))
     elif not isinstance(received, tuple) or len(received) != 2 or not isinstance(received[1], Tensor):
-        yield Finding("(attributions, delta)", brief(received))
+        yield Violation("(attributions, delta)", brief(received))
     else:
         attributions, delta = received
         size = delta.numel() // BATCH if attributor.stochastic else 1  # sampling methods give a delta a sample
         if delta.shape != (BATCH * size,):
-            yield Finding(f"delta of shape ({BATCH},)", str(tuple(delta.shape)))
+            yield Violation(f"delta of shape ({BATCH},)", str(tuple(delta.shape)))
         yield from attributor.compare(
             attributor.attribute(case), attributions, "the attributions of a call without delta"
         )
@@ -96,7 +96,7 @@ def convergence_delta(attributor: Attributor, case: Case) -> Iterator[Finding]:
     "delta = sum of attributions - (f(input) - f(baseline)), or - f(input) where there is no baseline",
     needs=["convergence delta", "determinism"],
 )
-def convergence_delta_value(attributor: Attributor, case: Case) -> Iterator[Finding]:
+def convergence_delta_value(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Delta is what compute_convergence_delta says, and the sum of attributions less the output (difference)."""
     attributions, delta = attributor.attribute(case, return_convergence_delta=True)
     kwargs = attributor.kwargs(case)
@@ -109,7 +109,7 @@ def convergence_delta_value(attributor: Attributor, case: Case) -> Iterator[Find
     gaps = [total - output + origin, total - output]
     if not any(bool(((delta - gap).abs() <= allowed).all()) for gap in gaps):
         expected = "the sum of attributions less the change of output"
-        yield Finding(f"{expected}: {brief(gaps[0])} or {brief(gaps[1])}", brief(delta))
+        yield Violation(f"{expected}: {brief(gaps[0])} or {brief(gaps[1])}", brief(delta))
 
     # LRP's takes the output alone; the others take the inputs, and from where to where if there is a baseline.
     compute = attributor.make(case.model).compute_convergence_delta
@@ -118,4 +118,4 @@ def convergence_delta_value(attributor: Attributor, case: Case) -> Iterator[Find
     if arguments.keys() & {"end_point", "inputs"}:
         computed = compute(attributions, **arguments)
         if not bool(((delta - computed).abs() <= allowed).all()):
-            yield Finding(f"compute_convergence_delta's {brief(computed)}", brief(delta))
+            yield Violation(f"compute_convergence_delta's {brief(computed)}", brief(delta))

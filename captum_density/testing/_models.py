@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_density.testing._findings import as_tuple
 from captum_density.testing._networks import as_if_trained
+from captum_density.testing._violations import as_tuple
 
 Inputs = Tensor | tuple[Tensor, ...]
 CLASSES = 4

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from captum_density.testing._attributor import Attributor
-from captum_density.testing._findings import RAISED, Finding, located
 from captum_density.testing._models import MODELS, Case
+from captum_density.testing._violations import RAISED, Violation, located
 
-CheckFunction = Callable[[Attributor, Case], Iterator[Finding]]
+CheckFunction = Callable[[Attributor, Case], Iterator[Violation]]
 _MOST = 3  # failures of a cause that the error's text shows
 
 
@@ -51,18 +51,18 @@ class Check:
         return [failure for name in names for failure in self._run_on(attributor, name)]
 
     def _run_on(self, attributor: Attributor, name: str) -> Iterator[Failure]:
-        findings: list[Finding] = []
+        violations: list[Violation] = []
         try:
-            findings.extend(self.function(attributor, attributor.case(name)))
+            violations.extend(self.function(attributor, attributor.case(name)))
         except Exception as error:
-            findings.append(Finding("no exception", located(error), cause=attributor.cause(error, name)))
-        for expected, received, where, cause in findings:
+            violations.append(Violation("no exception", located(error), cause=attributor.cause(error, name)))
+        for expected, received, where, cause in violations:
             where = f"{name}, {where}" if where else name
             yield Failure(self.name, where, expected, received, self.mend, cause or f"{received} for {expected}")
 
 
 def check(mend: str, *, needs: Sequence[str] = (), models: Sequence[str] = tuple(MODELS)) -> Callable[..., Check]:
-    """Make a check of a generator of findings on one case, whose name is the check's and whose docstring the law."""
+    """Make a check of a generator of violations on one case, whose name is the check's and whose docstring the law."""
 
     def make(function: CheckFunction) -> Check:
         return Check(function.__name__, function.__doc__ or "", mend, function, needs, models)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_density.testing._attributor import Attributor
-from captum_density.testing._findings import Finding, brief, identical
 from captum_density.testing._globals import GLOBAL_HOOKS, preserved, read_settings, rng_states
 from captum_density.testing._models import BATCH, Case
 from captum_density.testing._registry import Check
+from captum_density.testing._violations import Violation, brief, identical
 
 # aspect -> (what is as before, how to mend it)
 ASPECTS = {
@@ -129,15 +129,15 @@ def _situations(attributor: Attributor, name: str, scenario: str) -> Iterator[tu
             yield f"{words}, raising in its {fuse} pass" if fuse else words, case
 
 
-def _leftovers(attributor: Attributor, case: Case, scenario: str, aspect: str) -> Iterator[Finding]:
+def _leftovers(attributor: Attributor, case: Case, scenario: str, aspect: str) -> Iterator[Violation]:
     """What differs between before and after the scenario's calls; the calls are made once for all aspects."""
     key = (case.name, scenario)
     if key not in attributor.memory:
         attributor.memory[key] = list(_changes(attributor, *key))
-    yield from (finding for changed, finding in attributor.memory[key] if changed == aspect)
+    yield from (violation for changed, violation in attributor.memory[key] if changed == aspect)
 
 
-def _changes(attributor: Attributor, name: str, scenario: str) -> Iterator[tuple[str, Finding]]:
+def _changes(attributor: Attributor, name: str, scenario: str) -> Iterator[tuple[str, Violation]]:
     for where, case in _situations(attributor, name, scenario):
         kwargs = attributor.kwargs(case)
         before = _snapshot(case, attributor.device)
@@ -151,7 +151,7 @@ def _changes(attributor: Attributor, name: str, scenario: str) -> Iterator[tuple
                 old, new = (state[aspect].get(label, "(absent)") for state in (before, after))
                 if not identical(old, new):
                     received = brief(new) if brief(new) != brief(old) else f"{brief(new)}, but another or changed"
-                    yield aspect, Finding(f"{label} as before: {brief(old)}", received, where)
+                    yield aspect, Violation(f"{label} as before: {brief(old)}", received, where)
 
 
 def _needs(aspect: str, scenario: str) -> list[str]:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from captum_density._model.generators import seeded
 from captum_density.rewriting import fold_batch_norm, insert_identity, permute_hidden_units, split_layer
 
-__all__ = ["AXIOMS", "Case", "cases"]
+__all__ = ["AXIOMS", "Network", "networks_by_axiom"]
 
 AXIOMS = ("completeness", "completeness to output", "sensitivity", "implementation invariance", "symmetry")
 
 
 @dataclass(frozen=True)
-class Case:
+class Network:
     """A network, in double precision and with one output, and what an axiom is tried on.
 
     Args:
@@ -36,31 +36,31 @@ class Case:
     pairs: tuple[tuple[int, int], ...] = ()
 
 
-def cases() -> dict[str, tuple[Case, ...]]:
+def networks_by_axiom() -> dict[str, tuple[Network, ...]]:
     """The networks by axiom, made anew and alike in every call."""
     with torch.device("cpu"), seeded(0, torch.device("cpu")):
-        clipped = Case("min(x, 1) at 2", _clipped(), _row(2))
-        beyond = Case("max(0, x - 10) at 15", _beyond(), _row(15))
-        smooth = Case("tanh network", _smooth(), torch.randn(3, 3, dtype=torch.float64))
+        clipped = Network("min(x, 1) at 2", _clipped(), _row(2))
+        beyond = Network("max(0, x - 10) at 15", _beyond(), _row(15))
+        smooth = Network("tanh network", _smooth(), torch.randn(3, 3, dtype=torch.float64))
         images = torch.randn(3, 1, 2, 2, dtype=torch.float64)
         network = _ConvolutionalNetwork().double().eval()
-        rectified = Case("convolutional network", network, images)
+        rectified = Network("convolutional network", network, images)
         general = (clipped, beyond, smooth, rectified)
         return {
             "completeness": general,
             "completeness to output": general,
             "sensitivity": general,
             "implementation invariance": (
-                Case("figure 7", _figure_7(early=False), _row(3, 1), _figure_7(early=True)),
-                Case("split layer", network, images, split_layer(network, "hidden")),
-                Case("permuted units", network, images, permute_hidden_units(network, "convolution", "hidden")),
-                Case("max(x1, x2) at (2, 1)", _maximum(0), _row(2, 1), _maximum(1)),
-                Case("inserted identity", network, images, insert_identity(network, "convolution")),
-                Case("rotated identity", network, images, _rotated_identity(network, "hidden")),
-                Case("folded batch norm", network, images, fold_batch_norm(network)),
-                Case("dense convolution", network, images, _dense(network)),
+                Network("figure 7", _figure_7(early=False), _row(3, 1), _figure_7(early=True)),
+                Network("split layer", network, images, split_layer(network, "hidden")),
+                Network("permuted units", network, images, permute_hidden_units(network, "convolution", "hidden")),
+                Network("max(x1, x2) at (2, 1)", _maximum(0), _row(2, 1), _maximum(1)),
+                Network("inserted identity", network, images, insert_identity(network, "convolution")),
+                Network("rotated identity", network, images, _rotated_identity(network, "hidden")),
+                Network("folded batch norm", network, images, fold_batch_norm(network)),
+                Network("dense convolution", network, images, _dense(network)),
             ),
-            "symmetry": _symmetric_cases(),
+            "symmetry": _symmetric_networks(),
         }
 
 
@@ -125,15 +125,15 @@ def _symmetric(nonlinearity: type[nn.Module]) -> nn.Module:
     return nn.Sequential(hidden, nonlinearity(), last).double()
 
 
-def _symmetric_cases() -> tuple[Case, ...]:
+def _symmetric_networks() -> tuple[Network, ...]:
     x, pairs = torch.randn(3, 3, dtype=torch.float64)[:, [0, 0, 1]], ((0, 1),)
     rectified, smooth = _symmetric(nn.ReLU), _symmetric(nn.Tanh)
     return (
-        Case("min(x1, x2) at (2, 2)", _minimum(), _row(2, 2), pairs=pairs),
-        Case("symmetric ReLU network", rectified, x, pairs=pairs),
-        Case("symmetric tanh network", smooth, x, pairs=pairs),
+        Network("min(x1, x2) at (2, 2)", _minimum(), _row(2, 2), pairs=pairs),
+        Network("symmetric ReLU network", rectified, x, pairs=pairs),
+        Network("symmetric tanh network", smooth, x, pairs=pairs),
         # The function is as symmetric as before; the hidden units are not.
-        Case("symmetric network, rotated identity", _rotated_identity(rectified, "0"), x, pairs=pairs),
+        Network("symmetric network, rotated identity", _rotated_identity(rectified, "0"), x, pairs=pairs),
     )
 
 

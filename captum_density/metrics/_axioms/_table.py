@@ -19,7 +19,7 @@ from captum_density.metrics._axioms._completeness import completeness_gap
 from captum_density.metrics._axioms._feature_vectors import FeatureVectors, explaining
 from captum_density.metrics._axioms._implementation import implementation_gap
 from captum_density.metrics._axioms._methods import default_methods
-from captum_density.metrics._axioms._networks import AXIOMS, Case, cases
+from captum_density.metrics._axioms._networks import AXIOMS, Network, networks_by_axiom
 from captum_density.metrics._axioms._sensitivity import sensitivity_gap
 from captum_density.metrics._axioms._symmetry import symmetry_gap
 
@@ -197,9 +197,9 @@ def axiom_table(methods: Mapping[str, Callable[..., Any]] | None = None, *, tole
     makers = _makers(methods)
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), but is {tolerance}")
-    networks = cases()
+    networks = networks_by_axiom()
     worst = {
-        (method, axiom): {case.name: _worst_gap(make, axiom, copy.deepcopy(case)) for case in networks[axiom]}
+        (method, axiom): {network.name: _worst_gap(make, axiom, copy.deepcopy(network)) for network in networks[axiom]}
         for method, make in makers.items()
         for axiom in AXIOMS
     }
@@ -215,25 +215,25 @@ def _makers(methods: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
     return {name: attribution_maker(method, f"methods[{name!r}]") for name, method in methods.items()}
 
 
-def _worst_gap(make: Callable[[Any], Any], axiom: str, case: Case) -> float | str:
-    """The worst gap over the case's examples, or why there is none."""
+def _worst_gap(make: Callable[[Any], Any], axiom: str, network: Network) -> float | str:
+    """The worst gap over its examples, or why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Captum's, of the hooks it sets
-            return float(_gap(make, axiom, case).max())
+            return float(_gap(make, axiom, network).max())
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _gap(make: Callable[[Any], Any], axiom: str, case: Case) -> Tensor:
-    model, x = case.model, case.inputs
+def _gap(make: Callable[[Any], Any], axiom: str, network: Network) -> Tensor:
+    model, x = network.model, network.inputs
     if axiom == "implementation invariance":
-        return implementation_gap(make, model, case.rewritten or model, x)
+        return implementation_gap(make, model, network.rewritten or model, x)
     attribute = attribute_function(make(model), "the method of a model")
     if axiom == "sensitivity":
         return sensitivity_gap(attribute, model, x)
     if axiom == "symmetry":
-        return symmetry_gap(attribute, model, x, case.pairs)
+        return symmetry_gap(attribute, model, x, network.pairs)
     vectors = FeatureVectors(model, x, None, None, None)
     with explaining(model, x.device):
         a = vectors.attributions(attribute, vectors.x, None, {})

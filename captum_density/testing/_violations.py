@@ -1,4 +1,4 @@
-"""What a check finds, and how values are compared and put into words."""
+"""The violations of a law that a check yields, and how values are compared and put into words."""
 
 import traceback
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch import Tensor
 
 # What is in these folders the author of an attributor will not change.
 _OTHERS_CODE = tuple(str(Path(file).parent) for file in (torch.__file__, captum.__file__, __file__))
-# Causes that findings of several checks have in common; of an exception it is RAISED and the line.
+# Causes that violations of several checks have in common; of an exception it is RAISED and the line.
 SHAPES, NAN, DTYPE, RAISED = "shapes", "NaN or infinity", "dtype", "raised at "
 
 
-class Finding(NamedTuple):
-    """A law broken: what was expected and received and, beside the model's name, where; findings of one cause are one.
+class Violation(NamedTuple):
+    """A law broken: what was expected and received and, beside the model's name, where; those of one cause are one.
 
-    By default findings are of one cause where the same was expected and received.
+    By default two are of one cause where the same was expected and received.
     """
 
     expected: str
