@@ -1,11 +1,12 @@
 """Training steps on two processes against the same on one: what each process runs for tests/losses/test_distributed.py.
 
-`python -m tests.losses.distributed_step RANK FOLDER`, once for each rank, writes to a file in the folder what came of
+`python -m tests.losses.distributed_step FOLDER` starts the processes; each writes to a file in the folder what came of
 each check: the largest difference of a gradient, or an error's text.
 """
 
 import contextlib
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -328,7 +329,7 @@ def check(name: str, expected: dict[Reference, Steps | str]) -> float | str:
     return difference(how, one, expected[how.on_one_process(), one])
 
 
-def main(rank: int, folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world_size=PROCESSES, rank=rank
     )
@@ -344,6 +345,17 @@ def main(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
+    # What takes longest is loaded before the fork, once for both processes; in the tests' own process it is not needed.
+    import torch._dynamo
+
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    ranks = [multiprocessing.get_context("fork").Process(target=run_rank, args=(r, folder)) for r in range(PROCESSES)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

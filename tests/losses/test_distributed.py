@@ -17,20 +17,12 @@ pytestmark = pytest.mark.skipif(
 
 def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     """One launch for all checks; a static graph is refused."""
-    launch = [sys.executable, "-m", "tests.losses.distributed_step"]
-    processes = [
-        subprocess.Popen(
-            [*launch, str(rank), str(tmp_path)], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    command = [sys.executable, "-m", "tests.losses.distributed_step", str(tmp_path)]
+    run = subprocess.run(
+        command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True, check=True, timeout=300
+    )
     files = [tmp_path / f"{rank}.json" for rank in range(PROCESSES)]
-    assert all(file.exists() for file in files), "\n".join(errors)
+    assert all(file.exists() for file in files), run.stderr
     for file in files:
         results = json.loads(file.read_text(encoding="utf-8"))
         assert list(results) == CHECKS
