@@ -13,7 +13,6 @@ a process of its own.
 import gc
 import json
 import math
-import multiprocessing
 import os
 import platform
 import resource
@@ -28,6 +27,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
+
+from tests.processes import forkserver
 
 Call = Callable[[], object]
 Case = Callable[[], Call]
@@ -135,8 +136,7 @@ def peak_bytes(case: Case, *, device: str = "cpu", threads: int = 1) -> int:
     """
     # A child forked from this process would inherit its peak; one forked from a server that has done nothing but load
     # PyTorch does not, and need not load it again.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    context = forkserver()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_peak, args=(case, device, threads, sender))
     process.start()

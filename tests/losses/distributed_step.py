@@ -1,13 +1,10 @@
 """Training steps on two processes against the same on one: what each process runs for tests/losses/test_distributed.py.
 
-`python -m tests.losses.distributed_step FOLDER` starts the processes; each writes to a file in the folder what came of
-each check: the largest difference of a gradient, or an error's text.
+`run_rank` writes to a file what came of each check: the largest difference of a gradient, or an error's text.
 """
 
 import contextlib
 import json
-import multiprocessing
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -92,6 +89,11 @@ def _parallel(model: nn.Module, **options: Any) -> nn.Module:
     return DistributedDataParallel(model, **options)
 
 
+def _compiled(model: nn.Module) -> nn.Module:
+    torch.compiler.reset()  # after eight versions of a function, the compiler leaves it as it is
+    return torch.compile(model, backend="aot_eager")
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a step is taken.
@@ -130,6 +132,12 @@ class Setting:
 
 
 _unused = {"find_unused_parameters": True}
+# Each loss has the model compiled anew for what it does with it: one that switches compiled code off, three that run it.
+_few = {
+    "losses": ("gradient norm", "finite difference", "contrastive divergence", "distillation"),
+    "together": True,
+    "batch_norm": True,
+}
 SETTINGS = {
     "density last": Setting(),
     "density first": Setting(("density", "entropy")),
@@ -149,12 +157,8 @@ SETTINGS = {
     "batch norm, evaluation mode": Setting(batch_norm=True, training=False),
     "gradients in buckets": Setting(wrap=lambda model: _parallel(model, gradient_as_bucket_view=True)),
     "centered": Setting(view=CenteredLogits, batch_norm=True),
-    "compiled within": Setting(
-        wrap=lambda model: _parallel(torch.compile(model, backend="aot_eager")), together=True, batch_norm=True
-    ),
-    "compiled around": Setting(
-        wrap=lambda model: torch.compile(_parallel(model), backend="aot_eager"), together=True, batch_norm=True
-    ),
+    "compiled within": Setting(wrap=lambda model: _parallel(_compiled(model)), **_few),
+    "compiled around": Setting(wrap=lambda model: _compiled(_parallel(model)), **_few),
 }
 STATIC, NORMALIZER, RESTORED = "static graph", "normalizer", "restored"
 CHECKS = [
@@ -330,6 +334,7 @@ def check(name: str, expected: dict[Reference, Steps | str]) -> float | str:
 
 
 def run_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world_size=PROCESSES, rank=rank
     )
@@ -343,19 +348,3 @@ def run_rank(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-def main(folder: Path) -> None:
-    # What takes longest is loaded before the fork, once for both processes; in the tests' own process it is not needed.
-    import torch._dynamo
-
-    torch.set_num_threads(1)
-    ranks = [multiprocessing.get_context("fork").Process(target=run_rank, args=(r, folder)) for r in range(PROCESSES)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,14 +1,13 @@
 """Losses under DistributedDataParallel: gradients of two processes equal those of one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed
 
-from tests.losses.distributed_step import CHECKS, PROCESSES, STATIC
+from tests.losses.distributed_step import CHECKS, PROCESSES, STATIC, run_rank
+from tests.processes import forkserver
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
@@ -17,12 +16,17 @@ pytestmark = pytest.mark.skipif(
 
 def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     """One launch for all checks; a static graph is refused."""
-    command = [sys.executable, "-m", "tests.losses.distributed_step", str(tmp_path)]
-    run = subprocess.run(
-        command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True, check=True, timeout=300
-    )
+    ranks = [forkserver().Process(target=run_rank, args=(rank, tmp_path)) for rank in range(PROCESSES)]
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(300)
+        assert [process.exitcode for process in ranks] == [0] * PROCESSES
+    finally:
+        for process in ranks:
+            process.kill()
     files = [tmp_path / f"{rank}.json" for rank in range(PROCESSES)]
-    assert all(file.exists() for file in files), run.stderr
     for file in files:
         results = json.loads(file.read_text(encoding="utf-8"))
         assert list(results) == CHECKS

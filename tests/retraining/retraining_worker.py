@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -132,15 +131,14 @@ def trains_on(folder: Path, kind: str) -> Callable[[], object]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Calls to end from outside, each a process: `python -m tests.retraining.retraining_worker MODE STORE`. They start from
-# forks of one process, as to import PyTorch takes longer than all they do.
+# Calls to end from outside.
 
 
 RUNS = 4
 
 
 def _call(store: Path, answer: Path, runs: int) -> None:
-    fitted = fit_many(imported.make, imported.jobs(runs), fit=imported.slow_fit, store=store)
+    fitted = fit_many(make, jobs(runs), fit=slow_fit, store=store)
     answer.write_text(json.dumps({"digest": digest(fitted), "stored": sum(f.stored for f in fitted)}), encoding="ascii")
 
 
@@ -156,11 +154,12 @@ def _forked(call: Callable[..., None], *arguments: object) -> int:
     return pid
 
 
-def kills(store: Path) -> None:
+def kills(folder: Path) -> None:
     """A call, killed five times amid its jobs and then left alone; then two on another store at once."""
     moments = random.Random(0)
-    begun = Path(os.environ["STARTED"])
-    answer = store.parent / "answer.json"
+    store, begun, answer = folder / "store", folder / "started.txt", folder / "answer.json"
+    os.environ["STARTED"] = str(begun)
+    fit_many(make, jobs(1)[:1], fit=slow_fit)  # loads what the first optimizer needs, before the forks
     killed = []
     for _ in range(5):
         aim = len(begun.read_bytes().splitlines()) + moments.randint(1, 3)
@@ -174,34 +173,18 @@ def kills(store: Path) -> None:
     before = len(list(store.glob("*.json"))) - len(list(store.glob("probe-*")))
     _, status = os.waitpid(_forked(_call, store, answer, RUNS), 0)
     last = json.loads(answer.read_text(encoding="ascii"))
-    words = {"killed": sum(killed), "before": before}
-    answers = [store.parent / f"answer-{i}.json" for i in range(2)]
-    pids = [_forked(_call, store.parent / "both", answer, 2) for answer in answers]
+    answers = [folder / f"answer-{i}.json" for i in range(2)]
+    pids = [_forked(_call, folder / "both", answer, 2) for answer in answers]
     ended = [os.waitpid(pid, 0)[1] for pid in pids]
     both = [json.loads(answer.read_text(encoding="ascii"))["digest"] for answer in answers]
-    print(json.dumps({**last, **words, "ended": ended, "both": both}))
+    results = {**last, "killed": sum(killed), "before": before, "ended": ended, "both": both}
+    (folder / "results.json").write_text(json.dumps(results), encoding="ascii")
 
 
-def pool(store: Path) -> None:
+def pool(store: Path, workers: int) -> None:
     """A call with workers, to be stopped before its end; forks, as these have PyTorch loaded."""
-    fast, slow = fast_and_slow()
-    with ProcessPoolExecutor(int(os.environ["WORKERS"]), multiprocessing.get_context("fork")) as executor:
-        fit_many(imported.make, [*fast, *slow], fit=LONG, strategy="loop", executor=executor, store=store)
-
-
-def pools(folder: Path) -> None:
-    """Two such calls; their processes are told by the names of their stores."""
-    pids = {name: _forked(pool, folder / name) for name in ("killed", "interrupted")}
-    print(json.dumps(pids), flush=True)
-    for pid in pids.values():
-        os.waitpid(pid, 0)
-
-
-if __name__ == "__main__":
+    os.setsid()  # so that all of it can be killed
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    fit_many(make, jobs(1)[:1], fit=slow_fit)  # loads what the first optimizer needs, before the forks
-    # Not this module but the one that workers and other processes import: a factory is known by its name.
-    from tests.retraining import retraining_worker as imported
-
-    {"kills": kills, "pool": pool, "pools": pools}[sys.argv[1]](Path(sys.argv[2]))
+    fast, slow = fast_and_slow()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as executor:
+        fit_many(make, [*fast, *slow], fit=LONG, strategy="loop", executor=executor, store=store)

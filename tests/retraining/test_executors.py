@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import os
 import random
 import time
@@ -15,18 +14,15 @@ import torch
 from torch import nn
 
 from captum_density.retraining import Examples, FitConfig, Job, StoppedError, fit_many
+from tests.processes import forkserver
 from tests.retraining import retraining_worker as worker
 
 MAKES = {"plain": worker.make, "dropout": worker.make_with_dropout}
 
 
-def spawned(workers=2, **options):
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), **options)
-
-
 @pytest.fixture(scope="module")
 def processes():
-    with spawned(1) as executor:
+    with ProcessPoolExecutor(1, forkserver()) as executor:
         yield executor
 
 
@@ -38,16 +34,19 @@ def threads():
 
 @pytest.fixture(scope="module")
 def loky():
-    executor = pytest.importorskip("loky").get_reusable_executor(max_workers=1)
+    # Its worker ends after ten seconds without work if nothing else is said, and the next has PyTorch to load again.
+    executor = pytest.importorskip("loky").get_reusable_executor(max_workers=1, timeout=600)
     yield executor
     executor.shutdown(wait=True)
 
 
 @pytest.fixture(scope="module")
 def dask():
+    config = pytest.importorskip("dask").config
     distributed = pytest.importorskip("dask.distributed")
+    forkserver()
     before = dict(os.environ)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         warnings.simplefilter("ignore")
         cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50)
         client = distributed.Client(cluster)
@@ -181,7 +180,10 @@ def dies(model, inputs, labels, seed):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_of(tmp_path):
-    with spawned(1) as executor, pytest.raises(RuntimeError, match="a worker of the executor ended abruptly") as raised:
+    with (
+        ProcessPoolExecutor(1, forkserver()) as executor,
+        pytest.raises(RuntimeError, match="a worker of the executor ended abruptly") as raised,
+    ):
         fit_many(worker.make, worker.jobs(1), fit=dies, executor=executor, store=tmp_path)
     assert isinstance(raised.value.__cause__, BrokenExecutor)
     assert not list(tmp_path.iterdir())

@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 from captum_density.retraining import Examples, FitConfig, Job, fit_many
+from tests.processes import forkserver
 from tests.retraining import retraining_worker as worker
 from tests.retraining.modules import distinct, loader
 
-ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
 
@@ -279,23 +279,10 @@ def test_a_store_that_goes_away_while_it_is_used(store):
 # Several at once.
 
 
-def started(mode, store, **environment):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.retraining.retraining_worker", mode, str(store)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def answer(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return json.loads(out)
+def started(call, *arguments):
+    process = forkserver().Process(target=call, args=arguments)
+    process.start()
+    return process
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -303,19 +290,22 @@ def answer(process):
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """What came of calls that a process of theirs was killed in, and the folder they were made in."""
-    folder = tmp_path_factory.mktemp("ended")
+def stopped_calls(tmp_path_factory):
+    """The folder in which calls were made whose process was killed, and what came of them."""
+    folder = tmp_path_factory.mktemp("stopped")
     (folder / "store").mkdir()
-    return answer(started("kills", folder / "store", STARTED=str(folder / "started.txt"))), folder
+    process = started(worker.kills, folder)
+    process.join(120)
+    assert process.exitcode == 0
+    return folder, json.loads((folder / "results.json").read_text(encoding="ascii"))
 
 
 @linux
-def test_killed_and_resumed(ended):
-    found, folder = ended
+def test_killed_and_resumed(stopped_calls):
+    folder, results = stopped_calls
     store, jobs = folder / "store", worker.jobs(worker.RUNS)
-    assert found["digest"] == worker.digest(fit_many(worker.make, jobs, fit=worker.slow_fit))
-    assert found["killed"] == 5 and 15 > found["stored"] == found["before"] >= 4
+    assert results["digest"] == worker.digest(fit_many(worker.make, jobs, fit=worker.slow_fit))
+    assert results["killed"] == 5 and 15 > results["stored"] == results["before"] >= 4
     assert not list(store.glob("*.rejected-*"))
     attempts = {}
     for line in (folder / "started.txt").read_text(encoding="ascii").splitlines():
@@ -332,10 +322,10 @@ def test_killed_and_resumed(ended):
 
 
 @linux
-def test_two_processes_on_one_store(ended):
-    found, folder = ended
-    assert found["ended"] == [0, 0]
-    assert set(found["both"]) == {worker.digest(fit_many(worker.make, worker.jobs(2), fit=worker.slow_fit))}
+def test_two_processes_on_one_store(stopped_calls):
+    folder, results = stopped_calls
+    assert results["ended"] == [0, 0]
+    assert set(results["both"]) == {worker.digest(fit_many(worker.make, worker.jobs(2), fit=worker.slow_fit))}
     assert len(list((folder / "both").iterdir())) == len(files(folder / "both")) == 8
 
 
@@ -364,22 +354,22 @@ def n_jobs(store):
 @linux
 def test_workers_go_with_who_started_them(tmp_path):
     """With who was killed, and with who was interrupted."""
-    process = started("pools", tmp_path, WORKERS="1")
+    stores = {signal.SIGKILL: tmp_path / "killed", signal.SIGINT: tmp_path / "interrupted"}
+    processes = {how: started(worker.pool, store, 1) for how, store in stores.items()}
     fast, _ = worker.fast_and_slow()
     expected = worker.digest(fit_many(worker.make, fast, fit=worker.LONG, strategy="loop"))
     try:
-        pids = json.loads(process.stdout.readline() or "{}")
-        assert pids, process.stderr.read()
-        for name, how in {"killed": signal.SIGKILL, "interrupted": signal.SIGINT}.items():
-            store, pid = tmp_path / name, pids[name]
-            assert wait(lambda store=store, pid=pid: n_jobs(store) == 4 or not alive(pid), 90)
-            assert alive(pid)
+        for how, process in processes.items():
+            store = stores[how]
+            assert wait(lambda store=store, process=process: n_jobs(store) == 4 or not process.is_alive(), 90)
+            assert process.is_alive()
             wait(lambda: False, 0.5)  # the slow ones have begun
-            children = workers_of(pid)
+            children = workers_of(process.pid)
             assert any(map(alive, children))
             assert len(list(store.glob("scratch-*"))) == 1
-            os.kill(pid, how)
-            assert wait(lambda pid=pid: not alive(pid), 15)
+            os.kill(process.pid, how)
+            process.join(15)
+            assert not process.is_alive()
             assert wait(lambda children=children: not any(map(alive, children)), 15), "workers stay"
             assert len(list(store.glob("scratch-*"))) == (how == signal.SIGKILL)
             with ThreadPoolExecutor(1) as executor:
@@ -387,9 +377,16 @@ def test_workers_go_with_who_started_them(tmp_path):
             assert all(f.stored for f in again) and not list(store.glob("scratch-*"))
             assert worker.digest(again) == expected
     finally:
-        with suppress(ProcessLookupError):  # whatever of it is left, so that a failure is one and no waiting
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        for process in processes.values():
+            end_group(process)
+
+
+def end_group(process):
+    """Whatever is left of it, so that a failure is one and no waiting."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # it may not have a group of its own yet
+    process.join()
 
 
 @linux
@@ -399,16 +396,16 @@ def test_a_call_with_workers_is_killed_at_random_moments(seed, store):
     """The whole group or its head alone, while workers start, work or are told what to do."""
     delays = random.Random(seed)
     for _ in range(2):
-        process = started("pool", store, WORKERS="2")
-        time.sleep(delays.uniform(2, 9))
+        process = started(worker.pool, store, 2)
+        time.sleep(delays.uniform(0.05, 4))
         children = workers_of(process.pid)
-        (os.killpg if delays.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
-        process.wait(10)
+        with suppress(ProcessLookupError):  # where it has no group of its own yet
+            (os.killpg if delays.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join(10)
         # A worker that has been given nothing yet knows of nobody to leave with, and stays: the standard library's own.
-        wait(lambda found=children: not any(map(alive, found)), 3)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        wait(lambda children=children: not any(map(alive, children)), 3)
+        end_group(process)
     jobs, _ = worker.fast_and_slow()
     with ThreadPoolExecutor(1) as executor:
         again = fit_many(worker.make, jobs, fit=worker.LONG, strategy="loop", store=store, executor=executor)
