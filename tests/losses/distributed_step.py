@@ -132,7 +132,7 @@ class Setting:
 
 
 _unused = {"find_unused_parameters": True}
-# Each loss has the model compiled anew for what it does with it: one that switches compiled code off, three that run it.
+# For each loss the model is compiled anew: one that switches compiled code off, and three that run it.
 _few = {
     "losses": ("gradient norm", "finite difference", "contrastive divergence", "distillation"),
     "together": True,
