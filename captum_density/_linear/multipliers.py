@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_density._linear import discrete
 from captum_density._linear.two_points import ExamplesLostError, TwoPointsMode, WaysPartError
 from captum_density._model.batch import ModelOnBatch
+from captum_density._model.modules import as_written
 
 __all__ = ["Multipliers", "multipliers"]
 
@@ -40,7 +41,7 @@ def multipliers(batch: ModelOnBatch, baselines: Sequence[Tensor]) -> Multipliers
         RuntimeError: The sum of an example is missed; names the operation responsible.
         ValueError: A model that draws random numbers, and whatever `ModelOnBatch` refuses.
     """
-    with batch.evaluation(comparison=True):
+    with as_written(), batch.evaluation(comparison=True):
         with torch.no_grad():
             start = batch.selected(tuple(baselines)).clone()
         return _multipliers(batch, baselines, start)

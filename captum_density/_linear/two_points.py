@@ -28,7 +28,7 @@ from captum_density._linear.definitions import DEFINITIONS, opened
 from captum_density._linear.operations import ROWS, UNKNOWN, Difference
 from captum_density._linear.recurrent import RECURRENT
 from captum_density._model.calls import map_tensors, mutated, operation_name, tensors_in
-from captum_density._model.modules import ModuleStack
+from captum_density._model.modules import FSDP_IDENTITY, ModuleStack
 
 __all__ = ["TwoPointsMode", "WaysPartError"]
 
@@ -203,7 +203,7 @@ class TwoPointsMode(TorchFunctionMode):
             function = getattr(type(node), "_forward_cls", None)  # what runs within is seen, but not its derivative
             if function is CheckpointFunction:
                 raise NotImplementedError(_CHECKPOINT)
-            if function is not None and function is not discrete.Mapped:
+            if function is not None and function is not discrete.Mapped and function.__name__ != FSDP_IDENTITY:
                 raise WaysPartError(self._modules.path, f"{function.__name__} has a derivative of its own")
             return
         if t._base is not None and self.counterpart(t._base) is not None:

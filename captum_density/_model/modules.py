@@ -1,4 +1,4 @@
-"""Which module is running, by its name in the model; and models whose operations cannot be seen, refused."""
+"""Which module is running, by its name in the model; and models whose operations or gradients are hidden, refused."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import contextlib
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
-__all__ = ["ModuleStack", "batch_statistics_error", "unwrap"]
+__all__ = ["FSDP_IDENTITY", "ModuleStack", "as_written", "batch_statistics_error", "is_fully_sharded", "unwrap"]
+
+# What `fully_shard` puts around a module's inputs: an autograd Function that returns them as they are.
+FSDP_IDENTITY = "RegisterPostBackwardFunction"
+# Where Captum defines hooks that put other gradients in place of a module's.
+_GRADIENT_HOOKS = frozenset({"captum._utils.common", "captum.attr._core.deep_lift", "captum.attr._utils.lrp_rules"})
 
 
 def unwrap(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile; TorchScript is refused.
+    """The module inside DataParallel, DistributedDataParallel and torch.compile.
 
     Raises:
         TypeError: If the model is TorchScript, whose operations cannot be seen.
+        NotImplementedError: If hooks of Captum's change its gradients.
     """
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -32,6 +38,7 @@ def unwrap(model: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
             _refuse_opaque(module, name)
+            _refuse_gradient_hooks(module)
     elif isinstance(model, torch.jit.ScriptFunction):
         raise TypeError("a TorchScript function hides its operations; pass the Python function it was made from")
     return model
@@ -41,6 +48,33 @@ def _refuse_opaque(module: nn.Module, name: str) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         where = f"submodule {name!r} is" if name else "the model is"
         raise TypeError(f"{where} TorchScript, which hides its operations; pass the nn.Module it was made from")
+
+
+def _refuse_gradient_hooks(module: nn.Module) -> None:
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        if getattr(hook, "__module__", "") in _GRADIENT_HOOKS:
+            raise NotImplementedError(
+                "hooks of Captum's DeepLift, GuidedBackprop, Deconvolution or LRP change this model's gradients, which "
+                "cannot follow two methods at once; in place of DeepLift take CompleteDeepLift of the model, in place "
+                "of LRP InputXGradient of its BalancedGradients"
+            )
+
+
+def is_fully_sharded(model: Callable[..., Any]) -> bool:
+    """Whether `torch.distributed.fsdp.fully_shard` was applied to a part of a model."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return any(kind.__name__ == "FSDPModule" for module in modules for kind in type(module).__mro__)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Within, compiled code runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # then nothing can be compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+        yield
 
 
 class ModuleStack(contextlib.AbstractContextManager["ModuleStack"]):
@@ -66,10 +100,7 @@ class ModuleStack(contextlib.AbstractContextManager["ModuleStack"]):
         self._exit.callback(pre.remove)
         post = module_hooks.register_module_forward_hook(self._leave_module, always_call=True)
         self._exit.callback(post.remove)
-        if "torch._dynamo" in sys.modules:  # only then can anything be compiled
-            self._exit.enter_context(torch.compiler.set_stance("force_eager"))
-            self._exit.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+        self._exit.enter_context(as_written())
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_density._linear.sweep import Reduction, Sweep, sweep
 from captum_density._model.captum import TargetType
+from captum_density._model.modules import is_fully_sharded
 from captum_density._model.validation import check_model
 from captum_density.attr._repr import shown
 
@@ -59,6 +60,11 @@ class FullGradAttribution(GradientAttribution):
         reduction: Callable[[], Reduction[R]],
         create_graph: bool = False,
     ) -> Sweep[R]:
+        if is_fully_sharded(self.forward_func):
+            raise NotImplementedError(
+                f"{type(self).__name__} reads a layer's weights after it has run, when fully_shard has freed them; "
+                "explain the model as it was before that, or in FullyShardedDataParallel or DistributedDataParallel"
+            )
         return sweep(self.forward_func, inputs, target, additional_forward_args, reduction, create_graph)
 
 

@@ -149,7 +149,8 @@ class CompleteDeepLift(GradientAttribution):
                 than the model; a model that draws random numbers.
             TypeError: Inputs that are not floating-point tensors; TorchScript; a model that returns no tensor.
             RuntimeError: If the attributions of an example do not sum to f(x) - f(x'); names the operation responsible.
-            NotImplementedError: Activation checkpointing.
+            NotImplementedError: Activation checkpointing; hooks of Captum's DeepLift, LRP, GuidedBackprop or
+                Deconvolution.
         """
         batch = ModelOnBatch(unwrap(self.forward_func), inputs, target, additional_forward_args, name="model")
         starts = expanded_baselines(baselines, batch.inputs)

@@ -62,7 +62,8 @@ class BalancedGradients(nn.Module):
     Raises:
         TypeError: If `model` is neither a module nor a function; for TorchScript, whose operations cannot be seen.
         ValueError: A rule set, operation or choice that is not known; when called, a rule that does not keep the value.
-        NotImplementedError: When called: activation checkpointing or a torch.func transform inside the model.
+        NotImplementedError: When called: activation checkpointing or a torch.func transform inside the model; hooks of
+            Captum's DeepLift, LRP, GuidedBackprop or Deconvolution, which put other gradients in place of these.
 
     Note:
         "attnlrp" reproduces the relevances of the authors' package (lxt 2.1) on Llama, Qwen3, Gemma3 and GPT-2, as
@@ -116,9 +117,9 @@ class BalancedGradients(nn.Module):
 
         Raises:
             ValueError: A rule of one's own that does not keep the value.
-            NotImplementedError: Activation checkpointing or a torch.func transform.
+            NotImplementedError: Activation checkpointing, a torch.func transform, or another method's hooks.
         """
-        if not torch.is_grad_enabled() or self.rules.is_plain:
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or self.rules.is_plain:
             return self.model(*args, **kwargs)
         if in_transform():
             raise NotImplementedError(TRANSFORMS)

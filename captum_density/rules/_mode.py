@@ -8,7 +8,6 @@ gate. A chain of pointwise functions, however it is spelt, gets the secant of th
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from captum_density._linear.operations import ROWS, UNKNOWN, Balance
 from captum_density._linear.recurrent import RECURRENT
 from captum_density._linear.trace import Trace, enclosing_trace
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
+from captum_density._model.modules import FSDP_IDENTITY, as_written
 from captum_density.rules._choices import Choice, RuleCall, Rules, RuleSet
 from captum_density.rules._maps import Secant, Valued, probe_points, scaled
 from captum_density.rules._normalisations import NORMALISATIONS, bias_of
@@ -142,8 +142,7 @@ class RuleMode(TorchFunctionMode):
         if self.rules.classes or self.rules.modules:
             stack.callback(module_hooks.register_module_forward_pre_hook(self._enter_module).remove)
             stack.callback(module_hooks.register_module_forward_hook(self._leave_module, always_call=True).remove)
-        if "torch._dynamo" in sys.modules:  # only then can anything be compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(as_written())
         return stack
 
     # -- modules
@@ -198,12 +197,14 @@ class RuleMode(TorchFunctionMode):
         depends = self._is_reached_from(t.grad_fn)
         setattr(t, _MARK, self._plain if depends else self._constant)
         if depends:
-            _refuse_recomputation(t.grad_fn.name())
-            warnings.warn(
-                f"{t.grad_fn.name()} is not made of torch functions that rules could be chosen for: its own derivative "
-                "stands for it",
-                stacklevel=2,
-            )
+            name = t.grad_fn.name()
+            _refuse_recomputation(name)
+            if name != f"{FSDP_IDENTITY}Backward":
+                warnings.warn(
+                    f"{name} is not made of torch functions that rules could be chosen for: its own derivative stands "
+                    "for it",
+                    stacklevel=2,
+                )
         return depends
 
     def _refuse_transforms(self, arguments: Any) -> None:

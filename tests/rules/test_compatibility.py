@@ -1,0 +1,51 @@
+"""Each cell of the page on compatibility, and the page itself."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.rules.compatibility import METHODS, ROWS, inputs, network, table
+
+PAGE = Path(__file__).parents[2] / "tutorials" / "guides" / "compatibility.md"
+
+
+def test_the_page_has_this_table():
+    assert f"\n\n{table()}\n\n" in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name.replace("`", ""))
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`", "ignore:Setting (forward, )?backward hooks")
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+def test_cell(row, method):
+    cell, make = row.cells[method], METHODS[method]
+    assert cell.text.startswith("no: " if cell.refusal else "yes")
+    expected, output = make(network()).attribute(inputs(), target=1).detach(), network()(inputs())[:, 1].detach()
+    for setting in row.settings:
+        with setting() as (model, x):
+            if cell.refusal is not None:
+                with pytest.raises((NotImplementedError, RuntimeError), match=cell.refusal) as error:
+                    row.attribute(make, model, x)
+                assert "\n" not in str(error.value)
+                continue
+            with pytest.warns(match=cell.warning) if cell.warning else contextlib.nullcontext():
+                found = row.attribute(make, model, x).detach().float()
+        size = row.tolerance * expected.abs().max()
+        if cell.same:
+            torch.testing.assert_close(found, expected, rtol=0, atol=float(size))
+        promised = {"FullGrad": output, "CompleteDeepLift": output - network()(torch.zeros(1, 6))[0, 1].detach()}
+        if method in promised:
+            torch.testing.assert_close(found.sum(1), promised[method], rtol=row.tolerance, atol=6 * float(size))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_another_methods_hooks_the_model_is_explained_as_before(method):
+    from captum.attr import DeepLift
+
+    attribution, x = METHODS[method](network()), inputs()
+    before = attribution.attribute(x, target=1)
+    with pytest.warns(UserWarning, match="Setting forward, backward hooks"):
+        DeepLift(network()).attribute(x, target=1)
+    assert torch.equal(attribution.attribute(x, target=1), before)
