@@ -1,6 +1,7 @@
 """The audit's page in a browser: on a phone, on paper, and without a network."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -70,16 +71,15 @@ PAGES = {
 }
 
 
-@pytest.fixture(scope="module", params=PAGES)
-def page(request):
-    return PAGES[request.param]().to_html()
+# A4 and Letter are 794 and 816 pixels wide; Chromium's margins take 38 on either side.
+SCREENS, PAPERS = (320, 375, 500, 641, 768, 1200), (794 - 76, 816 - 76)
 
 
 # Runs beside the page, not in it, as the page allows no scripts: what leaves the window, and what can be scrolled.
 MEASURE = """
 <script>
 addEventListener("load", () => {
-  const found = [...document.querySelectorAll("iframe")].map(frame => {
+  const windows = [...document.querySelectorAll("iframe")].map(frame => {
     const root = frame.contentDocument.documentElement, width = root.clientWidth;
     const leaving = [...root.querySelectorAll("body *")].filter(each => {
       const box = each.getBoundingClientRect();
@@ -99,17 +99,17 @@ addEventListener("load", () => {
       heads: root.querySelectorAll("thead th").length,
     };
   });
-  document.body.textContent = JSON.stringify(found);
+  document.body.textContent = JSON.stringify(windows);
 });
 </script>
 """
 
 
-def measured(folder, page, widths):
-    """What `MEASURE` finds of a page in windows of some widths."""
+def measured(folder, windows):
+    """What `MEASURE` finds of pages in windows of some widths, each a pair."""
     frames = [
         f'<iframe srcdoc="{html.escape(page)}" style="width: {width}px; height: 800px; border: 0"></iframe>'
-        for width in widths
+        for page, width in windows
     ]
     wrapper = folder / "wrapper.html"
     wrapper.write_text(f"<!DOCTYPE html><html><body>{''.join(frames)}{MEASURE}</body></html>", encoding="utf-8")
@@ -117,46 +117,68 @@ def measured(folder, page, widths):
     return json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, flags=re.S).group(1)))
 
 
-def test_it_fits_a_window_of_any_width(page, tmp_path):
-    widths = [320, 375, 500, 641, 768, 1200]
-    result = measured(tmp_path, page, widths)
-    assert [each["width"] for each in result] == widths
-    for each in result:
+@pytest.fixture(scope="module")
+def pages():
+    return {name: make().to_html() for name, make in PAGES.items()}
+
+
+@pytest.fixture(scope="module")
+def windows(pages, tmp_path_factory):
+    """What each page measures on screens and on papers; in one browser, as its start takes longest."""
+    on_paper = {name: page.replace("@media print", "@media all") for name, page in pages.items()}
+    assert all(on_paper[name] != page for name, page in pages.items())
+    pairs = [(page, width) for page in pages.values() for width in SCREENS]
+    pairs += [(page, width) for page in on_paper.values() for width in PAPERS]
+    results = iter(measured(tmp_path_factory.mktemp("windows"), pairs))
+    screens = {name: list(itertools.islice(results, len(SCREENS))) for name in pages}
+    return screens, {name: list(itertools.islice(results, len(PAPERS))) for name in pages}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_it_fits_a_window_of_any_width(name, pages, windows):
+    screens = windows[0][name]
+    assert [each["width"] for each in screens] == list(SCREENS)
+    for each in screens:
         assert each["scrollWidth"] == each["width"] and each["leaving"] == [], each
-        assert each["broken"] == each["stretched"] == each["enlarged"] == 0 and each["images"] == page.count("<img")
+        assert each["broken"] == each["stretched"] == each["enlarged"] == 0
+        assert each["images"] == pages[name].count("<img")
         assert each["smallest"] >= 14
 
 
 def test_the_measurement_finds_what_leaves_the_window(tmp_path):
     body = '<div style="width: 900px">wide</div><img src="data:image/png;base64,AA">'
     wide = f"<!DOCTYPE html><html><body>{body}</body></html>"
-    narrow, wider = measured(tmp_path, wide, [375, 1000])
+    narrow, wider = measured(tmp_path, [(wide, 375), (wide, 1000)])
     assert narrow["scrollWidth"] > narrow["width"] and len(narrow["leaving"]) == 1
     assert wider["scrollWidth"] == wider["width"] and wider["leaving"] == []
     assert narrow["broken"] == 1
 
 
-def test_paper_cuts_nothing(page, tmp_path):
-    # A4 and Letter are 794 and 816 pixels wide; Chromium's margins take 38 on either side.
-    paper = page.replace("@media print", "@media all")
-    assert paper != page
-    for each in measured(tmp_path, paper, [794 - 76, 816 - 76]):
+@pytest.mark.parametrize("name", PAGES)
+def test_paper_cuts_nothing(name, windows):
+    papers = windows[1][name]
+    assert [each["width"] for each in papers] == list(PAPERS)
+    for each in papers:
         assert each["scrollWidth"] == each["width"] and each["leaving"] == [], each
         assert each["smallest"] >= 9.3  # 7 points
+
+
+@pytest.mark.parametrize("name", ["many methods", "no images"])
+def test_it_is_printed_with_its_images(name, pages, tmp_path):
     source = tmp_path / "report.html"
-    source.write_text(page, encoding="utf-8")
+    source.write_text(pages[name], encoding="utf-8")
     browse(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}", source.as_uri())
     pdf = (tmp_path / "report.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
-    assert len(re.findall(rb"/Subtype\s*/Image\b", pdf)) >= page.count("<img")
+    assert len(re.findall(rb"/Subtype\s*/Image\b", pdf)) >= pages[name].count("<img")
 
 
 class _Listening(BaseHTTPRequestHandler):
     """A proxy that answers with one page, whatever is asked for."""
 
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         body = self.server.page.encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -165,7 +187,7 @@ class _Listening(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_CONNECT(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         self.send_error(502)
 
     def log_message(self, *arguments):
@@ -175,7 +197,7 @@ class _Listening(BaseHTTPRequestHandler):
 def requests_of(page, folder):
     """What a browser asks the network for when it opens a page, its own affairs apart."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Listening)
-    server.page, server.asked = page, []
+    server.page, server.requests = page, []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -185,7 +207,7 @@ def requests_of(page, folder):
         server.shutdown()
         thread.join()
         server.server_close()
-    return [asked for asked in server.asked if ".test/" in asked and not asked.endswith("favicon.ico")]
+    return [path for path in server.requests if ".test/" in path and not path.endswith("favicon.ico")]
 
 
 def test_nothing_is_asked_of_the_network(tmp_path):
@@ -197,5 +219,5 @@ def test_nothing_is_asked_of_the_network(tmp_path):
     slipped = page.replace("<main>", f"<main>{strange}")
     assert requests_of(slipped, tmp_path) == ["http://report.test/page.html"]
     without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", slipped)
-    asked = requests_of(without_policy, tmp_path)
-    assert {f"http://other.test/x.{kind}" for kind in ("png", "js", "css", "html")} <= set(asked)
+    requests = requests_of(without_policy, tmp_path)
+    assert {f"http://other.test/x.{kind}" for kind in ("png", "js", "css", "html")} <= set(requests)
