@@ -1,7 +1,7 @@
 """One attribution function out of whatever users pass: a Captum class, an attribution, its method, a function.
 
 There are two needs. Something that attributes the inputs of *one* model, its own: `attribute_function`. And something
-that attributes those of *any* model, the audited one and then its shifted twin: `attribution_maker`.
+that attributes those of *any* model, the audited one and then that with a shift: `attribution_maker`.
 """
 
 from __future__ import annotations

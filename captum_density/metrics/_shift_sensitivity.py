@@ -22,14 +22,13 @@ __all__ = ["ShiftSensitivity", "shift_sensitivity"]
 class ShiftSensitivity(NamedTuple):
     """How far attributions move under a softmax shift, per example; 0 is invariant, higher is worse.
 
-    See `shift_sensitivity`.
+    See `shift_sensitivity`; a is the attribution of the model f, a' that of the shifted model f + g.
 
     Args:
-        cosine_distance: (N,) 1 - cosine between the honest and the shifted attributions, in [0, 2]: 0 for the same
-            direction, 1 for an orthogonal one, 2 for the opposite. Where both are zero throughout it is 0, where one
-            is, 1.
-        norm_change: (N,) relative change of the norm, | |shifted| / |honest| - 1 |, at least 0. Where both are zero it
-            is 0, where only the honest ones are, infinite.
+        cosine_distance: (N,) 1 - cosine between a and a', in [0, 2]: 0 for the same direction, 1 for an orthogonal one,
+            2 for the opposite. Where both are zero throughout it is 0, where one is, 1.
+        norm_change: (N,) relative change of the norm, | |a'| / |a| - 1 |, at least 0. Where both are zero it is 0,
+            where only a is, infinite.
     """
 
     cosine_distance: Tensor
@@ -65,8 +64,8 @@ def shift_sensitivity(
     Args:
         make_attribution: Takes a model, returns the attribute function of it, such as
             `lambda model: IntegratedGradients(model).attribute`, or the attribution itself: a Captum class will do.
-            Called for the model and for its shifted twin. Or an attribution of this model, such as `Saliency(model)`,
-            or its attribute method, which is made anew for the twin.
+            Called for the model f and for the shifted model f + g. Or an attribution of this model, such as
+            `Saliency(model)`, or its attribute method, which is made anew for the shifted model.
         model: Module or function that returns logits, (N, C) or with classes elsewhere.
         inputs: Floating-point tensor (N, ...) or tuple of such.
         shift: g, as in `SoftmaxShift`; None for the one described above.
@@ -87,8 +86,8 @@ def shift_sensitivity(
             no gradient to take the default shift's size from; `return_convergence_delta`; an attribution made for
             another model or a view of this one, which would not see the shift as the view does.
         TypeError: If `make_attribution` is of no such kind or returns no function, or the function no tensor or tuple
-            of tensors; an attribution made already that holds a part of the model, such as a layer, that the twin does
-            not have; integers for inputs where there is no shift.
+            of tensors; an attribution made already that holds a part of the model, such as a layer, that the shifted
+            model does not have; integers for inputs where there is no shift.
 
     References:
         The measure is ours; the shift is that of S. Srinivas and F. Fleuret, ICLR 2021, arXiv:2006.09128, section 2. A
@@ -130,8 +129,8 @@ def shift_sensitivity(
             maps.append(attribution_rows(attributions, batch.n))
     if model_runs and not shifted_runs:
         raise ValueError(
-            "the attribution ran the model and not its shifted twin; make_attribution must make it for the model it is "
-            "given, as `lambda model: Saliency(model).attribute` does"
+            "the attribution ran the model and not the shifted one; make_attribution must make it for the model "
+            "that it is given, as `lambda model: Saliency(model).attribute` does"
         )
     return _compare(maps[0], maps[1], floor)
 
@@ -176,12 +175,13 @@ def _rounding(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any
     return floor
 
 
-def _compare(honest: Tensor, shifted: Tensor, floor: Tensor) -> ShiftSensitivity:
-    if honest.shape != shifted.shape:
-        raise ValueError(f"the two attributions have {honest.shape[1]} and {shifted.shape[1]} elements an example")
+def _compare(plain: Tensor, shifted: Tensor, floor: Tensor) -> ShiftSensitivity:
+    """What becomes of the attributions of a model, (N, elements), by the shift; below the floor a norm counts as 0."""
+    if plain.shape != shifted.shape:
+        raise ValueError(f"the two attributions have {plain.shape[1]} and {shifted.shape[1]} elements an example")
     # By their largest element first, so that squares of very small or large ones are not lost.
-    sizes = [a.abs().amax(1, keepdim=True) for a in (honest, shifted)]
-    units = [a / torch.where(size > 0, size, 1) for a, size in zip((honest, shifted), sizes, strict=True)]
+    sizes = [a.abs().amax(1, keepdim=True) for a in (plain, shifted)]
+    units = [a / torch.where(size > 0, size, 1) for a, size in zip((plain, shifted), sizes, strict=True)]
     lengths = [u.norm(dim=1) for u in units]
     norms = [length * size.squeeze(1) for length, size in zip(lengths, sizes, strict=True)]
     # A map of zeros beside one of what rounding left of the shift.

@@ -25,6 +25,7 @@ from captum_density._linear.definitions import DEFINITIONS, opened
 from captum_density._linear.jacobian import jacobian_products
 from captum_density._linear.operations import ROWS, UNKNOWN, Balance
 from captum_density._linear.recurrent import RECURRENT
+from captum_density._linear.remainders import linear
 from captum_density._linear.trace import Trace, enclosing_trace
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.modules import FSDP_IDENTITY, as_written
@@ -36,9 +37,9 @@ __all__ = ["TRANSFORMS", "RuleMode", "in_transform"]
 
 _MARK = "_captum_density_rule"
 _POINTWISE = frozenset({"nonlinear", "scaled", "same"})
-# Their Jacobian is the secant through 0.
-_HOMOGENEOUS = frozenset("relu leaky_relu abs absolute".split())
-# What divisors are made with.
+# Their Jacobian is the secant through 0, as they leave no remainder.
+_HOMOGENEOUS = frozenset(name for name, row in ROWS.items() if row.balance == "nonlinear" and row.remainder is linear)
+# What divisors are made with, beside division and powers below 0; the table has no column that tells.
 _ROOTS = frozenset("sqrt rsqrt reciprocal rdiv".split())
 
 

@@ -70,12 +70,12 @@ SHIFTS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_maps_of_centered_logits_ignore_the_shift(small, name, shift):
     x, target = torch.rand(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 3])
-    twins = small[0], SoftmaxShift(small[0], SHIFTS[shift](small[0]))
+    models = small[0], SoftmaxShift(small[0], SHIFTS[shift](small[0]))
 
     def distance(through):
         maps = []
         with quiet():
-            for attributed in twins:
+            for attributed in models:
                 torch.manual_seed(0)
                 np.random.seed(0)  # GradientShap draws from NumPy
                 maps.append(METHODS[name](THROUGH[through](attributed))(x.clone(), target=target).detach().double())
@@ -370,13 +370,13 @@ def test_takes_a_class_and_inputs_without_features():
     assert shift_sensitivity(Saliency, model, x, target=1).cosine_distance.shape == (3,)
 
 
-def test_an_attribution_of_the_model_is_made_anew_for_its_twin(small):
+def test_an_attribution_of_the_model_is_made_anew_for_the_shifted_model(small):
     model, x = small[0], torch.rand(3, 1, 8, 8, dtype=torch.float64)
     expected = shift_sensitivity(signed, model, x, target=1)
     for method in (signed(model), partial(NoiseTunnel(Saliency(model)).attribute, nt_samples=1, stdevs=0.0, abs=False)):
         for value, wanted in zip(shift_sensitivity(method, model, x, target=1), expected, strict=True):
             assert_close(value, wanted)
-    with pytest.raises(ValueError, match="function of the model"):  # the view would be lost on the twin
+    with pytest.raises(ValueError, match="function of the model"):  # the view would be lost on the shifted model
         shift_sensitivity(Saliency(CenteredLogits(model)), model, x, target=1)
 
 
@@ -396,7 +396,7 @@ def test_zeros_beside_what_rounding_left_are_zeros():
 
 def test_an_attribution_of_another_model_is_refused():
     model, x = nn.Linear(4, 3), torch.randn(2, 4)
-    with pytest.raises(ValueError, match="ran the model and not its shifted twin"):
+    with pytest.raises(ValueError, match="make_attribution must make it"):
         shift_sensitivity(lambda _: Saliency(model).attribute, model, x, target=0)
     assert not model._forward_hooks
     alone = shift_sensitivity(lambda _: lambda x, target: torch.ones_like(x), model, x, target=0)  # of no model at all
