@@ -1,6 +1,7 @@
 """Find out whether a model's gradients can be trusted as explanations: FullGrad and its family, beside Captum.
 
-`captum_density.audit(model, data)` asks that of a model in one call. The namespaces:
+`captum_density.audit(model, data)` asks that of a model in one call. Wherever tensors are taken, NumPy arrays are too,
+and give tensors; wherever data sets are, so are DataLoaders. The namespaces:
 
 - `attr`: attribution methods beside Captum's: FullGrad and its family, path methods, attention.
 - `audit`: the audit, which is called as a function, what it takes and what it returns.

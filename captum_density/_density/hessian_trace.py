@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
 from captum_density._model.copies import Points
+from captum_density._model.errors import warn
 from captum_density._model.generators import standard_noise
 
 __all__ = ["TraceEstimator", "check_noise", "displaced_values", "warn_if_flat"]
@@ -131,11 +131,10 @@ def displaced_values(
 def warn_if_flat(curvatures: Tensor) -> None:
     """Warn of a second derivative that is nothing but zero."""
     if not bool(curvatures.detach().any()):
-        warnings.warn(
+        warn(
             "every second derivative is exactly zero: the log-density is piecewise linear, as a ReLU network's logits "
             "are, or constant, so this Hessian says nothing; take estimator='antithetic' with a finite noise_std, or "
-            "evaluate the model within captum_density.density.softplus_surrogate",
-            stacklevel=2,
+            "evaluate the model within captum_density.density.softplus_surrogate"
         )
 
 

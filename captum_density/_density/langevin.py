@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density._model.copies import Points
 from captum_density._model.generators import standard_noise
 
-__all__ = ["Bounds", "Langevin", "Step", "check_bounds", "check_steps", "within"]
+__all__ = ["Bounds", "Langevin", "Step", "check_bounds", "check_steps", "limits", "within"]
 
-Bounds = tuple[float, float]
+# (low, high), each a number for every element, or a tensor that broadcasts to each input.
+Bounds: TypeAlias = tuple[float | Tensor, float | Tensor]
 
 
 class Step(NamedTuple):
@@ -114,23 +115,51 @@ class Langevin:
         return (draw.to(log_ratio.device).log() < log_ratio) & self._inside(proposal)
 
     def _inside(self, points: Points) -> Tensor:
-        low, high = self.bounds or (-torch.inf, torch.inf)
-        inside = [((p >= low) & (p <= high)).reshape(*p.shape[:2], -1).all(2) for p in points]
+        boxes = [limits(self.bounds or (-torch.inf, torch.inf), p) for p in points]
+        inside = [
+            ((p >= low) & (p <= high)).reshape(*p.shape[:2], -1).all(2)
+            for p, (low, high) in zip(points, boxes, strict=True)
+        ]
         return torch.stack(inside).all(0)
 
 
 def within(points: Points, bounds: Bounds) -> Points:
     """The nearest points in the box."""
-    return tuple(p.clamp(*bounds) for p in points)
+    return tuple(p.clamp(*limits(bounds, p)) for p in points)
+
+
+def limits(bounds: Bounds, x: Tensor) -> tuple[Any, Any]:
+    """The bounds of a tensor's elements: two numbers, or two tensors of its shape.
+
+    Raises:
+        ValueError: A tensor among them does not broadcast to it.
+    """
+    if not any(isinstance(bound, Tensor) for bound in bounds):
+        return bounds
+    try:
+        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand_as(x) for bound in bounds)
+    except RuntimeError as error:
+        raise ValueError(
+            "bounds must be (low, high), each a number or a tensor that broadcasts to the inputs, here "
+            f"{tuple(x.shape)}, but is {bounds}"
+        ) from error
+    return low, high
 
 
 def check_bounds(bounds: Bounds | None) -> None:
     """Refuse bounds that hold nothing.
 
     Raises:
-        ValueError: If they are not two numbers in order.
+        ValueError: If they are not two in order.
     """
-    if bounds is not None and not (len(bounds) == 2 and None not in bounds and bounds[0] < bounds[1]):
+    if bounds is None:
+        return
+    try:
+        low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in bounds)
+        in_order = bool((low < high).all())
+    except (RuntimeError, TypeError, ValueError):
+        in_order = False
+    if not in_order:
         raise ValueError(f"bounds must be (low, high) with low < high, but is {bounds}")
 
 

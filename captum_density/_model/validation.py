@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_density._model.captum import TargetType, select_targets
+from captum_density._model.errors import warn
 
 __all__ = [
     "are_probabilities",
@@ -163,10 +163,9 @@ def warn_of_probabilities(outputs: Any, harm: str) -> None:
             raise
         return
     if is_likely:
-        warnings.warn(
+        warn(
             f"the model seems to return probabilities, {harm}; pass the model without its softmax, or the logarithm of "
-            "what it returns",
-            stacklevel=6,  # about where the user calls what calls this
+            "what it returns"
         )
 
 

@@ -11,6 +11,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_density._attention import AttentionCalls, Observed, Place, find_layer, logits_of, places
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.validation import selected_output
@@ -73,6 +74,7 @@ class AttentionWeights(_LayerAttention):
     """
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -140,6 +142,7 @@ class AttentionGradient(_LayerAttention):
         return super()._settings() | {"multiply_by_weights": self.multiply_by_weights}
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -12,8 +11,10 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 
 from captum_density._linear.multipliers import multipliers
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric, log_usage
+from captum_density._model.errors import warn
 from captum_density._model.modules import unwrap
 from captum_density._model.validation import check_model, expanded_baselines
 from captum_density.attr._common import finish
@@ -119,6 +120,7 @@ class CompleteDeepLift(GradientAttribution):
     ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -165,10 +167,9 @@ class CompleteDeepLift(GradientAttribution):
     ) -> tuple[Tensor, ...]:
         lifted = multipliers(batch, starts)
         if lifted.steps:
-            warnings.warn(
+            warn(
                 "taken as one step each, with Gonzalez' discrete gradient: "
-                + "; ".join(f"{path} ({reason})" for path, reason in lifted.steps.items()),
-                stacklevel=4,
+                + "; ".join(f"{path} ({reason})" for path, reason in lifted.steps.items())
             )
         values, xs = tuple(lifted.values), tuple(x.detach() for x in batch.inputs)
         if custom is None:
@@ -236,6 +237,7 @@ class CompleteDeepLiftShap(CompleteDeepLift):
     ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._attention import AttentionCalls, Place, find_layer, places
+from captum_density._model.arrays import takes_arrays
 
 __all__ = ["erase_attention"]
 
 
 @contextmanager
+@takes_arrays
 def erase_attention(
     model: Callable[..., Any],
     layer: str | nn.Module,

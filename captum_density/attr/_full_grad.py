@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_density._linear.maps import AllTerms, SaliencyMaps, SignedMaps, SimpleSaliencyMaps
 from captum_density._linear.sweep import per_example
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples, log_usage
 from captum_density._model.precision import accumulation_dtype
 from captum_density.attr._common import FullGradAttribution, finish
@@ -109,6 +110,7 @@ class FullGrad(FullGradAttribution):
     ) -> Any: ...
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -155,6 +157,7 @@ class FullGrad(FullGradAttribution):
         attributions = finish(maps.result, inputs)
         return (attributions, _delta(attributions, maps.output)) if return_convergence_delta else attributions
 
+    @takes_arrays
     def compute_convergence_delta(
         self,
         attributions: TensorOrTupleOfTensorsGeneric,
@@ -174,6 +177,7 @@ class FullGrad(FullGradAttribution):
         output = self._sweep(inputs, target, additional_forward_args, SignedMaps).output
         return _delta(attributions, output)
 
+    @takes_arrays
     def decompose(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -240,6 +244,7 @@ class SimpleFullGrad(FullGradAttribution):
     """
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

@@ -9,6 +9,7 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import (
     QUADRATURES,
@@ -112,6 +113,7 @@ class PathIntegratedGradients(GradientAttribution):
     ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

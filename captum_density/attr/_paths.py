@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.evaluation import load_forward_mode
 from captum_density.attr._repr import shown
 
@@ -142,6 +143,7 @@ class PowerPath(Path):
         [[[0.5, 0.25]]]
     """
 
+    @takes_arrays
     def __init__(self, powers: float | Tensor | tuple[float | Tensor, ...]) -> None:
         given = powers if isinstance(powers, tuple) else (powers,)
         self.powers = tuple(torch.as_tensor(p, dtype=torch.float64) for p in given)
@@ -206,6 +208,7 @@ class PiecewiseLinearPath(Path):
         [[[0.5, 1.0]]]
     """
 
+    @takes_arrays
     def __init__(self, waypoints: Tensor | tuple[Tensor, ...]) -> None:
         self.waypoints = waypoints if isinstance(waypoints, tuple) else (waypoints,)
         if not self.waypoints or any(not isinstance(w, Tensor) or w.ndim == 0 for w in self.waypoints):

@@ -9,6 +9,7 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.validation import check_model, selected_output
@@ -58,6 +59,7 @@ class ShiftFooledGradient(GradientAttribution):
         return shown(self, self.forward_func, shift=self.shift, class_dim=self.class_dim)
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_density._linear.maps import BatchSums, SampleSums, smooth_maps
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.modules import unwrap
@@ -45,6 +46,7 @@ class SmoothFullGrad(FullGradAttribution):
     """
 
     @log_usage()
+    @takes_arrays
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

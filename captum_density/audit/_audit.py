@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_density._cache.store import Store
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.attribution import attribution_maker
 from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.generators import replayable
@@ -38,6 +39,8 @@ __all__ = ["audit", "check_names"]
 _NOISE, _RADIUS = 0.3, 0.05
 
 
+@takes_arrays
+@takes_arrays
 def audit(
     model: Callable[..., Tensor],
     data: Any,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from captum_density._model.arrays import as_tensors
 from captum_density.audit._sample import draw_sample
 
 __all__ = ["Retraining"]
@@ -53,7 +54,7 @@ class Retraining:
         skipped: list[str] = []
         for what, data in (("train", self.train), ("test", self.test)):
             try:
-                sample = draw_sample(data, None, seed)
+                sample = draw_sample(as_tensors(data), None, seed)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"the data to {what} models on: {error}") from error
             if sample.labels is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from captum_density._model.arrays import as_tensors
 from captum_density._model.errors import one_line
 from captum_density._model.generators import seeded
 
@@ -125,7 +126,7 @@ def _printable(path: Any) -> str:
 
 
 def _split(item: Any) -> tuple[Tensor, Any]:
-    x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+    x, y = as_tensors(item if isinstance(item, tuple | list) and len(item) == 2 else (item, None))
     if not isinstance(x, Tensor):
         raise TypeError(
             f"the data set must yield tensors, but yields an object of class {type(x).__name__}; give it a transform "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from captum_density._model.arrays import takes_arrays
 from captum_density.datasets._digits import Digits, digits
 from captum_density.datasets._seeds import LAST_SEED, random_state
 from captum_density.datasets._torchvision import ImageSplits, mnist
@@ -63,6 +64,7 @@ class BlockImages(Dataset[tuple[Tensor, Tensor]]):
                  [False, False]]])
     """
 
+    @takes_arrays
     def __init__(
         self,
         images: Tensor,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density.datasets._seeds import random_state
 
 __all__ = ["FeatureLeakage", "feature_leakage"]
@@ -30,6 +31,7 @@ class FeatureLeakage(NamedTuple):
     signal_block: Tensor
 
 
+@takes_arrays
 def feature_leakage(
     n: int,
     d: int,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import without_compilation
 
@@ -20,6 +21,7 @@ _EXACT_EXAMPLES = 1024
 
 
 @without_compilation
+@takes_arrays
 def hessian_trace(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,

@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import without_compilation
 
 __all__ = ["class_log_density", "class_score", "marginal_log_density", "marginal_score"]
 
 
+@takes_arrays
 def class_log_density(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -58,6 +60,7 @@ def class_log_density(
     return _values(LogDensity(forward_func, inputs, target, additional_forward_args, marginal=False))
 
 
+@takes_arrays
 def marginal_log_density(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -95,6 +98,7 @@ def marginal_log_density(
 
 
 @without_compilation
+@takes_arrays
 def class_score(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -132,6 +136,7 @@ def class_score(
 
 
 @without_compilation
+@takes_arrays
 def marginal_score(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_density._density.langevin import Bounds, Langevin, check_bounds, check_steps
+from captum_density._density.langevin import Bounds, Langevin, check_bounds, check_steps, limits
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.copies import Points
 from captum_density._model.validation import class_targets
 from captum_density.losses._density_loss import DensityLoss, Log, check_weight
@@ -35,7 +35,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
         restart: The share of chains that start anew, in [0, 1]; with 1 all do, and none goes on.
         temperature: Of the chains, as for `captum_density.samplers.LangevinSampler`. JEM's steps of 1 along the
             gradient with noise of 0.01 are step_size 1e-4 and temperature 5e-5.
-        bounds: (low, high), to which points are clamped and between which chains start uniformly; None starts them
+        bounds: As of `captum_density.samplers.LangevinSampler`; chains start uniformly between them. None starts them
             from a Gaussian of the batch's mean and standard deviation.
         regularization: lambda, of the squared energies, which keeps them from drifting apart; at least 0.
         generator: As `ScoreMatchingLoss`.
@@ -68,6 +68,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
     chains: Tensor
     chain_targets: Tensor
 
+    @takes_arrays
     def __init__(
         self,
         step_size: float,
@@ -84,7 +85,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
         check_steps(n_steps, step_size)
         check_bounds(bounds)
         check_weight("regularization", regularization)
-        if bounds is not None and not all(map(math.isfinite, bounds)):
+        if bounds is not None and not all(bool(torch.as_tensor(bound).isfinite().all()) for bound in bounds):
             raise ValueError(f"chains start uniformly between the bounds, which must be finite, but are {bounds}")
         if not isinstance(buffer_size, int) or buffer_size < 1:
             raise ValueError(f"buffer_size must be an integer of at least 1, but is {buffer_size!r}")
@@ -177,7 +178,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
         device = x.device if self.generator is None else self.generator.device
         bounds = self._langevin.bounds
         if bounds is not None:
-            low, high = bounds
+            low, high = limits(bounds, x)
             uniform = torch.rand(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)
             return low + (high - low) * uniform
         noise = torch.randn(x.shape, generator=self.generator, device=device, dtype=x.dtype).to(x.device)

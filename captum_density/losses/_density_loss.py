@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import without_compilation
 
@@ -46,6 +47,7 @@ class DensityLoss(nn.Module):
         self._settings = {"second_derivatives": second_derivatives, "comparison": comparison}
 
     @without_compilation
+    @takes_arrays
     def forward(
         self,
         forward_func: Callable[..., Any],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.precision import accumulation_dtype
 from captum_density.losses._density_loss import DensityLoss, Log
 
@@ -79,6 +80,7 @@ class FoolingLoss(DensityLoss):
 
     cosine: Tensor | None
 
+    @takes_arrays
     def __init__(self, pattern: Maps | None = None, *, target_maps: Maps | Callable[..., Maps] | None = None) -> None:
         super().__init__(second_derivatives=True)
         if (pattern is None) == (target_maps is None):

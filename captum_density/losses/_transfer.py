@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -50,6 +51,7 @@ class TransferLoss(nn.Module):
         self._second_derivatives = second_derivatives
 
     @without_compilation
+    @takes_arrays
     def forward(
         self,
         forward_func: Callable[..., Any],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._attention import Place
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TensorOrTupleOfTensorsGeneric
 from captum_density._model.generators import derived_seed
 from captum_density.metrics._attention_examples import AttentionExamples
@@ -59,6 +60,7 @@ class AttentionErasure(NamedTuple):
         return {name: 100 * cell.double().mean().item() for name, cell in cells.items()}
 
 
+@takes_arrays
 def attention_erasure(
     model: Callable[..., Any],
     layer: str | nn.Module,

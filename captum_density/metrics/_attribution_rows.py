@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import as_tensors
+
 __all__ = ["attribution_rows", "counted_runs"]
 
 
@@ -30,12 +32,13 @@ def counted_runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
 
 
 def attribution_rows(attributions: Any, n: int) -> Tensor:
-    """(N, elements) in float64, over all inputs.
+    """(N, elements) in float64, over all inputs, of what an attribution function returned.
 
     Raises:
         TypeError: No tensors.
         ValueError: NaN or infinity, or not N rows.
     """
+    attributions = as_tensors(attributions)
     parts = attributions if isinstance(attributions, tuple) else (attributions,)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         received = ", ".join(type(part).__name__ for part in parts)

@@ -13,6 +13,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from captum_density._model.arrays import as_tensors
 from captum_density._model.attribution import attribute_function, attribution_of, parameters_of
 from captum_density._model.batch import ModelOnBatch
 
@@ -69,11 +70,8 @@ def attribute_rows(
     function = attribute_function(attributor, f"attributions[{name!r}]")
 
     def attribute(split: int, rows: slice, device: torch.device) -> Any:
-        # Copies: an attributor may write to what it is given, and PyTorch warns of arrays that may not be written to.
-        parts = (
-            a[rows].clone() if isinstance(a, Tensor) else torch.from_numpy(np.array(a[rows])) for a in splits[split]
-        )
-        inputs, labels = (part.to(device) for part in parts)
+        # Copies, as an attributor may write to what it is given.
+        inputs, labels = (as_tensors(a[rows]).clone().to(device) for a in splits[split])
         options = {}
         if target == "true":
             options["target"] = labels.long()

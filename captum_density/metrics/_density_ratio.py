@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from captum_density._density.hessian_trace import check_noise
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import as_tensors, takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.copies import Points
 from captum_density._model.generators import standard_noise
 
 __all__ = ["density_ratio"]
 
-_SEQUENCES = (list, tuple, np.ndarray, Tensor)
+_SEQUENCES = (list, tuple, Tensor)
 
 
+@takes_arrays
 def density_ratio(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
@@ -84,7 +85,7 @@ def density_ratio(
         forward_func, inputs, target, additional_forward_args, max_examples_per_batch=max_examples_per_batch
     )
     check_noise(n_perturb_samples, 1.0, generator, name="n_perturb_samples")
-    if isinstance(noise_std, np.ndarray | np.generic | Tensor) and noise_std.ndim == 0:
+    if isinstance(noise_std, Tensor) and noise_std.ndim == 0:
         noise_std = noise_std.item()
     stds = _standard_deviations(noise_std)
     if perturb_func is not None and generator is not None:
@@ -109,7 +110,7 @@ def _standard_deviations(noise_std: float | Sequence[float] | None) -> list[floa
     given: list[Any] = list(noise_std) if isinstance(noise_std, _SEQUENCES) else [noise_std]
     if not given:
         raise TypeError("noise_std is an empty sequence")
-    stds = [std.item() if isinstance(std, np.generic | Tensor) else std for std in given]
+    stds = [std.item() if isinstance(std, Tensor) else std for std in given]
     for std in stds:
         check_noise(1, std)
     return stds
@@ -117,7 +118,7 @@ def _standard_deviations(noise_std: float | Sequence[float] | None) -> list[floa
 
 def _perturbed(density: LogDensity, perturb_func: Callable[..., Any], n_samples: int) -> Points:
     copies = tuple(x.repeat(n_samples, *[1] * (x.ndim - 1)) for x in density.inputs)
-    made = perturb_func(copies if density.is_tuple else copies[0])
+    made = as_tensors(perturb_func(copies if density.is_tuple else copies[0]))
     parts = made if isinstance(made, tuple) else (made,)
     if len(parts) != len(copies) or not all(
         isinstance(part, Tensor) and part.shape == x.shape for part, x in zip(parts, copies, strict=False)

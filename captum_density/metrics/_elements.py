@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import as_tensors
+
 __all__ = ["Elements"]
 
 
@@ -64,8 +66,7 @@ class Elements:
         """
         if isinstance(attributions, tuple) and len(attributions) == 1:
             attributions = attributions[0]
-        if isinstance(attributions, np.ndarray):
-            attributions = torch.from_numpy(np.array(attributions))
+        attributions = as_tensors(attributions)
         if not isinstance(attributions, Tensor) or not attributions.is_floating_point():
             received = attributions.dtype if isinstance(attributions, Tensor) else type(attributions).__name__
             raise TypeError(f"attributions {name!r} must be a floating-point tensor, but are {received}")
@@ -88,8 +89,7 @@ class Elements:
 
 
 def _groups(shape: tuple[int, ...], groups: Any) -> Tensor:
-    if isinstance(groups, np.ndarray):
-        groups = torch.from_numpy(np.array(groups))
+    groups = as_tensors(groups)
     if isinstance(groups, Tensor):
         if groups.is_floating_point() or int(groups.min()) < 0:
             raise ValueError("groups must be integers from 0, one for each element")

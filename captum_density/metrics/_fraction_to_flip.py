@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._attention import Place
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TensorOrTupleOfTensorsGeneric
 from captum_density._model.generators import derived_seed
 from captum_density.metrics._attention_examples import AttentionExamples
@@ -34,6 +35,7 @@ class FractionToFlip(NamedTuple):
     flipped: Tensor
 
 
+@takes_arrays
 def fraction_to_flip(
     model: Callable[..., Any],
     layer: str | nn.Module,

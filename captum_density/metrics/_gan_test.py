@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._classifier import Classifier
 from captum_density.samplers import Samples
@@ -31,6 +32,7 @@ class GanTest(NamedTuple):
         return self.correct.double().mean().item()
 
 
+@takes_arrays
 def gan_test(
     proxy: Callable[..., Any],
     samples: TensorOrTupleOfTensorsGeneric | Samples,

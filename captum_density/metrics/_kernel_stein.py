@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import as_tensors, takes_arrays
+
 __all__ = ["kernel_stein_discrepancy"]
 
 
+@takes_arrays
 def kernel_stein_discrepancy(
     score_func: Callable[[Tensor], Any],
     samples: Tensor,
@@ -70,7 +73,7 @@ def kernel_stein_discrepancy(
         raise ValueError(f"bandwidth must be positive and finite, but is {bandwidth}")
     if max_pairs_per_batch < 1:
         raise ValueError(f"max_pairs_per_batch must be at least 1, but is {max_pairs_per_batch}")
-    scores = score_func(samples.detach().clone())
+    scores = as_tensors(score_func(samples.detach().clone()))
     if not isinstance(scores, Tensor) or scores.shape != samples.shape:
         received = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"score_func must return what it takes, {tuple(samples.shape)}, but returned {received}")

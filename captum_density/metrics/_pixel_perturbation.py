@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.validation import expanded_baselines
 from captum_density.metrics._classifier import Classifier
@@ -38,6 +39,7 @@ class PixelPerturbation(NamedTuple):
     accuracy_area: Tensor
 
 
+@takes_arrays
 def pixel_perturbation(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,

@@ -9,6 +9,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
@@ -35,6 +36,7 @@ class ShiftSensitivity(NamedTuple):
     norm_change: Tensor
 
 
+@takes_arrays
 def shift_sensitivity(
     make_attribution: Attribution | Callable[..., Any],
     model: Callable[..., Any],

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
+
 __all__ = ["signal_block_share"]
 
 
+@takes_arrays
 def signal_block_share(attributions: Tensor, masks: Tensor) -> Tensor:
     r"""Share of each attribution's absolute mass that lies inside a mask, such as the signal block of `BlockImages`.
 

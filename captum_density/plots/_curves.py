@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_density._display.style import CHARACTER, COLORS, LINE, MARKS, STYLES, lines_of, longest_line, write_caption
+from captum_density._model.arrays import takes_arrays
 from captum_density.metrics import PixelPerturbation
 
 __all__ = ["density_ratio_curves", "pixel_perturbation_curves"]
@@ -15,6 +16,7 @@ __all__ = ["density_ratio_curves", "pixel_perturbation_curves"]
 _WIDTH, _HEIGHT = 6.0, 3.7  # inches, without legend and caption
 
 
+@takes_arrays
 def density_ratio_curves(
     noise_std: Sequence[float],
     ratios: Mapping[str, Tensor],

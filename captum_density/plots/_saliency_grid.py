@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_density._display.style import CHARACTER, LINE, lines_of, longest_line, write_caption
+from captum_density._model.arrays import takes_arrays
 
 __all__ = ["saliency_grid"]
 
@@ -19,6 +20,7 @@ _UNSIGNED_COLORS = "Oranges"
 _TITLE_WIDTH = 20  # characters, which is what fits above a cell of the default size
 
 
+@takes_arrays
 def saliency_grid(
     images: Tensor,
     attributions: Mapping[str, Tensor],

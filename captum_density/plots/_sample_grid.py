@@ -7,11 +7,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_density._display.style import CHARACTER, LINE, lines_of, longest_line, write_caption
+from captum_density._model.arrays import takes_arrays
 from captum_density.samplers import Samples
 
 __all__ = ["sample_grid"]
 
 
+@takes_arrays
 def sample_grid(
     samples: Mapping[str, Tensor | Samples],
     *,

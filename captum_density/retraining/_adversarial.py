@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from captum_density._density.langevin import Bounds
+from captum_density._model.arrays import as_tensors
 from captum_density.retraining._config import FitConfig
 from captum_density.retraining._engines import train_loop
-from captum_density.retraining._examples import Examples
+from captum_density.retraining._examples import Data, Examples
 from captum_density.retraining._pgd import pgd
 from captum_density.retraining._seeds import initial_model
 
@@ -20,7 +21,7 @@ __all__ = ["adversarial_fit"]
 
 def adversarial_fit(
     make_model: Callable[[], nn.Module],
-    train: tuple[Any, Any],
+    train: Data,
     *,
     norm: Literal["linf", "l2"] = "linf",
     radius: float,
@@ -41,7 +42,7 @@ def adversarial_fit(
 
     Args:
         make_model: Returns a new classifier, (N, C) logits; called with the global generators seeded.
-        train: Inputs (N, ...), floating-point tensor, and labels (N,). The model is trained on their device.
+        train: Inputs (N, ...) and labels (N,), as of `Examples`. The model is trained on their device.
         norm: "linf" or "l2", over all elements of an example.
         radius: epsilon, in units of the inputs. 0 for standard training.
         step_size: As `pgd`'s.
@@ -76,8 +77,7 @@ def adversarial_fit(
     config = FitConfig() if fit is None else fit
     if not isinstance(config, FitConfig):
         raise TypeError(f"fit must be a FitConfig, but is {type(config).__name__}")
-    Examples(train, train)  # refuses what cannot be trained on
-    inputs, labels = (torch.as_tensor(array) for array in train)
+    inputs, labels = map(as_tensors, Examples(train, train).splits[0])
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return pgd(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captum_density._cache.arrays import parts_of
+from captum_density._model.arrays import as_tensors
 
 __all__ = ["Data", "Examples", "Impute", "Job", "Split"]
 
@@ -63,6 +64,8 @@ class Examples:
     mask_only: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("groups", "fill"):
+            object.__setattr__(self, name, as_tensors(getattr(self, name)))
         for name in ("train", "test"):
             object.__setattr__(self, name, _split(name, getattr(self, name)))
         (train, train_labels), (test, test_labels) = self.splits
@@ -219,7 +222,7 @@ def _collected(name: str, loader: DataLoader[Any]) -> list[Tensor]:
     batches = list(loader)
     if not batches or not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
         raise TypeError(f"{name} must give pairs (inputs, labels); wrap it in one that does")
-    return [torch.cat([torch.as_tensor(part) for part in parts]) for parts in zip(*batches, strict=True)]
+    return [torch.cat([torch.as_tensor(as_tensors(part)) for part in parts]) for parts in zip(*batches, strict=True)]
 
 
 def _check_split(name: str, pair: Sequence[Any]) -> None:

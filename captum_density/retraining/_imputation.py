@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.generators import standard_noise
 
 __all__ = ["noisy_linear_imputation"]
@@ -14,6 +15,7 @@ _PIXELS_AT_ONCE = 2**16  # in float64 the few arrays of a solve then stay in a C
 
 
 @torch.no_grad()
+@takes_arrays
 def noisy_linear_imputation(
     images: Tensor,
     kept: Tensor,

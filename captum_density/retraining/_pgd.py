@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._density.langevin import check_steps
+from captum_density._density.langevin import Bounds, check_bounds, check_steps, limits
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.fixed_modules import fixed_modules, modules_of
 from captum_density._model.generators import standard_noise
 from captum_density._model.validation import class_targets, validate_inputs
@@ -18,6 +19,7 @@ from captum_density._model.validation import class_targets, validate_inputs
 __all__ = ["pgd"]
 
 
+@takes_arrays
 def pgd(
     model: Callable[[Tensor], Tensor],
     inputs: Tensor,
@@ -27,7 +29,7 @@ def pgd(
     radius: float,
     step_size: float | None = None,
     n_steps: int = 10,
-    bounds: tuple[float | Tensor, float | Tensor] | None = None,
+    bounds: Bounds | None = None,
     random_start: bool = True,
     generator: torch.Generator | None = None,
     loss: Callable[[Tensor, Any], Tensor] | None = None,
@@ -178,17 +180,10 @@ def _evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
             module.training = training
 
 
-def _limits(bounds: tuple[float | Tensor, float | Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _limits(bounds: Bounds, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The bounds of each element of the inputs, which lie within them."""
-    try:
-        low, high = (torch.as_tensor(b, dtype=inputs.dtype, device=inputs.device).expand_as(inputs) for b in bounds)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            "bounds must be (low, high), each a number or a tensor that broadcasts to the inputs, "
-            f"{tuple(inputs.shape)}, but is {bounds}"
-        ) from error
-    if not bool((low < high).all()):
-        raise ValueError(f"bounds must be (low, high) with low < high, but is {bounds}")
+    check_bounds(bounds)
+    low, high = (torch.as_tensor(bound, dtype=inputs.dtype, device=inputs.device) for bound in limits(bounds, inputs))
     # What one normalises the bounds as the inputs by may differ in the last place.
     slack = 4 * torch.finfo(inputs.dtype).eps * torch.maximum(low.abs(), high.abs())
     outside = (inputs < low - slack) | (inputs > high + slack)

@@ -8,7 +8,6 @@ gate. A chain of pointwise functions, however it is spelt, gets the secant of th
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from captum_density._linear.recurrent import RECURRENT
 from captum_density._linear.remainders import linear
 from captum_density._linear.trace import Trace, enclosing_trace
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
+from captum_density._model.errors import warn
 from captum_density._model.modules import FSDP_IDENTITY, as_written
 from captum_density.rules._choices import Choice, RuleCall, Rules, RuleSet
 from captum_density.rules._maps import Secant, Valued, probe_points, scaled
@@ -201,10 +201,9 @@ class RuleMode(TorchFunctionMode):
             name = t.grad_fn.name()
             _refuse_recomputation(name)
             if name != f"{FSDP_IDENTITY}Backward":
-                warnings.warn(
+                warn(
                     f"{name} is not made of torch functions that rules could be chosen for: its own derivative stands "
-                    "for it",
-                    stacklevel=2,
+                    "for it"
                 )
         return depends
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_density._density.langevin import Bounds, Step, check_bounds, check_steps, within
 from captum_density._density.log_density import LogDensity, squared_norm
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.copies import Points
 from captum_density.samplers._samples import Sampler
 
@@ -29,7 +30,7 @@ class ActivationMaximization(Sampler):
         n_steps: As `LangevinSampler`.
         decay: lambda, at least 0.
         reference: x_0, a number or a tensor that broadcasts to the input; a tuple of these for several inputs.
-        bounds: (low, high), to which every element is clamped.
+        bounds: As `LangevinSampler`: Every element is clamped to them.
         normalize: Whether to divide each example's gradient by its norm, so that models whose gradients differ in
             length are climbed in equal steps.
 
@@ -50,6 +51,7 @@ class ActivationMaximization(Sampler):
 
     _name = "activation maximization"
 
+    @takes_arrays
     def __init__(
         self,
         forward_func: Callable[..., Any],

@@ -9,6 +9,7 @@ import torch
 
 from captum_density._density.langevin import Bounds, Langevin, Step, check_bounds, check_steps
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import takes_arrays
 from captum_density.samplers._samples import Sampler
 
 __all__ = ["LangevinSampler"]
@@ -32,7 +33,8 @@ class LangevinSampler(Sampler):
         n_steps: Steps of each chain.
         temperature: T of the density sampled, p(x)^(1/T): below 1 sharper than the model's. The dynamics of Grathwohl
             et al. with gradient step a and noise s are step_size = s**2 and temperature = s**2 / (2 * a).
-        bounds: (low, high) for every element. Points are clamped to them; with `metropolis`, steps that lead outside
+        bounds: (low, high), each a number for every element or a tensor that broadcasts to the input, such as (C, 1, 1)
+            for images normalised by channel. Points are clamped to them; with `metropolis`, steps that lead outside
             are refused, so that the samples are of the density within.
         metropolis: Whether to accept or refuse each step after Metropolis and Hastings.
         generator: What the noise is drawn from; None for the global generator.
@@ -57,6 +59,7 @@ class LangevinSampler(Sampler):
 
     _name = "Langevin"
 
+    @takes_arrays
     def __init__(
         self,
         forward_func: Callable[..., Any],

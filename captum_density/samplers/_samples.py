@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from captum_density._density.langevin import Step
 from captum_density._density.log_density import LogDensity
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 
 __all__ = ["Sampler", "Samples"]
@@ -46,6 +47,7 @@ class Sampler:
     def __init__(self, forward_func: Callable[..., Any], n_steps: int) -> None:
         self.forward_func, self.n_steps = forward_func, n_steps
 
+    @takes_arrays
     def sample(
         self,
         initial: TensorOrTupleOfTensorsGeneric,

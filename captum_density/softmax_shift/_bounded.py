@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density.softmax_shift._logits import LogitsWrapper, holds
 from captum_density.softmax_shift._patterns import check_patterns, floating, leading, product
 
@@ -80,6 +81,7 @@ class BoundedShift(LogitsWrapper):
 
     _harm = "which waves added to them take out of [0, 1]"
 
+    @takes_arrays
     def __init__(
         self,
         model: Callable[..., Any],

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model
 from captum_density.softmax_shift._logits import class_dimension, holds
@@ -64,6 +65,7 @@ class CounterShift(Shift):
         tensor(0.)
     """
 
+    @takes_arrays
     def __init__(
         self,
         model: Callable[..., Any],

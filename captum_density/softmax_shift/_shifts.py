@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.validation import check_model
 from captum_density.softmax_shift._logits import holds
 from captum_density.softmax_shift._patterns import check_patterns, leading, product
@@ -192,6 +193,7 @@ class LinearShift(Shift):
         (tensor([3.], grad_fn=...), (tensor([[0., 3.]]),))
     """
 
+    @takes_arrays
     def __init__(self, pattern: Tensor | tuple[Tensor, ...], scale: float = 1.0) -> None:
         super().__init__()
         if not math.isfinite(scale) or scale == 0:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
+
 __all__ = ["assert_complete"]
 
 # Rounding of a sum over a network's terms, with room for ill-conditioned ones.
@@ -20,6 +22,7 @@ class _Decomposition(Protocol):
     biases: Mapping[str, Tensor]
 
 
+@takes_arrays
 def assert_complete(
     terms: Tensor | tuple[Tensor, ...] | _Decomposition, output: Tensor | None = None, *, rtol: float | None = None
 ) -> None:

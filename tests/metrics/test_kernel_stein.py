@@ -211,7 +211,7 @@ ONES = torch.tensor([[0.0], [1.0], [2.0]])
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"samples": ONES.numpy()}, TypeError, "floating-point tensor"),
+        ({"samples": [ONES]}, TypeError, "floating-point tensor"),
         ({"samples": ONES.int()}, TypeError, "floating-point tensor"),
         ({"samples": ONES[:1]}, ValueError, r"two or more.*\(1, 1\)"),
         ({"samples": torch.tensor(1.0)}, ValueError, "two or more"),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._attribution_rows import attribution_rows
 from captum_density.metrics._axioms._feature_vectors import FeatureVectors, quotient
@@ -15,6 +16,7 @@ from captum_density.metrics._axioms._feature_vectors import FeatureVectors, quot
 __all__ = ["completeness_gap"]
 
 
+@takes_arrays
 def completeness_gap(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,

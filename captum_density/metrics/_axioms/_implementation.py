@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.validation import check_model
@@ -19,6 +20,7 @@ __all__ = ["implementation_gap"]
 _BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+@takes_arrays
 def implementation_gap(
     make_attribution: Callable[..., Any],
     model: Callable[..., Any],

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._axioms._feature_vectors import FeatureVectors, attribute_of, explaining, quotient
 
 __all__ = ["sensitivity_gap"]
 
 
+@takes_arrays
 def sensitivity_gap(
     explanation_func: Callable[..., Any],
     forward_func: Callable[..., Any],

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density.metrics._axioms._feature_vectors import FeatureVectors, attribute_of, explaining, quotient
 
@@ -16,6 +17,7 @@ __all__ = ["symmetry_gap"]
 _POINTS = 4
 
 
+@takes_arrays
 def symmetry_gap(
     explanation_func: Callable[..., Any],
     forward_func: Callable[..., Any],
@@ -78,6 +80,7 @@ def symmetry_gap(
 
 def _checked(pairs: Sequence[tuple[int, int]], d: int) -> Tensor:
     """(2, pairs) indices."""
+    pairs = pairs.tolist() if isinstance(pairs, Tensor) else pairs
     if any(not isinstance(pair, Sequence) for pair in pairs):
         raise TypeError(f"pairs must be pairs of indices, such as [(0, 1)], but are {pairs}")
     chosen = [tuple(int(index) for index in pair) for pair in pairs]

@@ -1,0 +1,60 @@
+"""NumPy arrays wherever tensors are taken, at the doors of the package: what is inside knows tensors only."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_tensors", "takes_arrays"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def takes_arrays(function: F) -> F:
+    """A function that may be given NumPy arrays wherever it takes tensors; its type says tensors."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(as_tensors, args), **{name: as_tensors(value) for name, value in kwargs.items()})
+
+    return cast(F, wrapper)
+
+
+def as_tensors(value: Any) -> Any:
+    """The same value with a tensor on the CPU for each NumPy array, also within tuples, lists and mappings.
+
+    NumPy's numbers become Python's, as Captum wants them for targets.
+
+    Raises:
+        TypeError: An array of something else than numbers.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return _as_tensor(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (tuple, list):
+        items = [as_tensors(item) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
+    if isinstance(value, Mapping):
+        converted = {key: as_tensors(item) for key, item in value.items()}
+        return value if all(map(operator.is_, converted.values(), value.values())) else converted
+    return value
+
+
+def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor of the same memory where PyTorch can share it: not what is read only, runs backwards or is foreign."""
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"an array must hold numbers, but is of dtype {array.dtype}; convert it, as array.astype(np.float32) does"
+        )
+    if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

@@ -1,0 +1,282 @@
+"""NumPy arrays work wherever tensors do, data sets and loaders wherever pairs do: each public entry point, once."""
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from captum.attr import Saliency
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import captum_density
+from captum_density import attr, datasets, density, losses, metrics, plots, retraining, samplers, softmax_shift, testing
+from captum_density.audit import Retraining, audit
+
+torch.manual_seed(0)
+X, NEAR, Y, SCALE = torch.randn(4, 6), torch.randn(4, 6), torch.arange(4) % 3, torch.rand(4, 3) + 0.5
+IMAGES, LABELS, KEPT = torch.rand(6, 1, 4, 4), torch.arange(6) % 2, torch.rand(6, 1, 4, 4) > 0.5
+TOKENS = torch.randn(3, 5, 8)
+NETWORK = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+LAYER = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
+READER = nn.Sequential(LAYER, nn.Flatten(), nn.Linear(40, 3)).eval()
+
+
+def model(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    y: torch.Tensor = NETWORK(x)
+    return y if scale is None else y * scale
+
+
+def symmetric(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return x.sum(1, keepdim=True) * scale
+
+
+def backwards(t: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The same numbers in an array that PyTorch can neither share nor write to."""
+    array = np.ascontiguousarray(t.numpy()[::-1])[::-1] if t.ndim else t.numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def call(loss: nn.Module, t: Any) -> Any:
+    return loss(model, t(X), t(Y), t(SCALE))
+
+
+def erased(t: Any) -> Any:
+    with attr.erase_attention(READER, "0.self_attn", t(torch.tensor([1, 0, 2])), query=t(torch.tensor([0, 1, 1]))):
+        return READER(TOKENS)
+
+
+def drawn(picture: Any) -> list[np.ndarray[Any, Any]]:
+    plt.close(picture)
+    return [np.asarray(shown.get_array(), dtype=float) for axes in picture.axes for shown in axes.get_images()] + [
+        line.get_xydata() for axes in picture.axes for line in axes.get_lines()
+    ]
+
+
+def shifted(shift: Any) -> Any:
+    return softmax_shift.SoftmaxShift(NETWORK, shift)(X)
+
+
+FIT = retraining.FitConfig(epochs=1, batch_size=4)
+# What has arguments for tensors, by its qualified name, called with each of them made by `t`.
+CALLS = {
+    "AttentionWeights.attribute": lambda t: attr.AttentionWeights(READER, "0.self_attn").attribute(
+        t(TOKENS), query=t(torch.tensor([0, 1, 2]))
+    ),
+    "AttentionGradient.attribute": lambda t: attr.AttentionGradient(READER, "0.self_attn").attribute(
+        t(TOKENS), t(torch.tensor([0, 1, 2])), query=t(torch.tensor(1))
+    ),
+    "CompleteDeepLift.attribute": lambda t: attr.CompleteDeepLift(model).attribute(t(X), t(NEAR), t(Y), t(SCALE)),
+    "CompleteDeepLiftShap.attribute": lambda t: attr.CompleteDeepLiftShap(model).attribute(
+        (t(X),), (t(NEAR),), t(Y), (t(SCALE),)
+    ),
+    "FullGrad.attribute": lambda t: attr.FullGrad(model).attribute(t(X), t(Y), t(SCALE)),
+    "FullGrad.compute_convergence_delta": lambda t: attr.FullGrad(model, complete=True).compute_convergence_delta(
+        t(NEAR), t(X), t(Y), t(SCALE)
+    ),
+    "FullGrad.decompose": lambda t: attr.FullGrad(model).decompose(t(X), t(Y), t(SCALE)).inputs,
+    "PathIntegratedGradients.attribute": lambda t: attr.PathIntegratedGradients(model).attribute(
+        t(X), t(NEAR), t(Y), t(SCALE), return_convergence_delta=True
+    ),
+    "PiecewiseLinearPath.__init__": lambda t: attr.PathIntegratedGradients(
+        model, attr.PiecewiseLinearPath(t(NEAR[None]))
+    ).attribute(X, target=Y),
+    "PowerPath.__init__": lambda t: attr.PathIntegratedGradients(model, attr.PowerPath(t(1 + X[0].abs()))).attribute(
+        X, target=Y
+    ),
+    "ShiftFooledGradient.attribute": lambda t: attr.ShiftFooledGradient(
+        model, softmax_shift.LinearShift(NEAR[0])
+    ).attribute(t(X), t(Y), additional_forward_args=t(SCALE)),
+    "SimpleFullGrad.attribute": lambda t: attr.SimpleFullGrad(model).attribute(t(X), t(Y), t(SCALE)),
+    "SmoothFullGrad.attribute": lambda t: attr.SmoothFullGrad(model).attribute(
+        t(X), t(Y), t(SCALE), generator=generator()
+    ),
+    "erase_attention": erased,
+    "BlockImages.__init__": lambda t: datasets.BlockImages(t(IMAGES), t(LABELS))[3],
+    "feature_leakage": lambda t: datasets.feature_leakage(4, 2, 3, u=t(torch.tensor([0.6, 0.8, 0.0]))),
+    "class_log_density": lambda t: density.class_log_density(model, t(X), t(Y), t(SCALE)),
+    "class_score": lambda t: density.class_score(model, t(X), t(Y), t(SCALE)),
+    "hessian_trace": lambda t: density.hessian_trace(model, t(X), t(Y), "exact", additional_forward_args=t(SCALE)),
+    "marginal_log_density": lambda t: density.marginal_log_density(model, t(X), t(SCALE)),
+    "marginal_score": lambda t: density.marginal_score(model, t(X), t(SCALE)),
+    "DensityLoss.forward": lambda t: call(losses.GradientNormLoss(), t),
+    "TransferLoss.forward": lambda t: call(losses.JacobianMatchingLoss(lambda x, scale: x[:, :3]), t),
+    "FoolingLoss.__init__": lambda t: call(losses.FoolingLoss(t(NEAR[:1])), t),
+    "ContrastiveDivergenceLoss.__init__": lambda t: losses.ContrastiveDivergenceLoss(
+        0.1, 2, bounds=(t(X.amin(0)), 9.0), generator=generator()
+    )(model, t(X)),
+    "attention_erasure": lambda t: metrics.attention_erasure(
+        READER, "0.self_attn", t(TOKENS), query=t(torch.tensor([0, 1, 2]))
+    ),
+    "fraction_to_flip": lambda t: metrics.fraction_to_flip(
+        READER, "0.self_attn", t(TOKENS), rankings={"mine": t(TOKENS[:, :, 0])}, query=t(torch.tensor(1))
+    )[1:],
+    "density_ratio": lambda t: metrics.density_ratio(
+        model, t(X), t(torch.tensor([0.1, 0.2])), None, t(SCALE), t(Y), generator=generator()
+    ),
+    "density_ratio, its perturb_func": lambda t: metrics.density_ratio(model, X, perturb_func=lambda x: t(x + 1)),
+    "gan_test": lambda t: metrics.gan_test(model, t(X), t(Y), t(SCALE)),
+    "completeness_gap": lambda t: metrics.completeness_gap(model, t(X), t(NEAR), t(0 * X), t(SCALE), t(Y)),
+    "implementation_gap": lambda t: metrics.implementation_gap(
+        Saliency, model, lambda x, scale: NETWORK(x) * scale, t(X), t(NEAR), t(SCALE), t(Y)
+    ),
+    "sensitivity_gap": lambda t: metrics.sensitivity_gap(
+        Saliency(model), model, t(X), t(NEAR), t(SCALE), t(Y), features=t(torch.tensor([0, 2]))
+    ),
+    "sensitivity_gap, its function": lambda t: metrics.sensitivity_gap(lambda x: t(NEAR), model, X, NEAR, target=Y),
+    "symmetry_gap": lambda t: metrics.symmetry_gap(
+        Saliency(symmetric), symmetric, t(X[:, :1].repeat(1, 6)), t(torch.tensor([[0, 1]])), t(0 * X), t(SCALE), t(Y)
+    ),
+    "kernel_stein_discrepancy": lambda t: metrics.kernel_stein_discrepancy(lambda x: t(-x), t(X)),
+    "pixel_perturbation": lambda t: metrics.pixel_perturbation(
+        model, t(X), t(NEAR), t(0 * X[:1]), t(SCALE), t(Y), channels="singly", fractions=t(torch.tensor([0.0, 0.5]))
+    ),
+    "shift_sensitivity": lambda t: metrics.shift_sensitivity(Saliency, model, t(X), None, t(Y), t(SCALE)),
+    "signal_block_share": lambda t: metrics.signal_block_share(t(IMAGES), t(KEPT)),
+    "density_ratio_curves": lambda t: drawn(
+        plots.density_ratio_curves(t(torch.tensor([0.1, 0.2])), {"a": t(X[:2]), "b": t(NEAR[:2])})
+    ),
+    "saliency_grid": lambda t: drawn(plots.saliency_grid(t(IMAGES), {"a": t(IMAGES - 0.5)})),
+    "sample_grid": lambda t: drawn(plots.sample_grid({"a": t(IMAGES)})),
+    "noisy_linear_imputation": lambda t: retraining.noisy_linear_imputation(t(IMAGES), t(KEPT), noise_std=0),
+    "pgd": lambda t: retraining.pgd(
+        NETWORK, t(X), t(Y), norm="linf", radius=0.1, bounds=(t(X.amin(0)), t(X.amax())), random_start=False
+    ),
+    "adversarial_fit": lambda t: retraining.adversarial_fit(
+        lambda: nn.Linear(6, 3), (t(X), t(Y)), radius=0.1, bounds=(t(X.amin(0)), t(X.amax())), fit=FIT
+    ).weight,
+    "Examples.__init__": lambda t: (
+        (examples := retraining.Examples(
+            (t(IMAGES), t(LABELS)), (t(IMAGES), t(LABELS)), groups=t(torch.arange(16).view(1, 4, 4)), fill=t(IMAGES[0]),
+            ranks=(t(torch.arange(16).repeat(6, 1)), t(torch.arange(16).repeat(6, 1))),
+        )) and [result.correct for result in retraining.fit_many(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), [retraining.Job(examples, (0, 8))], fit=FIT
+        )]
+    ),
+    "Sampler.sample": lambda t: samplers.LangevinSampler(model, 0.1, 2, generator=generator()).sample(
+        t(X), t(Y), t(SCALE)
+    ).samples,
+    "LangevinSampler.__init__": lambda t: samplers.LangevinSampler(
+        model, 0.1, 2, bounds=(t(X.amin(0)), 9.0), generator=generator()
+    ).sample(X).samples,
+    "ActivationMaximization.__init__": lambda t: samplers.ActivationMaximization(
+        model, 0.1, 2, reference=t(NEAR), decay=1.0, bounds=(t(X.amin(0)), 9.0)
+    ).sample(X, Y).samples,
+    "LinearShift.__init__": lambda t: shifted(softmax_shift.LinearShift(t(NEAR[0]))),
+    "BoundedShift.__init__": lambda t: softmax_shift.BoundedShift(NETWORK, 1.0, 2.0, pattern=t(NEAR[0]))(X),
+    "CounterShift.__init__": lambda t: shifted(softmax_shift.CounterShift(NETWORK, t(Y), t(NEAR), t(X))),
+    "assert_complete": lambda t: testing.assert_complete(t(X), t(X.sum(1))),
+    "audit": lambda t: audit(
+        NETWORK, (t(X), t(Y)), ["Saliency"], metrics=["completeness_gap"], target=t(Y)
+    ).methods["Saliency"]["completeness_gap"].value,
+}  # fmt: skip
+# Data, each of them a pair, a data set or a loader.
+DATA = {
+    "audit": lambda data: audit(NETWORK, data, ["InputXGradient"], metrics=["completeness_gap"], limit=None).to_json(),
+    "Retraining": lambda data: Retraining(nn.Linear, data, data).gathered(0)[0].train,
+    "Examples": lambda data: retraining.Examples(data, data).splits,
+    "adversarial_fit": lambda data: retraining.adversarial_fit(
+        lambda: nn.Linear(6, 3), data, radius=0.1, fit=FIT
+    ).weight,
+    **{
+        name: lambda data, metric=metric: metric(
+            lambda: nn.Linear(6, 3), data, data, {"saliency": lambda x: x}, fractions=[0.5], runs=1, fit=FIT,
+            controls=["random"],
+        ).correct
+        for name, metric in (("diff_roar", metrics.diff_roar), ("roar", metrics.roar), ("kar", metrics.kar))
+    },
+}  # fmt: skip
+# Has tensors in its signature, and is not to be called with data: why, and what.
+SPARED = {
+    "a result, which its function makes": {
+        "FullGradients.__init__", "RetrainingResult.__init__", "JobResult.__init__", "AuditReport.__init__",
+        "Problem.__init__",
+    },
+    "called by an attribution, with tensors": {
+        f"{path}.{method}"
+        for path in ("Path", "StraightPath", "PowerPath", "PiecewiseLinearPath", "FunctionPath")
+        for method in ("points", "derivatives", "legs")
+    },
+    "called by a model, with its logits": {"Shift.add_to"},
+}  # fmt: skip
+_TENSORS = re.compile(r"\bTensor|TargetType|BaselineType|\bMaps\b|\bBounds\b|\bPlace\b|\bData\b|\bArray\b")
+
+
+def entry_points() -> set[str]:
+    """The public functions and methods whose signatures have tensors in them, callables aside."""
+    names = set()
+    for namespace in captum_density._NAMESPACES:
+        module = importlib.import_module(f"captum_density.{namespace}")
+        for public in (getattr(module, name) for name in module.__all__):
+            functions = [value for _, value in inspect.getmembers(public)] if inspect.isclass(public) else [public]
+            functions = [f for f in functions if inspect.isfunction(f) and f.__module__.startswith("captum_density")]
+            for function in functions:
+                types = [str(p.annotation) for p in inspect.signature(function).parameters.values()]
+                types = [re.sub(r"Callable\[.*?\](?!\])(?:, \w+\])?", "", type) for type in types]
+                hidden = function.__name__.startswith("_") and function.__name__ != "__init__"
+                if not hidden and any(map(_TENSORS.search, types)):
+                    names.add(function.__qualname__)
+    return names - set.union(*SPARED.values())
+
+
+def test_every_entry_point_is_called_here():
+    assert not entry_points() - {*CALLS, *DATA}
+    assert not set.union(*SPARED.values()) & {*CALLS, *DATA}
+
+
+def same(received: Any, expected: Any) -> None:
+    if isinstance(expected, str):
+        assert received == expected
+    elif isinstance(expected, tuple) and not isinstance(received, torch.Tensor):
+        for one, other in zip(received, expected, strict=True):
+            same(one, other)
+    elif expected is not None:
+        assert_close(received, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_give_what_tensors_give(name):
+    expected = CALLS[name](lambda t: t)
+    torch.manual_seed(0)
+    same(CALLS[name](backwards), expected)
+
+
+class Arrays(Dataset):
+    """Examples and labels as NumPy has them."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X.numpy()[i], Y.numpy()[i]
+
+
+FORMS = {
+    "arrays": (backwards(X), backwards(Y)),
+    "data set": TensorDataset(X, Y),
+    "data set of arrays": Arrays(),
+    "loader": DataLoader(TensorDataset(X, Y), batch_size=3),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", DATA)
+def test_every_form_of_data_gives_the_same(name, form):
+    data = FORMS[form]
+    same(numbers(DATA[name](data)), numbers(DATA[name]((X, Y))))
+
+
+def numbers(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(numbers, value))
+    return torch.tensor(value.copy()) if isinstance(value, np.ndarray) else value
