@@ -20,10 +20,10 @@ from captum_density.rules import BalancedGradients
 
 __all__ = ["TransformerStudy", "draw_transformer_study", "patches_kept", "study_transformer", "transformer"]
 
-_PATCH = 2  # pixels
-_EPOCHS = 12  # fewer make a transformer that is often wrong
+_SIDE, _PATCH = 16, 4  # pixels of a canvas, and of a patch
+_COPIES, _EPOCHS = 3, 4  # places that each digit is seen at, and passes over these
 _ROWS = 5  # digits in the picture
-_FRACTIONS = [k / 8 for k in range(9)]
+_FRACTIONS = [k / 16 for k in range(17)]
 _METHODS: Mapping[str, Callable[[nn.Module], Attribution]] = {
     "Saliency": Saliency,
     "InputXGradient": InputXGradient,
@@ -38,7 +38,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {"Saliency": {"abs": False}, "Integr
 
 def transformer() -> nn.Module:
     """Make torchvision's vision transformer, for digits and small: 16 patches, two blocks, width 32."""
-    model = VisionTransformer(8, _PATCH, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10)
+    model = VisionTransformer(_SIDE, _PATCH, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10)
     model.conv_proj = nn.Conv2d(1, 32, _PATCH, stride=_PATCH)  # one channel for three
     return model
 
@@ -49,9 +49,9 @@ class TransformerStudy:
 
     Args:
         accuracy: On all test digits, in [0, 1]; higher is better.
-        images: (K, 1, 8, 8), the digits that are drawn.
+        images: (K, 1, 16, 16), the digits that are drawn.
         classes: The K predicted classes, which are explained.
-        attributions: Each method's attributions of these, (K, 1, 8, 8).
+        attributions: Each method's attributions of these, (K, 1, 16, 16).
         scores: Each method's `patches_kept`.
         examples: How many digits scores are of.
     """
@@ -77,22 +77,25 @@ class TransformerStudy:
         return {"accuracy": self.accuracy, "examples": self.examples, "patches_kept": self.scores}
 
 
-def study_transformer(data: Digits, *, seed: int, examples: int, epochs: int = _EPOCHS) -> TransformerStudy:
-    """Train a vision transformer, and explain what it predicts.
+def study_transformer(data: Digits, *, seed: int, examples: int) -> TransformerStudy:
+    """Train a vision transformer on digits that lie somewhere on a larger canvas, and explain what it predicts.
 
     Args:
         data: The digits; the first of those for testing are explained.
-        seed: Of the initial weights and the order of training.
+        seed: Of their places, the initial weights and the order of training.
         examples: How many digits to score methods on.
-        epochs: Passes over the training digits.
 
     Returns:
         Everything that is drawn and printed.
     """
-    model = train(data, seed=seed, epochs=epochs, network=transformer, name="training a transformer")
+    generator = torch.Generator().manual_seed(seed)
+    copies = torch.cat([_on_canvas(data.train_images, generator) for _ in range(_COPIES)])
+    test = _on_canvas(data.test_images, generator)
+    data = Digits(copies, data.train_labels.repeat(_COPIES), test, data.test_labels)
+    model = train(data, seed=seed, epochs=_EPOCHS, network=transformer, name="training a transformer")
     with torch.no_grad():
-        predicted = model(data.test_images).argmax(dim=1)
-    images, target = data.test_images[:examples], predicted[:examples]
+        predicted = model(test).argmax(dim=1)
+    images, target = test[:examples], predicted[:examples]
     attributions, scores = {}, {}
     for name, make in _METHODS.items():
         inputs = images.clone().requires_grad_()
@@ -108,13 +111,23 @@ def study_transformer(data: Digits, *, seed: int, examples: int, epochs: int = _
     )
 
 
+def _on_canvas(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each digit at one of nine places, (N, 1, 16, 16)."""
+    n, _, height, width = images.shape
+    canvases = images.new_zeros(n, 1, _SIDE, _SIDE)
+    corners = _PATCH * torch.randint((_SIDE - height) // _PATCH + 1, (n, 2), generator=generator)
+    for canvas, image, (top, left) in zip(canvases, images, corners.tolist(), strict=True):
+        canvas[:, top : top + height, left : left + width] = image
+    return canvases
+
+
 def patches_kept(model: nn.Module, images: Tensor, attribution: Tensor, target: Tensor) -> float:
     """Measure whether patches that are ranked high matter more than those that are ranked low.
 
     Args:
-        model: (N, 1, 8, 8) to (N, 10).
-        images: (N, 1, 8, 8).
-        attribution: (N, 1, 8, 8), signed.
+        model: (N, 1, 16, 16) to (N, 10).
+        images: (N, 1, 16, 16).
+        attribution: (N, 1, 16, 16), signed.
         target: (N,) the classes that are explained.
 
     Returns:

@@ -127,9 +127,9 @@ def test_the_vision_transformer_is_reported(whole):
 
 
 def test_kept_patches_tell_a_ranking_that_knows():
-    images = torch.rand(6, 1, 8, 8) + 0.5
-    decisive = torch.zeros(1, 1, 8, 8)
-    decisive[..., 2:4, 4:6] = 1.0
+    images = torch.rand(6, 1, 16, 16) + 0.5
+    decisive = torch.zeros(1, 1, 16, 16)
+    decisive[..., 4:8, 8:12] = 1.0
 
     def model(x):
         of_patch = (x * decisive).flatten(1).sum(1)
