@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import sys
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -249,6 +250,17 @@ def test_arrays_give_what_tensors_give(name):
     expected = CALLS[name](lambda t: t)
     torch.manual_seed(0)
     same(CALLS[name](backwards), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, run in CALLS.items() if {"model", "call"} & {*run.__code__.co_names}])
+def test_outputs_in_a_record_are_refused_with_the_code_that_picks_one(name, monkeypatch):
+    def record(*args: torch.Tensor) -> dict[str, Any]:
+        return {"loss": None, "logits": own(*args)}
+
+    own = model
+    monkeypatch.setattr(sys.modules[__name__], "model", record)
+    with pytest.raises((TypeError, ValueError), match=r"`lambda x: model\(x\)\['logits'\]`"):
+        CALLS[name](lambda t: t)
 
 
 class Arrays(Dataset):

@@ -22,7 +22,10 @@ __all__ = [
     "expanded_baselines",
     "how_to_pick",
     "one_output_advice",
+    "picked",
+    "received",
     "refuse_labels_of_one_output",
+    "returned_tensor",
     "selected_output",
     "validate_inputs",
     "warn_of_probabilities",
@@ -83,7 +86,19 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, di
 
 
 def how_to_pick(output: Any) -> str:
-    """Code that picks a tensor out of whatever else a model returned: a mapping, a record, a sequence."""
+    """What to do about a model that returned a mapping, a record, a sequence: code that picks a tensor out of it."""
+    return f"pass a function that picks one, such as `lambda x: {picked(output)}`"
+
+
+def received(output: Any) -> str:
+    """What a model returned, in words: a tensor's shape; of anything else its class, and how to pick a tensor of it."""
+    if isinstance(output, Tensor):
+        return str(tuple(output.shape))
+    return f"{type(output).__name__}; {how_to_pick(output)}"
+
+
+def picked(output: Any) -> str:
+    """Code that picks a tensor out of whatever else a model returned."""
     if isinstance(output, Mapping):
         names = [f"[{key!r}]" for key, value in output.items() if isinstance(value, Tensor)] or ["['key']"]
     elif dataclasses.is_dataclass(output) or hasattr(output, "_fields"):
@@ -93,8 +108,18 @@ def how_to_pick(output: Any) -> str:
         names = [f"[{i}]" for i, item in enumerate(output) if isinstance(item, Tensor)] or ["[0]"]
     else:
         names = [".logits"]
-    name = next((name for name in names if "logits" in name), names[0])
-    return f"pass a function that picks one, such as `lambda x: model(x){name}`"
+    return f"model(x){next((name for name in names if 'logits' in name), names[0])}"
+
+
+def returned_tensor(output: Any) -> Tensor:
+    """What a model returned, which has to be a tensor.
+
+    Raises:
+        TypeError: It is none; says how to pick one.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the model returned {type(output).__name__}, not a tensor; {how_to_pick(output)}")
+    return output
 
 
 def examples_first(output: Any, n: int) -> Tensor:
@@ -104,8 +129,7 @@ def examples_first(output: Any, n: int) -> Tensor:
         TypeError: It is no tensor.
         ValueError: The examples do not come first.
     """
-    if not isinstance(output, Tensor):
-        raise TypeError(f"the model returned {type(output).__name__}, not a tensor; {how_to_pick(output)}")
+    output = returned_tensor(output)
     if output.ndim == 0 or output.shape[0] != n:
         raise ValueError(
             f"the model returned shape {tuple(output.shape)} for {n} examples; examples must come first "

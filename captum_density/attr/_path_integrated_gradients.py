@@ -20,7 +20,7 @@ from captum_density._model.captum import (
     log_usage,
 )
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import check_model, expanded_baselines
+from captum_density._model.validation import check_model, expanded_baselines, returned_tensor
 from captum_density.attr._common import finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 from captum_density.attr._repr import shown
@@ -192,7 +192,7 @@ class PathIntegratedGradients(GradientAttribution):
             rows = torch.arange(batch.n, device=batch.device).repeat(s)
             points = leg.path.points(alphas, leg.start, leg.end)
             gradients = self.gradient_func(
-                forward_fn=self.forward_func,
+                forward_fn=lambda *args: returned_tensor(self.forward_func(*args)),
                 inputs=tuple(p.flatten(0, 1).requires_grad_() for p in points),
                 target_ind=batch.target_of(rows),
                 additional_forward_args=batch.args_of(rows),

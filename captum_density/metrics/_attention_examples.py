@@ -15,6 +15,7 @@ from captum_density._attention import Place, find_layer, logits_of
 from captum_density._model.batch import ModelOnBatch, Rows, rows_of
 from captum_density._model.captum import TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import refuse_random_numbers
+from captum_density._model.validation import received
 from captum_density.attr import AttentionGradient, AttentionWeights, erase_attention
 
 __all__ = ["AttentionExamples"]
@@ -131,12 +132,10 @@ class AttentionExamples(ModelOnBatch):
 
 def _checked(logits: Any, n: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
-        is_tensor = isinstance(logits, Tensor)
-        received = tuple(logits.shape) if is_tensor else type(logits).__name__
-        remedy = "two classes of one output z are `torch.cat([torch.zeros_like(z), z], dim=1)`"
-        remedy = remedy if is_tensor else "pass a function that picks the logits"
+        remedy = "; two classes of one output z are `torch.cat([torch.zeros_like(z), z], dim=1)`"
         raise ValueError(
-            f"the model must return logits of at least two classes, ({n}, C), but returned {received}; {remedy}"
+            f"the model must return logits of at least two classes, ({n}, C), but returned {received(logits)}"
+            f"{remedy if isinstance(logits, Tensor) else ''}"
         )
     if not bool(logits.isfinite().all()):
         raise ValueError("the model returned NaN or infinite logits")

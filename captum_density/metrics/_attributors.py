@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captum_density._model.arrays import as_tensors
 from captum_density._model.attribution import attribute_function, attribution_of, parameters_of
 from captum_density._model.batch import ModelOnBatch
+from captum_density._model.validation import received
 
 __all__ = ["Array", "Attributor", "Split", "attribute_rows", "check_attributor", "device_of", "explained_module"]
 
@@ -79,11 +80,9 @@ def attribute_rows(
             with torch.no_grad():
                 logits = ModelOnBatch(attribution.forward_func, inputs.clone(), differentiable=False).run()
             if not isinstance(logits, Tensor) or logits.ndim != 2:
-                received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise TypeError(
                     f"the model that attributions[{name!r}] explains must return logits (N, classes), but returned "
-                    f"{received}: wrap it in a module that returns them, or pass a function of the inputs that returns "
-                    "attributions"
+                    f"{received(logits)}; or pass a function of the inputs that returns attributions"
                 )
             options["target"] = logits.argmax(1)
         try:

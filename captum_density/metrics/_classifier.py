@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import class_targets
+from captum_density._model.validation import class_targets, received
 
 __all__ = ["Classifier"]
 
@@ -76,8 +76,7 @@ class Classifier(ModelOnBatch):
 
 def _check(logits: Any, classes: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(classes):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the classifier must return logits ({len(classes)}, C), but returned {shape}")
+        raise ValueError(f"the classifier must return logits ({len(classes)}, C), but returned {received(logits)}")
     if logits.shape[1] < 2:
         raise ValueError(
             "the classifier has one output, which is always the largest; make two classes of it, such as "

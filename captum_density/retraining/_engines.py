@@ -11,6 +11,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
 from captum_density._model.generators import derived_seed, seeded
+from captum_density._model.validation import picked
 from captum_density.retraining._config import Fit, FitConfig
 from captum_density.retraining._seeds import batches, count_batches
 from captum_density.retraining._view import Kept, View
@@ -173,8 +174,12 @@ def _right(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_logits(output: object, largest: int) -> None:
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"the model must return logits (N, classes), but returned {received}")
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the model must return logits (N, classes), but returned {type(output).__name__}; let make_model return a "
+            f"module that picks them, as `{picked(output)}` does"
+        )
+    if output.ndim != 2:
+        raise ValueError(f"the model must return logits (N, classes), but returned {tuple(output.shape)}")
     if largest >= output.shape[1]:
         raise ValueError(f"the model has {output.shape[1]} outputs, but label {largest} is among the labels")

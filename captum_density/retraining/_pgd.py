@@ -14,7 +14,7 @@ from captum_density._density.langevin import Bounds, check_bounds, check_steps, 
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.fixed_modules import fixed_modules, modules_of
 from captum_density._model.generators import standard_noise
-from captum_density._model.validation import class_targets, validate_inputs
+from captum_density._model.validation import class_targets, received, validate_inputs
 
 __all__ = ["pgd"]
 
@@ -125,8 +125,10 @@ def _gradient(model: Callable[..., Any], x: Tensor, target: Any, loss: Callable[
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(target):
-        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must return logits ({len(target)}, C), but returned {returned}; or pass a loss")
+        raise ValueError(
+            f"the model must return logits ({len(target)}, C), or pass a loss of what it returns; but it returned "
+            f"{received(logits)}"
+        )
     if int(target.max()) >= logits.shape[1]:
         raise ValueError(f"target holds class {int(target.max())}, but the model has {logits.shape[1]} classes")
     return F.cross_entropy(logits, target, reduction="none")

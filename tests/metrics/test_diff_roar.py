@@ -543,7 +543,7 @@ class _Flat(nn.Module):
 @pytest.mark.parametrize(
     ("attributor", "error", "message"),
     [
-        (Saliency(_Tuple()), TypeError, "explains must return logits .* wrap it in a module"),
+        (Saliency(_Tuple()), TypeError, "pass a function that picks one"),
         (Saliency(_Flat()), TypeError, r"returned \(40,\)"),
         (Saliency, TypeError, "is the class Saliency; make it for a model first"),
         (lambda x, target: x, TypeError, "let it predict the class itself"),

@@ -1020,7 +1020,7 @@ def test_a_model_that_returns_no_tensor_is_refused():
         def forward(self, x):
             return super().forward(x), None
 
-    with pytest.raises(ValueError, match=r"must return logits \(N, classes\), but returned tuple"):
+    with pytest.raises(ValueError, match=r"make_model return a module that picks them, as `model\(x\)\[0\]` does"):
         fit_many(lambda: Pair(2, 2), [Job(given())], strategy="loop")
 
 
