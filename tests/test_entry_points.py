@@ -1,5 +1,6 @@
 """NumPy arrays work wherever tensors do, data sets and loaders wherever pairs do: each public entry point, once."""
 
+import copy
 import importlib
 import inspect
 import re
@@ -261,6 +262,43 @@ def test_outputs_in_a_record_are_refused_with_the_code_that_picks_one(name, monk
     monkeypatch.setattr(sys.modules[__name__], "model", record)
     with pytest.raises((TypeError, ValueError), match=r"`lambda x: model\(x\)\['logits'\]`"):
         CALLS[name](lambda t: t)
+
+
+# An attribution method, as people pass it.
+METHODS = {
+    "class": lambda model: Saliency,
+    "method of an instance": lambda model: Saliency(model).attribute,
+    "function of a model": lambda model: lambda model: Saliency(model),
+    "function of a model, its method": lambda model: lambda model: Saliency(model).attribute,
+}
+TAKEN_BY = {
+    "audit": lambda method: audit(NETWORK, X, {"a": method(NETWORK)}, metrics=["shift_sensitivity"]).to_json(),
+    "shift_sensitivity": lambda method: metrics.shift_sensitivity(method(NETWORK), NETWORK, X, target=Y),
+    "implementation_gap": lambda method: metrics.implementation_gap(
+        method(NETWORK), NETWORK, copy.deepcopy(NETWORK), X, target=Y
+    ),
+    "sensitivity_gap": lambda method: metrics.sensitivity_gap(method(NETWORK), NETWORK, X, target=Y),
+    "symmetry_gap": lambda method: metrics.symmetry_gap(
+        method(summed), summed, X[:, :1].repeat(1, 6), [(0, 1)], target=0
+    ),
+    "check_attribution": lambda method: testing.check_attribution(method(NETWORK), checks=["output_form", "finite"]),
+}
+
+
+def summed(x: torch.Tensor) -> torch.Tensor:
+    return x.sum(1, keepdim=True).sin()
+
+
+@pytest.mark.parametrize("form", METHODS)
+@pytest.mark.parametrize("name", TAKEN_BY)
+def test_a_method_may_be_a_class_an_instance_or_a_function_of_a_model(name, form):
+    same(TAKEN_BY[name](METHODS[form]), TAKEN_BY[name](Saliency))
+
+
+@pytest.mark.parametrize("method", [Saliency, lambda model: Saliency(model), lambda model: Saliency(model).attribute])
+def test_without_a_model_to_explain_the_method_has_to_be_made_for_one(method):
+    with pytest.raises(TypeError, match=r"make it for a model first"):
+        metrics.diff_roar(lambda: nn.Linear(6, 3), (X, Y), (X, Y), {"a": method}, fit=FIT, runs=1, controls=[])
 
 
 class Arrays(Dataset):

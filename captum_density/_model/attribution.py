@@ -14,7 +14,7 @@ from types import MethodType
 from typing import Any
 
 from captum.attr import Attribution
-from torch import nn
+from torch import Tensor, nn
 
 from captum_density._model.errors import describe
 from captum_density._model.fixed_modules import modules_of
@@ -29,17 +29,20 @@ def attribution_of(attributor: Any) -> Attribution | None:
     return owner if isinstance(owner, Attribution) else None
 
 
-def attribute_function(attributor: Any, name: str) -> Callable[..., Any]:
+def attribute_function(attributor: Any, name: str, *, model: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """What attributes the inputs of the model that an attributor is made for.
 
     Args:
         attributor: An attribution, such as `Saliency(model)`; its method, as it is or in a `functools.partial` with
             options; or a function of the inputs that returns attributions.
         name: What the caller calls it, for the message.
+        model: What classes and functions of a model are made for; None where nothing tells, and they are refused.
 
     Raises:
         TypeError: It is of no such kind: a class, which is made for no model yet, or a model.
     """
+    if model is not None:
+        attributor = _made_for(model, attributor, name)
     if isinstance(attributor, Attribution):
         return attributor.attribute
     unmade = _without_options(attributor)
@@ -150,6 +153,20 @@ def _without_options(attributor: Any) -> Any:
     while isinstance(attributor, functools.partial):
         attributor = attributor.func
     return attributor
+
+
+def _made_for(model: Callable[..., Any], attributor: Any, name: str) -> Any:
+    """The attributor, or what it makes of a model where it is a class or a function of models, not of inputs."""
+    if isinstance(_without_options(attributor), type):
+        return attribution_maker(attributor, name)(model)
+    if attribution_of(attributor) is not None or isinstance(attributor, nn.Module) or not callable(attributor):
+        return attributor
+    try:
+        result = attributor(model)
+    except Exception:  # as of any function of tensors that is given a model
+        return attributor
+    is_function = callable(result) and not isinstance(result, nn.Module | Tensor) and result is not model
+    return result if is_function or isinstance(result, Attribution) else attributor
 
 
 def _transferred(method: Any, other: Attribution) -> Any:

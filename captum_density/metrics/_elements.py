@@ -69,7 +69,9 @@ class Elements:
         attributions = as_tensors(attributions)
         if not isinstance(attributions, Tensor) or not attributions.is_floating_point():
             received = attributions.dtype if isinstance(attributions, Tensor) else type(attributions).__name__
-            raise TypeError(f"attributions {name!r} must be a floating-point tensor, but are {received}")
+            is_method = callable(attributions) or hasattr(attributions, "attribute")
+            remedy = "; make it for a model first, as `function(model)`" if is_method else ""
+            raise TypeError(f"attributions {name!r} must be a floating-point tensor, but are {received}{remedy}")
         whole = (n, *self.shape)
         shared = (n, 1, *self.shape[1:])  # one value for all channels of a pixel
         if tuple(attributions.shape) != whole and not (self.groups is not None and attributions.shape == shared):

@@ -3,13 +3,14 @@
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_density._model.attribution import attribution_maker
+from captum_density._model.attribution import attribution_maker, attribution_of
 from captum_density._model.errors import describe
 from captum_density.testing._globals import seeded
 from captum_density.testing._models import MODELS, Case, Inputs, build_case
@@ -56,11 +57,13 @@ class Attributor:
     def make(self, model: nn.Module) -> Attribution:
         """The attribution of a model."""
         attribution = self._make(model)
+        if isinstance(attribution, MethodType):
+            attribution = attribution_of(attribution) or attribution
         if not isinstance(attribution, Attribution):
             raise TypeError(
                 "make_attribution must turn a model into a captum.attr.Attribution, whose convergence delta and "
                 f"further methods are checked too, but it returned {describe(attribution)}; pass the attributor's "
-                "class, or a function of the model that returns an instance"
+                "class, or a function of the model that returns an instance, and options as attribute_kwargs"
             )
         return attribution
 

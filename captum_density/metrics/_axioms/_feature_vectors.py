@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._model.attribution import attribute_function, attribution_maker, parameters_of
+from captum_density._model.attribution import parameters_of
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType
 from captum_density._model.fixed_modules import fixed_modules
@@ -18,7 +18,7 @@ from captum_density._model.generators import replayable
 from captum_density._model.validation import expanded_baselines
 from captum_density.metrics._attribution_rows import attribution_rows
 
-__all__ = ["FeatureVectors", "attribute_of", "explaining", "quotient"]
+__all__ = ["FeatureVectors", "explaining", "quotient"]
 
 
 class FeatureVectors(ModelOnBatch):
@@ -137,17 +137,6 @@ class FeatureVectors(ModelOnBatch):
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([x.detach().reshape(len(x), -1) for x in parts], dim=1)
-
-
-def attribute_of(explanation_func: Any, forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """The attribute function that is meant; a class is made for the model first.
-
-    Raises:
-        TypeError: There is none.
-    """
-    if isinstance(getattr(explanation_func, "func", explanation_func), type):
-        explanation_func = attribution_maker(explanation_func, "explanation_func")(forward_func)
-    return attribute_function(explanation_func, "explanation_func")
 
 
 @contextmanager

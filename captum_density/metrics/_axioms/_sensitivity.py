@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_density._model.arrays import takes_arrays
+from captum_density._model.attribution import attribute_function
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._axioms._feature_vectors import FeatureVectors, attribute_of, explaining, quotient
+from captum_density.metrics._axioms._feature_vectors import FeatureVectors, explaining, quotient
 
 __all__ = ["sensitivity_gap"]
 
@@ -39,9 +40,9 @@ def sensitivity_gap(
     attributions are of the right size.
 
     Args:
-        explanation_func: The method: a Captum class or attribution, or an attribute function, as
-            `captum.metrics.sensitivity_max` takes it. It is given `baselines` (of the inputs' shape), `target` and
-            `additional_forward_args` as far as it takes them.
+        explanation_func: The method: a Captum class, an attribution, a function of the model that returns one, or an
+            attribute function, as `captum.metrics.sensitivity_max` takes it. It is given `baselines` (of the inputs'
+            shape), `target` and `additional_forward_args` as far as it takes them.
         forward_func: f, which the method explains. It runs with batch norm on its running statistics.
         inputs, baselines, additional_forward_args, target: As `completeness_gap`.
         features: Which elements to try, counted over all inputs of an example, flattened; None for all of them, each
@@ -75,7 +76,7 @@ def sensitivity_gap(
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), but is {tolerance}")
-    attribute = attribute_of(explanation_func, forward_func)
+    attribute = attribute_function(explanation_func, "explanation_func", model=forward_func)
     vectors = FeatureVectors(forward_func, inputs, baselines, additional_forward_args, target, max_examples_per_batch)
     candidates = _checked(features, vectors.d).to(vectors.x.device)
     at_baseline = vectors.outputs(vectors.baselines)

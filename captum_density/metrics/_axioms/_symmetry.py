@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_density._model.arrays import takes_arrays
+from captum_density._model.attribution import attribute_function
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density.metrics._axioms._feature_vectors import FeatureVectors, attribute_of, explaining, quotient
+from captum_density.metrics._axioms._feature_vectors import FeatureVectors, explaining, quotient
 
 __all__ = ["symmetry_gap"]
 
@@ -59,7 +60,7 @@ def symmetry_gap(
         >>> symmetry_gap(lambda x: f(x)[:, None] * torch.tensor([[0.75, 0.25]]), f, x, [(0, 1)]).item()
         0.5
     """
-    attribute = attribute_of(explanation_func, forward_func)
+    attribute = attribute_function(explanation_func, "explanation_func", model=forward_func)
     vectors = FeatureVectors(forward_func, inputs, baselines, additional_forward_args, target)
     i, j = _checked(pairs, vectors.d).to(vectors.x.device)
     for values, what in ((vectors.x, "inputs"), (vectors.baselines, "baselines")):
