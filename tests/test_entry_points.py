@@ -82,6 +82,7 @@ CALLS = {
     "CompleteDeepLiftShap.attribute": lambda t: attr.CompleteDeepLiftShap(model).attribute(
         (t(X),), (t(NEAR),), t(Y), (t(SCALE),)
     ),
+    "CompleteDeepLiftShap, its function": lambda t: attr.CompleteDeepLiftShap(model).attribute(X, lambda: t(NEAR), Y),
     "FullGrad.attribute": lambda t: attr.FullGrad(model).attribute(t(X), t(Y), t(SCALE)),
     "FullGrad.compute_convergence_delta": lambda t: attr.FullGrad(model, complete=True).compute_convergence_delta(
         t(NEAR), t(X), t(Y), t(SCALE)
@@ -114,6 +115,7 @@ CALLS = {
     "DensityLoss.forward": lambda t: call(losses.GradientNormLoss(), t),
     "TransferLoss.forward": lambda t: call(losses.JacobianMatchingLoss(lambda x, scale: x[:, :3]), t),
     "FoolingLoss.__init__": lambda t: call(losses.FoolingLoss(t(NEAR[:1])), t),
+    "FoolingLoss, its function": lambda t: losses.FoolingLoss(target_maps=lambda x: t(NEAR))(model, X, Y),
     "ContrastiveDivergenceLoss.__init__": lambda t: losses.ContrastiveDivergenceLoss(
         0.1, 2, bounds=(t(X.amin(0)), 9.0), generator=generator()
     )(model, t(X)),
@@ -165,6 +167,10 @@ CALLS = {
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), [retraining.Job(examples, (0, 8))], fit=FIT
         )]
     ),
+    "diff_roar, its functions": lambda t: metrics.diff_roar(
+        lambda: nn.Linear(6, 3), (X, Y), (X, Y), {"a": lambda x: t(x)}, baselines=lambda x, kept, generator: t(0 * x),
+        fractions=[0.5], runs=1, fit=FIT, controls=[],
+    ).correct,
     "Sampler.sample": lambda t: samplers.LangevinSampler(model, 0.1, 2, generator=generator()).sample(
         t(X), t(Y), t(SCALE)
     ).samples,
@@ -299,6 +305,27 @@ def test_a_method_may_be_a_class_an_instance_or_a_function_of_a_model(name, form
 def test_without_a_model_to_explain_the_method_has_to_be_made_for_one(method):
     with pytest.raises(TypeError, match=r"make it for a model first"):
         metrics.diff_roar(lambda: nn.Linear(6, 3), (X, Y), (X, Y), {"a": method}, fit=FIT, runs=1, controls=[])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x, target: attr.FullGrad(model).attribute(x, target),
+        lambda model, x, target: attr.PathIntegratedGradients(model).attribute(x, target=target),
+        lambda model, x, target: attr.CompleteDeepLift(model).attribute(x, target=target),
+        lambda model, x, target: density.class_score(model, x, target),
+        lambda model, x, target: metrics.completeness_gap(model, x, x, target=target),
+        lambda model, x, target: metrics.sensitivity_gap(Saliency, model, x, target=target),
+        lambda model, x, target: metrics.shift_sensitivity(Saliency, model, x, target=target),
+        lambda model, x, target: metrics.shift_sensitivity(
+            Saliency, model, x, softmax_shift.LinearShift(x[0]), target=target
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", [1, (1, 2)])
+def test_a_target_that_selects_several_numbers_is_not_called_missing(call, target):
+    with pytest.raises(AssertionError, match=r"give an index for each dimension after the first, such as \(0, 0, 0\)"):
+        call(nn.Conv2d(1, 3, 1), IMAGES, target)
 
 
 class Arrays(Dataset):

@@ -11,7 +11,7 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 
 from captum_density._linear.multipliers import multipliers
-from captum_density._model.arrays import takes_arrays
+from captum_density._model.arrays import as_tensors, takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.errors import warn
@@ -286,7 +286,7 @@ class CompleteDeepLiftShap(CompleteDeepLift):
 
 def _distribution(baselines: Any, inputs: Any, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if callable(baselines):
-        baselines = baselines(inputs) if inspect.signature(baselines).parameters else baselines()
+        baselines = as_tensors(baselines(inputs) if inspect.signature(baselines).parameters else baselines())
     given = baselines if isinstance(baselines, tuple) else (baselines,)
     if not all(isinstance(b, Tensor) for b in given):
         raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -20,7 +21,7 @@ from captum_density._model.captum import (
     log_usage,
 )
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import check_model, expanded_baselines, returned_tensor
+from captum_density._model.validation import check_model, expanded_baselines, selected_output
 from captum_density.attr._common import finish
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 from captum_density.attr._repr import shown
@@ -192,9 +193,9 @@ class PathIntegratedGradients(GradientAttribution):
             rows = torch.arange(batch.n, device=batch.device).repeat(s)
             points = leg.path.points(alphas, leg.start, leg.end)
             gradients = self.gradient_func(
-                forward_fn=lambda *args: returned_tensor(self.forward_func(*args)),
+                forward_fn=functools.partial(self._selected, batch.target_of(rows)),
                 inputs=tuple(p.flatten(0, 1).requires_grad_() for p in points),
-                target_ind=batch.target_of(rows),
+                target_ind=None,
                 additional_forward_args=batch.args_of(rows),
             )
             slopes = leg.path.derivatives(alphas, leg.start, leg.end) if self._multiply_by_inputs else None
@@ -212,6 +213,10 @@ class PathIntegratedGradients(GradientAttribution):
                 integral = (weights.to(totals[i]) @ integrand).view_as(totals[i])
                 totals[i] += integral if factor is None else integral * factor
         return totals
+
+    def _selected(self, target: TargetType, *args: Any) -> Tensor:
+        """The target's output, which Captum would not tell from a missing target where it is one of several numbers."""
+        return selected_output(self.forward_func(*args), target, len(args[0]))
 
 
 def _shares(n_steps: int, pieces: int, method: str) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_density._density.log_density import LogDensity
-from captum_density._model.arrays import takes_arrays
+from captum_density._model.arrays import as_tensors, takes_arrays
 from captum_density._model.precision import accumulation_dtype
 from captum_density.losses._density_loss import DensityLoss, Log
 
@@ -121,7 +121,7 @@ class FoolingLoss(DensityLoss):
     def _maps(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One for each input, of its shape."""
         if self._make_maps is not None:
-            result = self._make_maps(*(x.detach() for x in inputs))
+            result = as_tensors(self._make_maps(*(x.detach() for x in inputs)))
             maps = result if isinstance(result, tuple) else (result,)
         else:
             maps = tuple(self.buffers())

@@ -14,6 +14,7 @@ from captum_density._model.attribution import attribute_function, attribution_ma
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.generators import replayable
+from captum_density._model.validation import selected_output
 from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
@@ -118,7 +119,7 @@ def shift_sensitivity(
         if shift is None:
             shift = _default_shift(batch)
         shifted = SoftmaxShift(model, shift, class_dim)
-        floor = _rounding(shifted, batch.inputs, batch.args or ())
+        floor = _rounding(shifted, batch)
         options = {"target": target, "additional_forward_args": additional_forward_args}
         options = {name: value for name, value in options.items() if value is not None}
         maps = []
@@ -157,20 +158,24 @@ def _default_shift(batch: ModelOnBatch) -> LinearShift:
     return LinearShift(tuple(p.to(x.device, x.dtype) for p, x in zip(patterns, batch.inputs, strict=True)), scale)
 
 
-def _rounding(shifted: SoftmaxShift, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Tensor:
+def _rounding(shifted: SoftmaxShift, batch: ModelOnBatch) -> Tensor:
     """(N,) what rounding may leave of the shift in a map of zeros: some units in the last place of its gradient * x.
 
-    Run where gradients are taken, so that a shift in name only is refused for methods without gradients too.
+    Run where gradients are taken, so that a shift in name only is refused for methods without gradients too, as is a
+    target that does not fit.
     """
+    args = batch.args or ()
     with torch.enable_grad():
-        leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
-        shifted(*leaves, *args)
+        leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in batch.inputs)
+        output = shifted(*leaves, *args)
+        if batch.target is not None:
+            selected_output(output, batch.target, batch.n)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         values = shifted.shift(*leaves, *args)
         gradients: tuple[Tensor, ...] = tuple(map(torch.zeros_like, wanted))
         if values.requires_grad and wanted:
             gradients = torch.autograd.grad(values.sum(), wanted, allow_unused=True, materialize_grads=True)
-    floor = torch.zeros(len(inputs[0]), dtype=torch.float64, device=inputs[0].device)
+    floor = torch.zeros(batch.n, dtype=torch.float64, device=batch.device)
     for x, g in zip(wanted, gradients, strict=True):
         flat = [t.detach().double().reshape(len(t), -1) for t in (x, g)]
         floor += 64 * torch.finfo(x.dtype).eps * flat[1].norm(dim=1) * flat[0].abs().amax(1).clamp_min(1)

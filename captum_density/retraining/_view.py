@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_density._cache.arrays import ArrayRef, Arrays
+from captum_density._model.arrays import as_tensors
 from captum_density._model.generators import derived_seed, seeded
 from captum_density.retraining._examples import Examples, Impute
 
@@ -174,6 +175,7 @@ def _where_stays(x: Tensor, ranks: Tensor, low: Any, high: Any, fill: Tensor) ->
 
 def _imputation(imputed: Any, x: Tensor) -> Tensor:
     """What an imputation returned, checked."""
+    imputed = as_tensors(imputed)
     if not isinstance(imputed, Tensor) or imputed.shape != x.shape:
         received = tuple(imputed.shape) if isinstance(imputed, Tensor) else type(imputed).__name__
         raise ValueError(f"the imputation must return {tuple(x.shape)}, as the inputs are, but returned {received}")

@@ -5,6 +5,7 @@ import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -386,7 +387,7 @@ def test_unknown_names_are_refused(options, words):
         (nn.Linear(2, 2), "pass a function of the model, such as Saliency"),
         (None, "pass a function of the model, such as Saliency"),
         (lambda model: nn.Linear(1, 1), "pass the attributor's class, or a function of the model"),
-        (lambda model: Saliency(model).attribute, "pass the attributor's class, or a function of the model"),
+        (lambda model: partial(Saliency(model).attribute, abs=False), "options as attribute_kwargs"),
     ],
 )
 def test_what_makes_no_attribution_is_told_what_does(method, remedy):
