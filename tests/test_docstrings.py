@@ -101,18 +101,18 @@ class Described(NamedTuple):
     def function(self) -> Callable[..., Any] | None:
         """What runs when it is called, if that is ours and not made by dataclass or NamedTuple."""
         if inspect.isclass(self.value):
-            made = dataclasses.is_dataclass(self.value) or issubclass(self.value, tuple)
-            function = getattr(self.value, "__post_init__" if made else "__init__", None)
+            has_fields = dataclasses.is_dataclass(self.value) or issubclass(self.value, tuple)
+            function = getattr(self.value, "__post_init__" if has_fields else "__init__", None)
         else:
             function = inspect.unwrap(_function(self.value))
         return function if inspect.isfunction(function) and _ours(function) else None
 
     @property
     def section(self) -> dict[str, str]:
-        found = re.split(rf"^({'|'.join(SECTIONS)}):\n", self.text, flags=re.MULTILINE)
+        result = re.split(rf"^({'|'.join(SECTIONS)}):\n", self.text, flags=re.MULTILINE)
         # A section ends where the text goes on without indentation.
-        bodies = [textwrap.dedent(re.split(r"\n(?=\S)", body)[0]) for body in found[2::2]]
-        return {"": found[0], **dict(zip(found[1::2], bodies, strict=True))}
+        bodies = [textwrap.dedent(re.split(r"\n(?=\S)", body)[0]) for body in result[2::2]]
+        return {"": result[0], **dict(zip(result[1::2], bodies, strict=True))}
 
     @property
     def entries(self) -> dict[str, str]:
@@ -120,8 +120,8 @@ class Described(NamedTuple):
         text = self.section.get("Args", "") + "\n" + (self.section.get("Attributes", "") if self.is_record else "")
         parts = re.split(r"^(\w+(?:, \w+)*|Other arguments):\s", text, flags=re.MULTILINE)
         return {
-            name: " ".join(said.split())
-            for names, said in zip(parts[1::2], parts[2::2], strict=True)
+            name: " ".join(message.split())
+            for names, message in zip(parts[1::2], parts[2::2], strict=True)
             for name in names.split(", ")
         }
 
@@ -144,12 +144,14 @@ class Described(NamedTuple):
             return {}
         else:
             signature, scope = inspect.signature(self.function), self.function.__globals__
-        found = {
+        result = {
             name: parameter.annotation for name, parameter in signature.parameters.items() if not name.startswith("_")
         }
         if not inspect.isclass(self.value):
-            found["return"] = signature.return_annotation
-        return {name: _resolved(annotation, scope) for name, annotation in found.items() if name not in ("self", "cls")}
+            result["return"] = signature.return_annotation
+        return {
+            name: _resolved(annotation, scope) for name, annotation in result.items() if name not in ("self", "cls")
+        }
 
     @property
     def parameters(self) -> list[str]:
@@ -301,10 +303,10 @@ def test_results_are_described_and_tensors_have_shapes(it):
     assert returns is not inspect.Signature.empty, f"{it.name} has no return annotation"
     if returns is None:
         return
-    said = it.section.get("Returns") or it.section.get("Yields") or ("" if it.parameters else it.section[""])
-    assert said, f"{it.name} does not say what it returns"
+    message = it.section.get("Returns") or it.section.get("Yields") or ("" if it.parameters else it.section[""])
+    assert message, f"{it.name} does not say what it returns"
     if _holds(returns, Tensor, np.ndarray) or it.name.endswith(".attribute"):
-        assert SHAPE.search(" ".join(said.split())), f"{it.name} does not give the shape of what it returns"
+        assert SHAPE.search(" ".join(message.split())), f"{it.name} does not give the shape of what it returns"
 
 
 def _called(function: Callable[..., Any], owner: type | None, tree: ast.AST) -> Iterator[tuple[Any, type | None]]:

@@ -36,12 +36,12 @@ def _images(names):
 
 
 def _softmax_shift(names):
-    shown = [
+    similarities = [
         torch.nn.functional.cosine_similarity(names[kind].flatten(1), names["pattern"].flatten()[None])
         for kind in ("lie", "honest")
     ]
-    assert shown[0].min() > 0.9
-    assert shown[1].max() < 0.3
+    assert similarities[0].min() > 0.9
+    assert similarities[1].max() < 0.3
     twin = names["Saliency"](names["CenteredLogits"](names["model"])).attribute(names["images"], names["target"])
     torch.testing.assert_close(names["honest"], twin, rtol=1e-3, atol=1e-5)
 

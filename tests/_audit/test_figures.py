@@ -76,8 +76,8 @@ def test_the_legend_explains_what_is_shown_and_nothing_else():
     model = {"gan_test": Measured(0.5, reference=0.75)}
     legend = " ".join(report_of(methods, model, settings={"examples": 17}).table().split("\n\n")[-1].split())
     assert legend.startswith("Means over 17 examples, ") and "noise 0.12, sensitivity radius 0.046," in legend
-    shown = {name for name, measure in FIGURES.items() if f". {measure.title}, {measure.better}: " in f". {legend}"}
-    assert shown == {"infidelity", "gan_test"}
+    in_legend = {name for name, measure in FIGURES.items() if f". {measure.title}, {measure.better}: " in f". {legend}"}
+    assert in_legend == {"infidelity", "gan_test"}
     assert "For a map of zeros: 2 or 3, by what is explained." in legend
     assert "For the other classifier on the data: 0.75." in legend
     assert FIGURES["infidelity"].meaning in legend

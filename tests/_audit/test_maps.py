@@ -24,21 +24,21 @@ def test_packed_and_unpacked(n, channels, side):
 
 
 def test_shown_is_itself_again():
-    shown = pictures(["a", NAUGHTY], 4)
-    again = Maps.from_dict(json.loads(json.dumps(shown.to_dict())))
-    assert again == shown and again.targets == (0, 1, 2, 3) and list(again.maps) == ["a", NAUGHTY]
-    assert torch.equal(again.images, shown.images) and torch.equal(again.maps["a"], shown.maps["a"])
-    other = dataclasses.replace(shown, maps={**shown.maps, "a": shown.maps["a"] / 2})
-    assert shown != other and shown != dataclasses.replace(shown, targets=(1, 1, 1, 1)) and shown != "shown"
+    maps = pictures(["a", NAUGHTY], 4)
+    again = Maps.from_dict(json.loads(json.dumps(maps.to_dict())))
+    assert again == maps and again.targets == (0, 1, 2, 3) and list(again.maps) == ["a", NAUGHTY]
+    assert torch.equal(again.images, maps.images) and torch.equal(again.maps["a"], maps.maps["a"])
+    other = dataclasses.replace(maps, maps={**maps.maps, "a": maps.maps["a"] / 2})
+    assert maps != other and maps != dataclasses.replace(maps, targets=(1, 1, 1, 1)) and maps != "shown"
 
 
 @pytest.mark.parametrize(("n", "rows"), [(1, [0]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4]), (64, [0, 12, 25, 38, 51])])
 def test_at_most_five_spread_over_the_examples(n, rows):
     x = torch.arange(n, dtype=torch.float64).div(64).reshape(n, 1, 1, 1).expand(n, 3, 2, 2)
-    shown = Maps.of(x, torch.arange(n), {"a": drawn_maps(x + 1)})
-    assert shown.targets == tuple(rows)
-    assert torch.equal(shown.images, x[rows].float())
-    assert shown.maps["a"].shape == (len(rows), 1, 2, 2)
+    maps = Maps.of(x, torch.arange(n), {"a": drawn_maps(x + 1)})
+    assert maps.targets == tuple(rows)
+    assert torch.equal(maps.images, x[rows].float())
+    assert maps.maps["a"].shape == (len(rows), 1, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_at_most_five_spread_over_the_examples(n, rows):
 )
 def test_at_most_96_pixels(size, small):
     x = torch.rand(2, 3, *size)
-    shown = Maps.of(x, torch.zeros(2).long(), {"a": drawn_maps(x)})
-    assert shown.images.shape == (2, 3, *small) and shown.maps["a"].shape == (2, 1, *small)
-    assert shown.images.mean().item() == pytest.approx(x.mean().item(), abs=0.05)
+    maps = Maps.of(x, torch.zeros(2).long(), {"a": drawn_maps(x)})
+    assert maps.images.shape == (2, 3, *small) and maps.maps["a"].shape == (2, 1, *small)
+    assert maps.images.mean().item() == pytest.approx(x.mean().item(), abs=0.05)
     if size == (192, 384):
-        assert torch.allclose(shown.images, torch.nn.functional.avg_pool2d(x, 4), atol=1e-3)
+        assert torch.allclose(maps.images, torch.nn.functional.avg_pool2d(x, 4), atol=1e-3)
 
 
 def test_images_are_stretched_only_out_of_their_range():
@@ -75,7 +75,7 @@ def test_maps_are_sums_over_channels_scaled_one_by_one():
 @pytest.mark.parametrize("shape", [(4, 7), (4, 2, 3, 3), (4, 4, 3, 3), (4, 1, 3), (4, 1, 3, 3, 3)])
 def test_what_is_no_image_is_not_shown(shape):
     assert not Maps.can_show(torch.rand(shape))
-    shown = Maps.of(torch.rand(shape), torch.zeros(4).long(), {"a": torch.rand(4, 1, 3, 3)})
-    assert len(shown.images) == 0 and not shown.maps and not shown.targets
-    assert Maps.from_dict(shown.to_dict()) == shown
-    assert "What the methods show" not in report_of({}, shown=shown).to_html()
+    maps = Maps.of(torch.rand(shape), torch.zeros(4).long(), {"a": torch.rand(4, 1, 3, 3)})
+    assert len(maps.images) == 0 and not maps.maps and not maps.targets
+    assert Maps.from_dict(maps.to_dict()) == maps
+    assert "What the methods show" not in report_of({}, shown=maps).to_html()

@@ -26,7 +26,7 @@ def dots(axes):
     return result
 
 
-def drawn(methods, measure):
+def notes_of(methods, measure):
     """The same by the method's name."""
     (axes,) = draw_figures(methods, [measure]).axes
     labels = {
@@ -42,13 +42,13 @@ def test_panels_draw_the_figures():
     methods = {"a": spread, "b": none, "c": interval, "d": failed(), "e": Measured(0.1, 0.4), "f": Measured(0.2)}
     want = {"a": (0.5, 0.3, 0.7), "c": (0.3, 0.1, 0.6), "e": (0.1, 0.0, 0.5), "f": (0.2, 0.2, 0.2)}
     for measure in ("sensitivity_max", "shift_sensitivity"):
-        axes, result = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
+        axes, result = notes_of({name: {measure: figure} for name, figure in methods.items()}, measure)
         assert result == {name: pytest.approx(ends, rel=1e-12) for name, ends in want.items()}
         assert axes.get_title() == f"{FIGURES[measure].title}\n({FIGURES[measure].better})"
         assert axes.get_xscale() == "linear" and not axes.get_xlabel()
     # Below 0 is meant for what can be there.
     for measure, text in (("pixel_perturbation", "chance"), ("diff_roar", "no difference")):
-        axes, result = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
+        axes, result = notes_of({name: {measure: figure} for name, figure in methods.items()}, measure)
         assert result["e"] == pytest.approx((0.1, -0.3, 0.5))
         (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
         assert list(line.get_xdata()) == [0, 0] and axes.get_xlabel() == f"dashed: {text}"
@@ -56,7 +56,7 @@ def test_panels_draw_the_figures():
 
 def test_infidelity_is_drawn_in_units_of_a_map_of_zeros():
     methods = {"a": Measured(3.0, 1.0, reference=10.0), "b": Measured(3.0, 1.0, reference=5.0)}
-    axes, result = drawn({name: {"infidelity": figure} for name, figure in methods.items()}, "infidelity")
+    axes, result = notes_of({name: {"infidelity": figure} for name, figure in methods.items()}, "infidelity")
     assert result == {"a": pytest.approx((0.3, 0.2, 0.4)), "b": pytest.approx((0.6, 0.4, 0.8))}
     assert axes.get_title().startswith("infidelity / that of a map of zeros\n")
     (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
@@ -67,13 +67,13 @@ def test_infidelity_is_drawn_in_units_of_a_map_of_zeros():
 @pytest.mark.parametrize("measure", ["completeness_gap", "seconds"])
 def test_orders_of_magnitude(measure):
     methods = {"a": Measured(0.01, 0.02), "b": Measured(2.0, 0.5), "c": Measured(0.0), "d": Measured(1e-12)}
-    axes, result = drawn({name: {measure: figure} for name, figure in methods.items()}, measure)
+    axes, result = notes_of({name: {measure: figure} for name, figure in methods.items()}, measure)
     assert axes.get_xscale() == "log"
     assert result["a"] == pytest.approx((0.01, 1e-8, 0.03)) and result["b"] == pytest.approx((2.0, 1.5, 2.5))
     assert result["c"] == result["d"] == pytest.approx((1e-8, 1e-8, 1e-8))  # where rounding begins
-    low, high = drawn({"a": {measure: Measured(0.02, 0.1)}}, measure)[0].get_xlim()
+    low, high = notes_of({"a": {measure: Measured(0.02, 0.1)}}, measure)[0].get_xlim()
     assert 0.005 < low < 0.02 < 0.12 <= high < 1  # a standard deviation below 0 does not make the panel
-    low, high = drawn({"a": {measure: Measured(0.02)}}, measure)[0].get_xlim()
+    low, high = notes_of({"a": {measure: Measured(0.02)}}, measure)[0].get_xlim()
     assert high / low >= 99  # so that there are ticks
 
 
@@ -135,8 +135,8 @@ def test_names_are_no_formulas_and_keep_both_ends():
 def test_described_holds_the_figures():
     methods = {"a": row(), "b": row(0.25), "c": {"seconds": failed()}}
     for measure in ("sensitivity_max", "pixel_perturbation", "seconds"):
-        shown = "; ".join(f"{name} {methods[name][measure].text()}" for name in "ab")
-        assert panel_text(methods, measure) == f"{FIGURES[measure].title} by method, {FIGURES[measure].better}: {shown}"
+        text = "; ".join(f"{name} {methods[name][measure].text()}" for name in "ab")
+        assert panel_text(methods, measure) == f"{FIGURES[measure].title} by method, {FIGURES[measure].better}: {text}"
     assert "a 0.25 ± 0.1 (a map of zeros 2)" in panel_text(methods, "infidelity")
 
 

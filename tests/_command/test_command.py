@@ -27,10 +27,10 @@ from tests._command.users import (
     check_model_figures,
     failures,
     forget_modules,
-    made,
     of_folder,
     refused,
     untimed,
+    user_model,
     write_images,
 )
 
@@ -49,7 +49,7 @@ METHODS = [
 
 
 def test_a_folder_of_images_and_a_file_of_weights(user, capsys):
-    model = made()
+    model = user_model()
     torch.save(model.state_dict(), "weights.pt")
     state = torch.get_rng_state()
     options = ["--attributions", *METHODS[:2], "--metrics", "accuracy", "gradient_norm", "infidelity"]
@@ -85,8 +85,8 @@ def test_default_methods_and_figures(user, undrawn):
 @pytest.mark.slow
 def test_a_network_of_torchvision(user, undrawn):
     write_images(user / "pets", sizes=(20, 31), n=2, classes=("goldfish", "tabby"))
-    asked = ["--transform", "ResNet18_Weights.DEFAULT", "--limit", "2", "--metrics", "completeness_gap", "accuracy"]
-    main(["--model", "torchvision.models:resnet18", "--data", "pets", *asked, *FEW])
+    arguments = ["--transform", "ResNet18_Weights.DEFAULT", "--limit", "2", "--metrics", "completeness_gap", "accuracy"]
+    main(["--model", "torchvision.models:resnet18", "--data", "pets", *arguments, *FEW])
     report = AuditReport.from_json(Path("report/report.json").read_text())
     assert report.settings["classes"] == 1000 and report.settings["examples"] == 2
     assert report.methods["FullGrad, complete"]["completeness_gap"].value < 1e-3
@@ -101,7 +101,7 @@ def test_data_of_the_users(data, user, undrawn):
 
     my_package.data.first = [my_package.data.uneven[0]]
     name = "first" if data == "uneven:0" else data
-    model = made(seed=0)  # as --seed makes it
+    model = user_model(seed=0)  # as --seed makes it
     report = audited("--metrics", "accuracy", "gradient_norm", *FEW, data=f"my_package.data:{name}")
     x, y = my_package.data.x, my_package.data.y
     if data == "uneven:0":
@@ -125,15 +125,15 @@ def test_data_of_the_users(data, user, undrawn):
 def test_what_data_draw_is_of_the_seed(data, user):
     import my_package.data
 
-    def found(state):
+    def report_of(state):
         torch.manual_seed(state)
-        before, given = torch.get_rng_state(), getattr(my_package.data, data)
-        report = audit(model, given, ["Saliency"], metrics=["gradient_norm"], limit=5, seed=2)
+        before, source = torch.get_rng_state(), getattr(my_package.data, data)
+        report = audit(model, source, ["Saliency"], metrics=["gradient_norm"], limit=5, seed=2)
         assert torch.equal(torch.get_rng_state(), before)
         return report.model["gradient_norm"]
 
-    model = made()
-    assert found(0) == found(1)
+    model = user_model()
+    assert report_of(0) == report_of(1)
 
 
 def test_attributions_and_metrics_by_name(user, undrawn, capsys):
@@ -151,7 +151,7 @@ def test_attributions_and_metrics_by_name(user, undrawn, capsys):
 
 
 def test_seed_decides_everything_but_the_time(user, undrawn):
-    def found(seed, data, model):
+    def report_of(seed, data, model):
         forget_modules()
         torch.manual_seed(time.time_ns() % 2**32)
         figures, noisy = ["--metrics", "accuracy", "gradient_norm", "infidelity"], ["--attributions", "SmoothGrad"]
@@ -160,7 +160,7 @@ def test_seed_decides_everything_but_the_time(user, undrawn):
     things = [("images", "build"), ("images", "ready")]  # the latter is made when its module is imported
     things += [(f"my_package.data:{name}", "build") for name in ("shuffled", "drawn", "random")]
     for data, model in things:
-        first, again, other = (found(seed, data, model) for seed in (0, 0, 1))
+        first, again, other = (report_of(seed, data, model) for seed in (0, 0, 1))
         assert first == again, (data, model)
         del first["settings"], other["settings"]
         assert first["model"]["gradient_norm"] != other["model"]["gradient_norm"]
@@ -169,24 +169,24 @@ def test_seed_decides_everything_but_the_time(user, undrawn):
 
 def test_seed_makes_the_model_whatever_its_module_draws(user, undrawn):
     report = audited("--metrics", "accuracy", "gradient_norm", "--attributions", "Saliency", "--seed", "5")
-    check_model_figures(report, made(seed=5), *of_folder("images", ToTensor()))
+    check_model_figures(report, user_model(seed=5), *of_folder("images", ToTensor()))
 
 
 def test_gan_test_asks_the_proxy(user, undrawn):
-    asked = ["--metrics", "gan_test", "--attributions", "Saliency"]
-    same = audited(*asked, "--proxy", "my_package.model:judge")
+    arguments = ["--metrics", "gan_test", "--attributions", "Saliency"]
+    same = audited(*arguments, "--proxy", "my_package.model:judge")
     assert same.model["gan_test"].value > 0.9  # made like the model, from the same seed
     x, y = of_folder("images", ToTensor())
-    assert same.model["gan_test"].reference == by_hand(made(seed=0), x, y)[0]
-    other = audited(*asked, "--proxy", "my_package.model:vit", data="images")
+    assert same.model["gan_test"].reference == by_hand(user_model(seed=0), x, y)[0]
+    other = audited(*arguments, "--proxy", "my_package.model:vit", data="images")
     assert other.model["gan_test"].failed and "8" in other.model["gan_test"].note  # images of 8 pixels, not 16
 
 
 def test_diff_roar_retrains(user, undrawn):
     write_images(user / "training", n=6)
     report = audited("--metrics", "diff_roar", "--attributions", "Saliency", "--train", "training", "--limit", "4")
-    found = report.methods["Saliency"]["diff_roar"]
-    assert found.low <= found.value <= found.high and not failures(report)
+    result = report.methods["Saliency"]["diff_roar"]
+    assert result.low <= result.value <= result.high and not failures(report)
     assert report.settings["examples"] == 4  # and models are tested on all of them
     folder = user / "report" / "cells" / "retraining"
     cells = cells_in(folder)
@@ -396,8 +396,8 @@ def test_a_mistake_throws_nothing_away(user, undrawn, capsys):
     refused(capsys, "--model", "my_package.model:raises", "--data", "images")
     refused(capsys, "--model", "my_package.model:build", "--data", "images", "--metrics", "accuracies")
     refused(capsys, "--metrics", "accuracies")
-    asked = ["--metrics", "diff_roar", "--train", "nowhere"]
-    refused(capsys, "--model", "my_package.model:build", "--data", "images", *asked)
+    arguments = ["--metrics", "diff_roar", "--train", "nowhere"]
+    refused(capsys, "--model", "my_package.model:build", "--data", "images", *arguments)
     assert cells_in(user / "report" / "cells") == before
 
 
@@ -481,26 +481,26 @@ def test_a_mistake_throws_nothing_away(user, undrawn, capsys):
     ids=lambda value: next(iter(value.values()))[:40] if isinstance(value, dict) else "",
 )
 def test_bad_input_is_one_line_and_status_2(change, words, user, capsys):
-    asked = {"model": "my_package.model:build", "data": "images"} | change
-    said = refused(capsys, *(text for name, value in asked.items() for text in (f"--{name}", value)))
-    assert all(text in said for text in words), said
+    options = {"model": "my_package.model:build", "data": "images"} | change
+    message = refused(capsys, *(text for name, value in options.items() for text in (f"--{name}", value)))
+    assert all(text in message for text in words), message
     assert not (user / "report" / "report.json").exists()
 
 
 def test_images_without_labels_are_audited_and_nothing_is_retrained(user, undrawn, capsys):
     report = audited("--metrics", "accuracy", "infidelity", "--attributions", "Saliency", data="my_package.data:alone")
     assert report.model["accuracy"].text() == "-" and report.methods["Saliency"]["infidelity"].value > 0
-    asked = ["--model", "my_package.model:build", "--data", "my_package.data:alone", "--train", "images"]
-    assert "the data to test models on have no labels" in refused(capsys, *asked, "--metrics", "diff_roar")
+    arguments = ["--model", "my_package.model:build", "--data", "my_package.data:alone", "--train", "images"]
+    assert "the data to test models on have no labels" in refused(capsys, *arguments, "--metrics", "diff_roar")
 
 
 @pytest.mark.parametrize("digits", [True, False])
 def test_out_that_cannot_be_written_is_one_line_before_any_work(digits, user, capsys):
     (user / "out").mkdir()
     (user / "out" / "cells").touch()
-    asked = [] if digits else ["--model", "my_package.model:build", "--data", "images"]
-    said = refused(capsys, *asked, "--out", "out")
-    assert "argument --out: cannot write to out: " in said and "File exists" in said
+    arguments = [] if digits else ["--model", "my_package.model:build", "--data", "images"]
+    message = refused(capsys, *arguments, "--out", "out")
+    assert "argument --out: cannot write to out: " in message and "File exists" in message
 
 
 def test_out_of_another_user_is_one_line(user, capsys, monkeypatch):
@@ -508,25 +508,25 @@ def test_out_of_another_user_is_one_line(user, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "images", "--out", "out")
-    assert "argument --out: cannot write to out: " in said and "Permission denied" in said
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "images", "--out", "out")
+    assert "argument --out: cannot write to out: " in message and "Permission denied" in message
 
 
 @pytest.mark.parametrize("names", [["--metrics", "infidelty"], ["--attributions", "Salience"]])
 def test_the_digits_are_not_trained_on_for_an_unknown_name(names, user, capsys):
-    said = refused(capsys, *names)
-    assert f"{names[0]}: there is no " in said and not (user / "report").exists()
+    message = refused(capsys, *names)
+    assert f"{names[0]}: there is no " in message and not (user / "report").exists()
 
 
 def test_cuda_that_is_absent_is_one_line(user, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    asked = ["--model", "my_package.model:build", "--data", "images", "--device", "cuda"]
-    assert "PyTorch finds no such CUDA device here; use cpu" in refused(capsys, *asked)
+    arguments = ["--model", "my_package.model:build", "--data", "images", "--device", "cuda"]
+    assert "PyTorch finds no such CUDA device here; use cpu" in refused(capsys, *arguments)
 
 
 @pytest.mark.cuda
 def test_cuda(user, undrawn):
-    model = made()
+    model = user_model()
     torch.save(model.state_dict(), "weights.pt")
     report = audited("--weights", "weights.pt", "--device", "cuda", *FEW)
     assert report.settings["device"].startswith("cuda") and not failures(report)
@@ -542,13 +542,13 @@ ASKED = ["--metrics", "accuracy", "gradient_norm", "--attributions", "Saliency"]
 )
 def test_a_call_of_literals_makes_the_model(call, user, undrawn):
     report = audited(*ASKED, model=call)
-    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
+    check_model_figures(report, user_model(seed=0), *of_folder("images", ToTensor()))
     assert report.settings["model"] == f"my_package.model:{call}"
 
 
 def test_a_call_is_retrained(user, undrawn):
-    asked = ["--metrics", "diff_roar", "--attributions", "Saliency", "--train", "images", "--limit", "4"]
-    report = audited(*asked, model="sized(3)")
+    arguments = ["--metrics", "diff_roar", "--attributions", "Saliency", "--train", "images", "--limit", "4"]
+    report = audited(*arguments, model="sized(3)")
     assert report.methods["Saliency"]["diff_roar"].low is not None and not failures(report)
 
 
@@ -583,14 +583,14 @@ def test_a_model_in_a_file(file, user, undrawn, monkeypatch):
             sys.modules.pop(name, None)
     report = AuditReport.from_json(Path("report/report.json").read_text())
     monkeypatch.syspath_prepend(str(user))
-    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
+    check_model_figures(report, user_model(seed=0), *of_folder("images", ToTensor()))
 
 
 def test_a_file_of_a_package_is_imported_as_its_module(user, undrawn):
     (user / "my_package" / "relative.py").write_text("from .model import build\n")
     main(["--model", "my_package/relative.py:build", "--data", "images", *ASKED])
     report = AuditReport.from_json(Path("report/report.json").read_text())
-    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
+    check_model_figures(report, user_model(seed=0), *of_folder("images", ToTensor()))
 
 
 def test_a_file_named_as_another_module_is_refused(user, capsys):

@@ -10,9 +10,18 @@ from PIL import Image
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import ToTensor
 
-from tests._command.users import FEW, audited, check_model_figures, failures, made, of_folder, refused, write_images
+from tests._command.users import (
+    FEW,
+    audited,
+    check_model_figures,
+    failures,
+    of_folder,
+    refused,
+    user_model,
+    write_images,
+)
 
-ASKED = ["--metrics", "accuracy", "gradient_norm", "--attributions", "Saliency"]
+OPTIONS = ["--metrics", "accuracy", "gradient_norm", "--attributions", "Saliency"]
 
 
 def write_deep_images(folder, suffix, n=4):
@@ -34,17 +43,17 @@ def write_deep_images(folder, suffix, n=4):
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
 def test_images_of_16_bits_keep_their_values(suffix, user, undrawn):
     x, y = write_deep_images(user / "deep", suffix)
-    model = made(seed=0)
-    check_model_figures(audited(*ASKED, data="deep"), model, x, y)
+    model = user_model(seed=0)
+    check_model_figures(audited(*OPTIONS, data="deep"), model, x, y)
     # A transform of images has those of 8 bits.
-    report = audited(*ASKED, "--transform", "my_package.data:resize", data="deep")
+    report = audited(*OPTIONS, "--transform", "my_package.data:resize", data="deep")
     check_model_figures(report, model, (x * 255).round() / 255, y)
 
 
 def test_images_whose_range_no_file_says_are_named_and_skipped(user, undrawn):
     Image.fromarray(np.random.rand(8, 8).astype(np.float32)).save(user / "images" / "cat" / "x.tif")
     Image.fromarray(np.full((8, 8), 70000, dtype=np.int32)).save(user / "images" / "dog" / "x.tif")
-    report = audited(*ASKED)
+    report = audited(*OPTIONS)
     assert [line.partition(" (")[0] for line in report.skipped] == ["images/cat/x.tif", "images/dog/x.tif"]
     assert all("save it with 16" in line for line in report.skipped)
 
@@ -53,7 +62,7 @@ def test_images_whose_range_no_file_says_are_named_and_skipped(user, undrawn):
 def test_images_of_kinds_that_are_not_read_are_named_and_skipped(suffix, user, undrawn, capsys):
     (user / "images" / "cat" / "0.png").rename(user / "images" / "cat" / f"0{suffix}")
     (user / "images" / "cat" / "notes.txt").write_text("a biologist's")
-    report = audited(*ASKED)
+    report = audited(*OPTIONS)
     assert report.settings["examples"] == 17
     assert len(report.skipped) == 1 and report.skipped[0].startswith(
         f"images/cat/0{suffix} (ValueError: {suffix} files"
@@ -64,8 +73,8 @@ def test_images_of_kinds_that_are_not_read_are_named_and_skipped(suffix, user, u
 def test_a_class_of_gif_alone_is_named(user, capsys):
     for path in (write_images(user / "gifs")).glob("*/*"):
         path.rename(path.with_suffix(".gif"))
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "gifs")
-    assert "none of 18 can be read" in said and ".gif files are not read; save it as .png" in said
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "gifs")
+    assert "none of 18 can be read" in message and ".gif files are not read; save it as .png" in message
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints/0.png", "cat/.ipynb_checkpoints/0.png", "cat/._0.png"])
@@ -73,12 +82,12 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(hidden, user, und
     path = user / "images" / hidden
     path.parent.mkdir(exist_ok=True)
     path.write_bytes((user / "images" / "dog" / "0.png").read_bytes())
-    report = audited(*ASKED)
+    report = audited(*OPTIONS)
     path.unlink()
     if path.parent.name.startswith("."):
         path.parent.rmdir()
     assert not report.skipped
-    check_model_figures(report, made(seed=0), *of_folder("images", ToTensor()))
+    check_model_figures(report, user_model(seed=0), *of_folder("images", ToTensor()))
 
 
 @pytest.mark.parametrize(
@@ -88,23 +97,23 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(hidden, user, und
 def test_parts_of_a_data_set_are_no_classes(parts, first, user, capsys):
     for part in parts:
         write_images(user / "parted" / part, n=1)
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "parted")
-    assert f"give one of them, as in --data parted/{first}" in said
-    asked = ["--metrics", "diff_roar", "--train", "parted"]
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "images", *asked)
-    assert f"as in --train parted/{parts[0]}" in said
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "parted")
+    assert f"give one of them, as in --data parted/{first}" in message
+    arguments = ["--metrics", "diff_roar", "--train", "parted"]
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "images", *arguments)
+    assert f"as in --train parted/{parts[0]}" in message
 
 
 def test_parts_without_classes_are_no_classes(user, capsys):
     write_images(user / "parted", classes=("train", "val"), n=2)
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "parted")
-    assert "give one of them" in said
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "parted")
+    assert "give one of them" in message
 
 
 def test_a_train_is_a_class_beside_a_car(user, undrawn):
     write_images(user / "vehicles", classes=("car", "plane", "train"), n=2)
-    report = audited(*ASKED, data="vehicles")
-    check_model_figures(report, made(seed=0), *of_folder("vehicles", ToTensor()))
+    report = audited(*OPTIONS, data="vehicles")
+    check_model_figures(report, user_model(seed=0), *of_folder("vehicles", ToTensor()))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +124,8 @@ def test_a_transform_or_what_makes_one(transform, user, undrawn):
     from my_package.data import resize
 
     write_images(user / "varying", sizes=(6, 9, 14), n=2)
-    report = audited(*ASKED, "--transform", f"my_package.data:{transform}", data="varying")
-    check_model_figures(report, made(seed=0), *of_folder("varying", resize))
+    report = audited(*OPTIONS, "--transform", f"my_package.data:{transform}", data="varying")
+    check_model_figures(report, user_model(seed=0), *of_folder("varying", resize))
 
 
 @pytest.mark.parametrize(
@@ -130,15 +139,15 @@ def test_a_transform_or_what_makes_one(transform, user, undrawn):
     ],
 )
 def test_a_bad_transform_is_one_line(transform, words, user, capsys):
-    asked = ["--data", "images", "--transform", f"my_package.data:{transform}"]
-    assert words in refused(capsys, "--model", "my_package.model:build", *asked)
+    arguments = ["--data", "images", "--transform", f"my_package.data:{transform}"]
+    assert words in refused(capsys, "--model", "my_package.model:build", *arguments)
 
 
 def test_images_of_varying_sizes_with_a_transform_of_the_users(user, undrawn):
     from my_package.data import resize
 
     write_images(user / "varying", sizes=(6, 9, 14))
-    model = made()
+    model = user_model()
     torch.save(model.state_dict(), "weights.pt")
     report = audited("--weights", "weights.pt", "--transform", "my_package.data:resize", *FEW, data="varying")
     x, y = of_folder("varying", resize)
@@ -149,17 +158,17 @@ def test_images_of_varying_sizes_with_a_transform_of_the_users(user, undrawn):
 
 def test_transform_of_torchvision_weights_and_their_categories(user, undrawn):
     write_images(user / "pets", sizes=(20, 31), n=2, classes=("goldfish", "tabby", "golden retriever", "zebra"))
-    asked = ["--transform", "ResNet18_Weights.DEFAULT", "--metrics", "accuracy", "gradient_norm"]
-    report = audited(*asked, "--attributions", "Saliency", model="cats", data="pets")
+    arguments = ["--transform", "ResNet18_Weights.DEFAULT", "--metrics", "accuracy", "gradient_norm"]
+    report = audited(*arguments, "--attributions", "Saliency", model="cats", data="pets")
     x, y = of_folder("pets", ResNet18_Weights.DEFAULT.transforms())
     labels = torch.tensor([207, 1, 281, 340])[y]  # of ImageNet, in the alphabetical order of the folders
     assert report.settings["shape"] == [3, 224, 224]
     torch.manual_seed(0)  # as --seed
-    check_model_figures(report, made("cats", seed=0), x, labels)
+    check_model_figures(report, user_model("cats", seed=0), x, labels)
     assert report.model["accuracy"].value == 0.25
     # Folders that are no categories are classes of their own, and there are not 1000 of them.
     (user / "pets" / "zebra").rename(user / "pets" / "my zebra")
-    report = audited(*asked, "--attributions", "Saliency", model="cats", data="pets")
+    report = audited(*arguments, "--attributions", "Saliency", model="cats", data="pets")
     assert report.model["accuracy"].value is None
     assert report.model["accuracy"].note == "the data have 4 classes and the model 1000 outputs"
 
@@ -190,8 +199,8 @@ def test_transform_of_torchvision_weights_and_their_categories(user, undrawn):
 )
 def test_bad_folders_are_one_line(write, words, user, capsys):
     write(user / "bad")
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "bad")
-    assert all(text in said for text in words), said
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "bad")
+    assert all(text in message for text in words), message
 
 
 def test_corrupt_images_are_named_counted_and_skipped(user, undrawn, capsys, monkeypatch):
@@ -201,7 +210,7 @@ def test_corrupt_images_are_named_counted_and_skipped(user, undrawn, capsys, mon
     (user / "images" / "fish" / "2.png").write_bytes(cut.replace(b"IDAT", b"ID\0T"))
     Image.new("RGB", (60, 60)).save(user / "images" / "fish" / "4.png")  # a bomb, by the measure that follows
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    model = made(seed=0)
+    model = user_model(seed=0)
     report = audited(*FEW)
     bad = ["images/cat/0.png", "images/dog/1.jpg", "images/fish/2.png", "images/fish/4.png"]
     assert report.settings["examples"] == 14
@@ -233,5 +242,5 @@ def test_corrupt_images_to_train_on_are_named(user, undrawn):
         path.write_bytes(b"")
     (user / "images" / "dog" / "1.jpg").write_bytes(b"")
     report = audited("--metrics", "diff_roar", "--attributions", "Saliency", "--train", "training")
-    told = [line.partition(" (")[0] for line in report.skipped]
-    assert len(told) == 3 and told[0] == "images/dog/1.jpg" and all("training/cat/" in path for path in told[1:])
+    files = [line.partition(" (")[0] for line in report.skipped]
+    assert len(files) == 3 and files[0] == "images/dog/1.jpg" and all("training/cat/" in path for path in files[1:])

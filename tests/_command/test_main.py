@@ -224,14 +224,14 @@ def test_claims_are_counted_over_seeds():
         values = {density.PLAIN: 1.0, density.SCORE: score, density.ANTI: 3.0, density.NORM: 1.0}
         return {name: dict.fromkeys(keys, value) for name, value in values.items()}
 
-    found = [of_seed(0.5), of_seed(2.0), of_seed(2.0)]
-    lines = list(density.claims(found))
+    result = [of_seed(0.5), of_seed(2.0), of_seed(2.0)]
+    lines = list(density.claims(result))
     assert lines[0] == "score matching below plain in log_density_ratio_0.1: 1 of 3 seeds"
     assert "anti score matching above plain in log_density_ratio_0.3: 3 of 3 seeds" in lines
     assert "gradient norm at or above plain in gan_test: 3 of 3 seeds" in lines
     assert "gradient norm above plain in pixel_perturbation_area: 0 of 3 seeds" in lines
     # (0.5 + 2 + 2) / 3, and the deviation with n - 1.
-    row = next(line for line in density.table(found, density.HEADINGS).splitlines() if line.startswith("| score"))
+    row = next(line for line in density.table(result, density.HEADINGS).splitlines() if line.startswith("| score"))
     assert row.count("1.50 (0.87)") == len(density.HEADINGS)
 
 
@@ -250,10 +250,10 @@ def test_the_shift_prints_its_picture_and_centering_takes_it_away(shift_study):
     }
     for name, maps in shift_study.attributions.items():
         # What is multiplied by the input shows the picture where there is ink.
-        shown = smile if name in ("Saliency", "SmoothGrad") else smile * shift_study.image.flatten()
+        picture = smile if name in ("Saliency", "SmoothGrad") else smile * shift_study.image.flatten()
         logits, shifted, centered, both = maps.flatten(1)
-        assert torch.cosine_similarity(shifted, shown, dim=0) > 0.95, name
-        assert torch.cosine_similarity(logits, shown, dim=0) < 0.7, name
+        assert torch.cosine_similarity(shifted, picture, dim=0) > 0.95, name
+        assert torch.cosine_similarity(logits, picture, dim=0) < 0.7, name
         assert torch.allclose(both, centered, atol=1e-4 * float(centered.abs().max())), name
         assert torch.cosine_similarity(centered, logits, dim=0) > 0.7, name
 

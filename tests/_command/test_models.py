@@ -9,9 +9,9 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import ToTensor
 
-from tests._command.users import audited, check_model_figures, made, of_folder, refused, write_images
+from tests._command.users import audited, check_model_figures, of_folder, refused, user_model, write_images
 
-ASKED = ["--metrics", "accuracy", "gradient_norm", "--attributions", "Saliency"]
+OPTIONS = ["--metrics", "accuracy", "gradient_norm", "--attributions", "Saliency"]
 
 
 def under(prefix, state):
@@ -52,25 +52,25 @@ def other(state):
     ],
 )
 def test_weights_as_training_scripts_save_them(wrapped, told, user, undrawn, capsys):
-    model = made()
+    model = user_model()
     torch.save(wrapped(model.state_dict()), "weights.pt")
-    report = audited("--weights", "weights.pt", *ASKED)
+    report = audited("--weights", "weights.pt", *OPTIONS)
     check_model_figures(report, model, *of_folder("images", ToTensor()))
     assert f"--weights: of weights.pt, {told}" in capsys.readouterr().out
 
 
 def test_weights_alone_are_loaded_without_a_word(user, undrawn, capsys):
-    torch.save(made().state_dict(), "weights.pt")
-    audited("--weights", "weights.pt", *ASKED)
+    torch.save(user_model().state_dict(), "weights.pt")
+    audited("--weights", "weights.pt", *OPTIONS)
     assert "--weights" not in capsys.readouterr().out
 
 
 def test_averaged_weights(user, undrawn):
-    averaged = AveragedModel(made())
+    averaged = AveragedModel(user_model())
     for seed in (2, 3):
-        averaged.update_parameters(made(seed=seed))
+        averaged.update_parameters(user_model(seed=seed))
     torch.save(averaged.state_dict(), "weights.pt")
-    report = audited("--weights", "weights.pt", *ASKED)
+    report = audited("--weights", "weights.pt", *OPTIONS)
     check_model_figures(report, averaged.module.eval(), *of_folder("images", ToTensor()))
 
 
@@ -99,11 +99,11 @@ def older_weight_norm(state):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_weights_of_an_older_version_that_pytorch_loads(name, older, side, prefix, user, undrawn):
     images = write_images(user / "of its size", sizes=(side,), n=2)
-    model = made(name)
+    model = user_model(name)
     state = older(dict(model.state_dict()))
     assert state.keys() != model.state_dict().keys()
     torch.save(under(prefix, state), "weights.pt")
-    report = audited("--weights", "weights.pt", *ASKED, model=name, data=str(images))
+    report = audited("--weights", "weights.pt", *OPTIONS, model=name, data=str(images))
     check_model_figures(report, model, *of_folder(images, ToTensor()))
 
 
@@ -127,15 +127,15 @@ def halved():
     return Halved()
 """
     )
-    model = made("halved")
+    model = user_model("halved")
     state = model.state_dict()
     torch.save(state, "weights.pt")
     x, y = of_folder("images", ToTensor())
-    check_model_figures(audited("--weights", "weights.pt", *ASKED, model="halved"), model, x, y)
+    check_model_figures(audited("--weights", "weights.pt", *OPTIONS, model="halved"), model, x, y)
     wrapped = OrderedDict(under("module.", state))
     wrapped._metadata = OrderedDict({f"module.{key}".rstrip("."): value for key, value in state._metadata.items()})
     torch.save(wrapped, "weights.pt")
-    check_model_figures(audited("--weights", "weights.pt", *ASKED, model="halved"), model, x, y)
+    check_model_figures(audited("--weights", "weights.pt", *OPTIONS, model="halved"), model, x, y)
 
 
 def endless():
@@ -150,7 +150,7 @@ def endless():
         (lambda path, state: path.write_bytes(b""), "holds no weights that torch.load(weights_only=True) reads"),
         (lambda path, state: path.write_text("not weights"), "holds no weights"),
         (lambda path, state: path.write_bytes(_saved(state)[:-200]), "holds no weights"),
-        (lambda path, state: torch.save(made(), path), "holds no weights"),
+        (lambda path, state: torch.save(user_model(), path), "holds no weights"),
         (
             lambda path, state: torch.save([1, 2], path),
             "must hold a state dict, alone or under a key such as state_dict",
@@ -171,9 +171,9 @@ def endless():
     ],
 )
 def test_bad_weights_are_one_line(write, words, user, capsys):
-    write(user / "weights.pt", made().state_dict())
-    said = refused(capsys, "--model", "my_package.model:build", "--data", "images", "--weights", "weights.pt")
-    assert "--weights: weights.pt " in said and words in said
+    write(user / "weights.pt", user_model().state_dict())
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "images", "--weights", "weights.pt")
+    assert "--weights: weights.pt " in message and words in message
 
 
 def _saved(state):

@@ -276,13 +276,13 @@ def audited(*arguments, model="build", data="images", out="report"):
 
 def untimed(report):
     """Everything but the seconds, which no seed decides."""
-    found = json.loads(report.to_json())
-    for figures in found["methods"].values():
+    result = json.loads(report.to_json())
+    for figures in result["methods"].values():
         figures.pop("seconds", None)
-    return found
+    return result
 
 
-def made(name="build", seed=1):
+def user_model(name="build", seed=1):
     """The user's model as the test makes it, in the state that the weights' file has."""
     import my_package.model
 

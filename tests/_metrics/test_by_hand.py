@@ -104,12 +104,12 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
             smooth = [by_group(_blurred(m.abs()), numbers) for m in pair]  # itself tested in test_ranking.py
             blurred = by_hand(metric, make_model, train, test, [smooth] * runs, numbers, fill, **options)
             assert torch.equal(result.controls["blurred"][i], blurred)
-    drawn = [
+    scores = [
         [-np.array(r) for r in random_ranks(tmp_path, (train, test), d, derived_seed(5, "random ranking", run))]
         for run in range(runs)
     ]
-    assert not any(np.array_equal(a, b) for a, b in zip(*drawn, strict=True))
-    random = by_hand(metric, make_model, train, test, drawn, numbers, fill, **options)
+    assert not any(np.array_equal(a, b) for a, b in zip(*scores, strict=True))
+    random = by_hand(metric, make_model, train, test, scores, numbers, fill, **options)
     assert result.controls["random"].shape[0] == 1 and torch.equal(result.controls["random"][0], random)
     whole = fit_many(make_model, [Job(Examples(train, test), run=run) for run in range(runs)], fit=QUICK, seed=5)
     assert torch.equal(result.unmasked, torch.stack([f.correct for f in whole]))

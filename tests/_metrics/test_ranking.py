@@ -142,8 +142,8 @@ def test_long_ranks_have_32_bits(tmp_path):
     for d, dtype in ((2**15 - 1, np.int16), (2**15, np.int32)):
         maps = torch.randn(2, d)
         result = rank((maps, maps), maps, maps, folder=tmp_path, agnostic=True)
-        drawn = random_ranks(tmp_path, ((maps, maps), (maps, maps)), d, 0)
-        for places in (*result.plain, *result.agnostic, *drawn):
+        ranks = random_ranks(tmp_path, ((maps, maps), (maps, maps)), d, 0)
+        for places in (*result.plain, *result.agnostic, *ranks):
             assert places.dtype == dtype
             assert np.array_equal(np.sort(places[0]), np.arange(d))
         assert np.array_equal(result.plain[0], ranks_by_hand(maps.abs()))

@@ -72,12 +72,12 @@ MADE = {
 @pytest.mark.parametrize("name", MADE)
 def test_made_for_one_model_it_is_made_anew_for_another(name):
     own = MADE[name](OWN)
-    given = OTHER.forward if name == "of a method" else OTHER
+    method = OTHER.forward if name == "of a method" else OTHER
     make = attribution_maker(own, "method")
     expected = [values(attribute_function(MADE[name](model), "method")) for model in (OWN, OTHER)]
     assert not torch.equal(*expected)
-    other = make(given)
-    assert attribution_of(other).forward_func == given and attribution_of(own).forward_func != given
+    other = make(method)
+    assert attribution_of(other).forward_func == method and attribution_of(own).forward_func != method
     assert_close(values(attribute_function(other, "method")), expected[1])
     assert_close(values(attribute_function(own, "method")), expected[0])  # left as it was
 

@@ -72,8 +72,8 @@ CASES += [("batch norm", SGD), ("batch norm", PLAIN)]
 MIXED = [((0, 18), 0), ((0, 5), 0), ((5, 18), 1), ((3, 3), 1), ((0, 18), 2)]  # several runs in one stack
 
 
-def view(given, seed=7):
-    return View(ExamplesRef.of(given, Arrays(None)), CPU, seed)
+def view(data, seed=7):
+    return View(ExamplesRef.of(data, Arrays(None)), CPU, seed)
 
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{n}-{c.optimizer}-{c.schedule}" for n, c in CASES])

@@ -282,9 +282,9 @@ CASES = (
 
 
 def weights_by_hand(model, args):
-    seen = []
-    model.by_hand(lambda w: seen.append(w.detach()) or w, *args)
-    return seen[0]
+    calls = []
+    model.by_hand(lambda w: calls.append(w.detach()) or w, *args)
+    return calls[0]
 
 
 def tolerance(name):
@@ -301,9 +301,9 @@ def test_weights_are_those_by_hand(name):
     plain = model(x, *args)
     assert_close(plain, model.by_hand(unchanged, x, *args), **tolerance(name))
     expected = weights_by_hand(model, (x, *args))
-    found = AttentionWeights(model, "attention").attribute(x, tuple(args), query="all", heads="all")
-    assert_close(found, expected, **tolerance(name))
-    sums = found.sum(-1)
+    attributions = AttentionWeights(model, "attention").attribute(x, tuple(args), query="all", heads="all")
+    assert_close(attributions, expected, **tolerance(name))
+    sums = attributions.sum(-1)
     assert_close(sums, (expected.sum(-1) > 0).to(sums), **tolerance(name))
     assert_close(model(x, *args), plain, rtol=0, atol=0)
 
@@ -317,11 +317,11 @@ def test_queries_and_heads_as_asked_for(name):
     assert_close(attribution.attribute(x, tuple(args)), every.mean((1, 2)))
     for query in (0, queries - 1, -1, "mean", "all"):
         for head in (0, heads - 1, -1, "mean", "all"):
-            found = attribution.attribute(x, tuple(args), query=query, heads=head)
+            attributions = attribution.attribute(x, tuple(args), query=query, heads=head)
             of_heads = every if head == "all" else every.mean(1) if head == "mean" else every[:, head]
             all_and_mean = {"all": of_heads, "mean": of_heads.mean(-2)}
-            assert_close(found, all_and_mean[query] if query in all_and_mean else of_heads.select(-2, query))
-            assert found.is_contiguous() and not found.requires_grad
+            assert_close(attributions, all_and_mean[query] if query in all_and_mean else of_heads.select(-2, query))
+            assert attributions.is_contiguous() and not attributions.requires_grad
 
 
 @pytest.mark.parametrize("name", ["multi-head, padding", "multi-head, sequence first", "multi-head, bias of keys"])
@@ -340,9 +340,9 @@ def test_weights_after_dropout_of_multi_head_attention():
     torch.manual_seed(1)
     _, expected = model.attention.mha(x, x, x, need_weights=True, average_attn_weights=False)
     torch.manual_seed(1)
-    found = AttentionWeights(model, "attention.mha").attribute(x, query="all", heads="all")
-    assert_close(found, expected.detach())
-    assert bool((found == 0).any())
+    attributions = AttentionWeights(model, "attention.mha").attribute(x, query="all", heads="all")
+    assert_close(attributions, expected.detach())
+    assert bool((attributions == 0).any())
 
 
 def test_gradients_by_weights_after_dropout_of_multi_head_attention():
@@ -358,8 +358,8 @@ def test_gradients_by_weights_after_dropout_of_multi_head_attention():
     for multiply in (True, False):
         torch.manual_seed(1)
         attribution = AttentionGradient(model, "attention", multiply_by_weights=multiply)
-        found = attribution.attribute(x, 1, query="all", heads="all")
-        assert_close(found, expected * leaves[0].detach() if multiply else expected)
+        attributions = attribution.attribute(x, 1, query="all", heads="all")
+        assert_close(attributions, expected * leaves[0].detach() if multiply else expected)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -371,8 +371,8 @@ def test_dropout_of_scaled_dot_products_is_after_the_weights(training):
             return self.o(out.transpose(1, 2).flatten(2))
 
     model, x = Classifier(Dropping("sdpa")).double().train(training), normal(N, T, E)
-    found = AttentionWeights(model, "attention").attribute(x, query="all", heads="all")
-    assert_close(found, weights_by_hand(model, (x,)))
+    attributions = AttentionWeights(model, "attention").attribute(x, query="all", heads="all")
+    assert_close(attributions, weights_by_hand(model, (x,)))
     maps = [AttentionGradient(model, "attention").attribute(x, 0) for _ in range(2)]
     assert torch.equal(*maps) is not training
 
@@ -388,12 +388,12 @@ def test_weights_that_the_model_overwrites(in_place):
             return self.head((weights[:, :, None] * states).sum(1))
 
     model, x = Overwriting().double().eval(), normal(N, T, E)
-    plain, seen = model(x), model.seen
-    assert_close(AttentionWeights(model, "attention").attribute(x), seen)
-    found = AttentionGradient(model, "attention").attribute(x, 0)
+    plain, calls = model(x), model.seen
+    assert_close(AttentionWeights(model, "attention").attribute(x), calls)
+    attributions = AttentionGradient(model, "attention").attribute(x, 0)
     states, _ = model.scores(x, None)
     kept = torch.full((N, T), 0.5) if in_place is torch.Tensor.mul_ else (x[:, :, 0] <= 0)
-    assert_close(found, (seen * kept * (states @ model.head.weight[0])).detach())
+    assert_close(attributions, (calls * kept * (states @ model.head.weight[0])).detach())
     assert torch.equal(model(x), plain)
 
 
@@ -406,8 +406,8 @@ def test_batches_of_any_size(kind, n):
         with pytest.raises(ValueError, match=r"do not show .* 5 examples .*another number of examples at once"):
             AttentionWeights(model, "attention").attribute(x)
         return
-    found = AttentionWeights(model, "attention").attribute(x, query="all", heads="all")
-    assert_close(found, weights_by_hand(model, (x,)))
+    attributions = AttentionWeights(model, "attention").attribute(x, query="all", heads="all")
+    assert_close(attributions, weights_by_hand(model, (x,)))
 
 
 class Einsum(nn.Module):
@@ -441,8 +441,8 @@ def test_half_precision_does_not_overflow_where_the_kernel_does_not():
             return F.scaled_dot_product_attention(x, x, x)
 
     x = 160 * torch.randn(2, 2, 5, 64)
-    found = AttentionWeights(model := Dot(), model).attribute(x.half(), query="all", heads="all")
-    assert_close(found.float(), (x.half().float() @ x.half().float().mT / 8).softmax(-1), rtol=1e-2, atol=1e-3)
+    attributions = AttentionWeights(model := Dot(), model).attribute(x.half(), query="all", heads="all")
+    assert_close(attributions.float(), (x.half().float() @ x.half().float().mT / 8).softmax(-1), rtol=1e-2, atol=1e-3)
 
 
 def test_a_query_of_each_example():
@@ -451,8 +451,8 @@ def test_a_query_of_each_example():
     for attribution in (AttentionWeights(model, "attention"), AttentionGradient(model, "attention")):
         extra = {} if type(attribution) is AttentionWeights else {"target": 1}
         every = attribution.attribute(x, query="all", heads="all", **extra)
-        found = attribution.attribute(x, query=own, heads="all", **extra)
-        assert torch.equal(found, every[torch.arange(N), :, own])
+        attributions = attribution.attribute(x, query=own, heads="all", **extra)
+        assert torch.equal(attributions, every[torch.arange(N), :, own])
         assert torch.equal(attribution.attribute(x, query=np.int64(1), **extra), every[:, :, 1].mean(1))
         with pytest.raises(ValueError, match="query is for 2 examples, but there are 3"):
             attribution.attribute(x, query=own[:2], **extra)
@@ -469,14 +469,14 @@ def test_pooling_of_any_number_of_examples(layout, n):
 def test_a_sequence_without_a_batch(name):
     model, (x, *args) = case(name)
     one = x[0]
-    found = AttentionWeights(lambda x: model(x[0], *args), model.attention).attribute(one[None], query="all")
-    assert_close(found, weights_by_hand(model, (one, *args)).mean(1))
+    attributions = AttentionWeights(lambda x: model(x[0], *args), model.attention).attribute(one[None], query="all")
+    assert_close(attributions, weights_by_hand(model, (one, *args)).mean(1))
 
 
 def test_a_sequence_of_one_head_without_a_batch():
     layer, scores = nn.Softmax(1), normal(T, T)
-    found = AttentionWeights(lambda x: layer(x[0]), layer).attribute(scores[None], query="all")
-    assert_close(found[0], scores.softmax(1))
+    attributions = AttentionWeights(lambda x: layer(x[0]), layer).attribute(scores[None], query="all")
+    assert_close(attributions[0], scores.softmax(1))
 
 
 @given(st.data())
@@ -485,11 +485,11 @@ def test_weights_sum_to_one_and_do_not_depend_on_the_batch(data):
     torch.manual_seed(data.draw(st.integers(0, 2**31)))
     model, (x, *_) = case(data.draw(st.sampled_from(["softmax", "softmax, folded", "sdpa", "multi-head, float mask"])))
     attribution = AttentionWeights(model, "attention")
-    found = attribution.attribute(3 * x, query="all", heads="all")
-    assert bool((found >= 0).all()) and bool((found <= 1).all())
-    assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
+    attributions = attribution.attribute(3 * x, query="all", heads="all")
+    assert bool((attributions >= 0).all()) and bool((attributions <= 1).all())
+    assert_close(attributions.sum(-1), torch.ones_like(attributions[..., 0]))
     i = data.draw(st.integers(0, N - 1))
-    assert_close(attribution.attribute(3 * x[i : i + 1], query="all", heads="all")[0], found[i])
+    assert_close(attribution.attribute(3 * x[i : i + 1], query="all", heads="all")[0], attributions[i])
 
 
 # Gradients.
@@ -508,8 +508,8 @@ def test_gradients_are_those_by_hand(name):
     (expected,) = torch.autograd.grad(output, leaves)
     for multiply in (True, False):
         attribution = AttentionGradient(model, "attention", multiply_by_weights=multiply)
-        found = attribution.attribute(x, 1, tuple(args), query="all", heads="all")
-        assert_close(found, expected * leaves[0].detach() if multiply else expected, **tolerance(name))
+        attributions = attribution.attribute(x, 1, tuple(args), query="all", heads="all")
+        assert_close(attributions, expected * leaves[0].detach() if multiply else expected, **tolerance(name))
 
 
 @pytest.mark.parametrize(
@@ -517,13 +517,15 @@ def test_gradients_are_those_by_hand(name):
 )
 def test_gradients_are_finite_differences(name):
     model, (x, *args) = case(name)
-    found = AttentionGradient(model, "attention", multiply_by_weights=False).attribute(
+    attributions = AttentionGradient(model, "attention", multiply_by_weights=False).attribute(
         x, [0, 1, 2], tuple(args), query="all", heads="all"
     )
     h, rows = 1e-6, torch.arange(N)
-    direction = torch.randn(found.shape, dtype=found.dtype)
+    direction = torch.randn(attributions.shape, dtype=attributions.dtype)
     ends = [model.by_hand(lambda w, s=s: w + s * h * direction, x, *args)[rows, rows] for s in (1, -1)]
-    assert_close((found * direction).sum((1, 2, 3)), ((ends[0] - ends[1]) / (2 * h)).detach(), rtol=1e-6, atol=1e-8)
+    assert_close(
+        (attributions * direction).sum((1, 2, 3)), ((ends[0] - ends[1]) / (2 * h)).detach(), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_gradient_by_a_weight_that_nothing_depends_on():
@@ -545,9 +547,9 @@ def test_gradients_of_frozen_models_leave_no_trace():
         for p, mark in zip(model.parameters(), marks, strict=True):
             p.grad = mark
         x.requires_grad_()
-        found = AttentionGradient(model, "attention").attribute(x, 0, tuple(args))
-        assert_close(found, expected)
-        assert x.grad is None and not found.requires_grad
+        attributions = AttentionGradient(model, "attention").attribute(x, 0, tuple(args))
+        assert_close(attributions, expected)
+        assert x.grad is None and not attributions.requires_grad
         assert all(
             p.grad is mark and bool((mark == 1).all()) for p, mark in zip(model.parameters(), marks, strict=True)
         )
@@ -562,12 +564,12 @@ def test_under_no_grad_and_inference_mode(name, mode):
         AttentionGradient(model, "attention").attribute(x, 0, tuple(args)),
     ]
     with mode():
-        made = tuple({k: v.clone() for k, v in a.items()} if isinstance(a, dict) else a.clone() for a in args)
-        found = [
-            AttentionWeights(model, "attention").attribute(x.clone(), made),
-            AttentionGradient(model, "attention").attribute(x.clone(), 0, made),
+        copies = tuple({k: v.clone() for k, v in a.items()} if isinstance(a, dict) else a.clone() for a in args)
+        attributions = [
+            AttentionWeights(model, "attention").attribute(x.clone(), copies),
+            AttentionGradient(model, "attention").attribute(x.clone(), 0, copies),
         ]
-    for f, e in zip(found, expected, strict=True):
+    for f, e in zip(attributions, expected, strict=True):
         assert_close(f, e)
         assert not f.is_inference()
 
@@ -584,12 +586,12 @@ def test_reduced_precision(name, dtype):
         AttentionGradient(model, "attention").attribute(x, 0, tuple(args)),
     ]
     model.to(dtype)
-    found = [
+    attributions = [
         AttentionWeights(model, "attention").attribute(x.to(dtype), tuple(args)),
         AttentionGradient(model, "attention").attribute(x.to(dtype), 0, tuple(args)),
     ]
     coarse = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5}[dtype]
-    for f, e in zip(found, expected, strict=True):
+    for f, e in zip(attributions, expected, strict=True):
         assert f.dtype == dtype
         assert_close(f.double(), e, rtol=coarse, atol=coarse)
 
@@ -605,10 +607,10 @@ def test_a_transformer_encoder_with_padding_in_eval_mode(norm_first):
     for mode in (torch.no_grad, torch.enable_grad):
         with mode():
             plain = whole(x)
-            found = AttentionWeights(whole, model.layers[0].self_attn).attribute(x, query="all")
+            attributions = AttentionWeights(whole, model.layers[0].self_attn).attribute(x, query="all")
             first = model.layers[0]
             y = first.norm1(x) if norm_first else x
-            assert_close(found, first.self_attn(y, y, y, padding)[1].detach())
+            assert_close(attributions, first.self_attn(y, y, y, padding)[1].detach())
             later = AttentionWeights(whole, model.layers[1].self_attn).attribute(x, query=0)
             assert_close(later.sum(1), torch.ones(N))
             assert bool((later[padding] == 0).all())
@@ -681,18 +683,20 @@ def test_hugging_face(name, implementation):
     with torch.no_grad():
         expected = eager(input_ids=IDS, attention_mask=WORDS, output_attentions=True).attentions[1]
         plain = call(IDS, WORDS).logits
-    found = AttentionWeights(call, layer).attribute(IDS, WORDS, query="all", heads="all")
-    words = WORDS.bool()[:, None, :, None].expand_as(found)
-    assert_close(found[words], expected[words])
+    attributions = AttentionWeights(call, layer).attribute(IDS, WORDS, query="all", heads="all")
+    words = WORDS.bool()[:, None, :, None].expand_as(attributions)
+    assert_close(attributions[words], expected[words])
     gradient = AttentionGradient(call, layer, multiply_by_weights=False).attribute(IDS, 1, WORDS, query="all")
     run = eager(input_ids=IDS, attention_mask=WORDS, output_attentions=True)
     (by_hand,) = torch.autograd.grad(run.logits[:, 1].sum(), run.attentions[1])
     assert_close(gradient[words[:, 0]], by_hand.mean(1)[words[:, 0]], rtol=1e-4, atol=1e-6)
-    assert float(gradient.abs().max()) > 1e-3 < float(found.std())
+    assert float(gradient.abs().max()) > 1e-3 < float(attributions.std())
     with torch.no_grad():
         assert torch.equal(call(IDS, WORDS).logits, plain)
     if name == "bert":
-        assert_close(AttentionWeights(model, name_of_layer).attribute(IDS, WORDS, query="all", heads="all"), found)
+        assert_close(
+            AttentionWeights(model, name_of_layer).attribute(IDS, WORDS, query="all", heads="all"), attributions
+        )
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -716,8 +720,8 @@ def test_hugging_face_encoder_and_decoder(implementation):
         (model.decoder.block[1].layer[0].SelfAttention, expected.decoder_attentions[1]),
         (model.decoder.block[0].layer[1].EncDecAttention, expected.cross_attentions[0]),
     ):
-        found = AttentionWeights(run, layer).attribute(IDS, WORDS, query="all", heads="all")
-        assert_close(found, weights)
+        attributions = AttentionWeights(run, layer).attribute(IDS, WORDS, query="all", heads="all")
+        assert_close(attributions, weights)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -728,11 +732,11 @@ def test_hugging_face_images(implementation):
     model = transformers.ViTForImageClassification(config).eval()
     images = torch.randn(2, 3, 16, 16)
     layer = next(m for m in reversed(list(model.modules())) if type(m).__name__ in ("ViTSelfAttention", "ViTAttention"))
-    found = AttentionWeights(model, layer).attribute(images, query=0, heads="all")
-    assert found.shape == (2, 4, 5)
+    attributions = AttentionWeights(model, layer).attribute(images, query=0, heads="all")
+    assert attributions.shape == (2, 4, 5)
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        assert_close(found, model(images, output_attentions=True).attentions[0][:, :, 0])
+        assert_close(attributions, model(images, output_attentions=True).attentions[0][:, :, 0])
 
 
 # How it is called.
@@ -774,8 +778,8 @@ def test_weights_keep_every_law():
 
 def test_under_a_noise_tunnel():
     model, (x, *_) = case("sdpa")
-    found = NoiseTunnel(AttentionGradient(model, "attention")).attribute(x, nt_samples=3, stdevs=0.0, target=1)
-    assert_close(found, AttentionGradient(model, "attention").attribute(x, 1))
+    attributions = NoiseTunnel(AttentionGradient(model, "attention")).attribute(x, nt_samples=3, stdevs=0.0, target=1)
+    assert_close(attributions, AttentionGradient(model, "attention").attribute(x, 1))
 
 
 def test_several_inputs():
@@ -919,7 +923,7 @@ def test_erased_weights_are_seen():
         for frozen in (False, True):
             model.requires_grad_(not frozen)
             with erase_attention(model, "attention", 0):
-                found = AttentionWeights(model, "attention").attribute(x, tuple(args), query="all", heads="all")
+                attributions = AttentionWeights(model, "attention").attribute(x, tuple(args), query="all", heads="all")
                 gradient = AttentionGradient(model, "attention").attribute(x, 0, tuple(args))
-            assert_close(found, expected)
+            assert_close(attributions, expected)
             assert bool((gradient[:, 0] == 0).all()) and bool(gradient[:, 1:].any())

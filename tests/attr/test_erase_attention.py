@@ -62,10 +62,10 @@ def test_erasing_is_what_it_is_by_hand(name):
         erased = torch.rand(N, *weights.shape[1:3], positions) < 0.4
         erased = leaving_one(F.pad(erased, (0, weights.shape[-1] - positions)), weights)
         with erase_attention(model, "attention", erased):
-            found = model(x, *args)
-        assert_close(found, model.by_hand(renormalised(erased), x, *args), **tolerance(name))
+            output = model(x, *args)
+        assert_close(output, model.by_hand(renormalised(erased), x, *args), **tolerance(name))
         assert torch.equal(model(x, *args), plain)
-        assert not torch.allclose(found, plain)
+        assert not torch.allclose(output, plain)
 
 
 @settings(max_examples=60)
@@ -104,8 +104,8 @@ def test_positions_queries_and_heads_in_every_form(data):
             here and (query is None or q == query % T) and (chosen is None or h in [i % H for i in chosen])
         )
     with erase_attention(model, "attention", positions, query=query, heads=heads):
-        found = model(x, *args)
-    assert_close(found, model.by_hand(renormalised(by_hand), x, *args))
+        output = model(x, *args)
+    assert_close(output, model.by_hand(renormalised(by_hand), x, *args))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -120,10 +120,10 @@ def test_erasing_nothing_changes_nothing_to_the_last_bit(name):
     only_first = torch.zeros(N, T, dtype=torch.bool)
     only_first[0, T - 1] = True
     with erase_attention(model, "attention.mha" if "multi-head" in name else "attention", _fit(only_first, model, x)):
-        found = model(x, *args)
-    assert not torch.equal(found[0], plain[0])
+        output = model(x, *args)
+    assert not torch.equal(output[0], plain[0])
     same = "softmax" in name
-    assert_close(found[1:], plain[1:], rtol=0 if same else 1e-10, atol=0 if same else 1e-12)
+    assert_close(output[1:], plain[1:], rtol=0 if same else 1e-10, atol=0 if same else 1e-12)
 
 
 def _fit(mask, model, x):
@@ -141,13 +141,13 @@ def test_erasing_is_deleting_where_positions_meet_only_in_attention(name):
     if name.startswith("pooling"):
         model.gru = Each().double()
         with erase_attention(model, "attention", 2):
-            found = model(x)
-        assert_close(found, model(torch.cat([x[:, :2], x[:, 3:]], 1)))
+            output = model(x)
+        assert_close(output, model(torch.cat([x[:, :2], x[:, 3:]], 1)))
         return
     with erase_attention(model.attention, "", 2):
-        found = model.attention(x)
+        output = model.attention(x)
     kept = torch.cat([x[:, :2], x[:, 3:]], 1)
-    assert_close(torch.cat([found[:, :2], found[:, 3:]], 1), model.attention(kept))
+    assert_close(torch.cat([output[:, :2], output[:, 3:]], 1), model.attention(kept))
 
 
 class Each(nn.Module):
@@ -173,9 +173,9 @@ def test_hugging_face(name, implementation):
 
     plain = call(model, WORDS)
     with erase_attention(model, layer, 1):
-        found = call(model, WORDS)
+        output = call(model, WORDS)
         more = call(model, WORDS)
-    assert torch.equal(found, more) and not torch.allclose(found, plain)
+    assert torch.equal(output, more) and not torch.allclose(output, plain)
     assert torch.equal(call(model, WORDS), plain)
     if name in ("bert", "distilbert"):
         # In every layer, it is the model's own attention mask.
@@ -183,8 +183,8 @@ def test_hugging_face(name, implementation):
         without[:, 1] = 0
         layers = layer.replace("1", "0", 1), layer
         with erase_attention(model, layers[0], 1), erase_attention(model, layers[1], 1):
-            found = call(model, WORDS)
-        assert_close(found, call(masked, without), rtol=1e-4, atol=1e-5)
+            output = call(model, WORDS)
+        assert_close(output, call(masked, without), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -199,7 +199,7 @@ def test_a_transformer_encoder_with_padding_in_eval_mode(grad):
     with torch.set_grad_enabled(grad):
         plain = model(x, src_key_padding_mask=padding)
         with erase_attention(model, "layers.0.self_attn", 1), erase_attention(model, "layers.1.self_attn", 1):
-            found = model(x, src_key_padding_mask=padding)
+            output = model(x, src_key_padding_mask=padding)
         assert torch.equal(model(x, src_key_padding_mask=padding), plain)
         expected = model.train()(x, src_key_padding_mask=more) if grad else None
     model.eval()
@@ -211,9 +211,9 @@ def test_a_transformer_encoder_with_padding_in_eval_mode(grad):
         for each in model.layers:
             each.self_attn.dropout = 0.0
         expected = model.train()(x, src_key_padding_mask=more)
-        assert_close(found[~more], expected[~more], rtol=1e-4, atol=1e-5)
+        assert_close(output[~more], expected[~more], rtol=1e-4, atol=1e-5)
     else:
-        assert_close(found[~more], model(x, src_key_padding_mask=more)[~more], rtol=1e-4, atol=1e-5)
+        assert_close(output[~more], model(x, src_key_padding_mask=more)[~more], rtol=1e-4, atol=1e-5)
 
 
 # Several at once, gradients, modes and wrappers.
@@ -242,9 +242,9 @@ def test_two_layers_at_once():
     one, other = model.attention.one, model.attention.other
     first, second = torch.rand(2, N, H, T, T).argsort(-1) < 2
     with erase_attention(model, one, first), erase_attention(model, "attention.other", second):
-        found = model(x)
+        output = model(x)
     expected = one.by_hand(renormalised(first), x) + other.by_hand(renormalised(second), x)
-    assert_close(found, model._logits(expected))
+    assert_close(output, model._logits(expected))
 
 
 @pytest.mark.parametrize("name", ["softmax", "sdpa, float mask", "sdpa, bias", "sdpa, grouped", "multi-head, both"])
@@ -257,9 +257,9 @@ def test_gradients_through_an_erased_model(name):
         *(p for p in model.parameters() if name == "sdpa, bias" or p is not getattr(model.attention, "bias", 0)),
     ]
     with erase_attention(model, "attention", erased):
-        found = torch.autograd.grad(model(x, *args)[:, 0].sum(), leaves)
+        gradients = torch.autograd.grad(model(x, *args)[:, 0].sum(), leaves)
     expected = torch.autograd.grad(model.by_hand(renormalised(erased), x, *args)[:, 0].sum(), leaves)
-    for f, e in zip(found, expected, strict=True):
+    for f, e in zip(gradients, expected, strict=True):
         assert_close(f, e)
 
 
@@ -268,9 +268,9 @@ def test_gradients_by_a_learned_mask_of_multi_head_attention():
     erased = torch.rand(N, H, T, T).argsort(-1) < 2
     mask = masks["attn_mask"].clone().requires_grad_()
     with erase_attention(model, "attention", erased):
-        (found,) = torch.autograd.grad(model(x, {"attn_mask": mask})[:, 0].sum(), mask)
+        (gradients,) = torch.autograd.grad(model(x, {"attn_mask": mask})[:, 0].sum(), mask)
     outputs = model.by_hand(renormalised(erased), x, {"attn_mask": mask})
-    assert_close(found, torch.autograd.grad(outputs[:, 0].sum(), mask)[0])
+    assert_close(gradients, torch.autograd.grad(outputs[:, 0].sum(), mask)[0])
 
 
 @pytest.mark.parametrize("name", ["softmax", "sdpa", "multi-head, padding"])
@@ -289,9 +289,9 @@ def test_reduced_precision(name, dtype):
     model, (x, *args) = case(name)
     with erase_attention(model, "attention", 0):
         expected = model(x, *args)
-        found = model.to(dtype)(x.to(dtype), *args)
-    assert found.dtype == dtype
-    assert_close(found.double(), expected, rtol=0.05, atol=0.02)
+        output = model.to(dtype)(x.to(dtype), *args)
+    assert output.dtype == dtype
+    assert_close(output.double(), expected, rtol=0.05, atol=0.02)
 
 
 def test_dropout_in_training_mode():
@@ -310,9 +310,9 @@ def test_dropout_in_training_mode():
 
         torch.manual_seed(1)
         with erase_attention(model, "attention", erased):
-            found = model(x)
+            output = model(x)
         torch.manual_seed(1)
-        assert_close(found, model.by_hand(dropped, x))
+        assert_close(output, model.by_hand(dropped, x))
         assert model.training
 
 
@@ -353,20 +353,20 @@ def test_a_layer_that_runs_again_and_again_is_erased_each_time():
     model, x = Shared().double(), normal(N, T, 8)
     erased = torch.rand(N, H, T, T).argsort(-1) < 2
     with erase_attention(model, "attention", erased):
-        found = model(x)
+        output = model(x)
     by_hand = lambda x: model.attention.by_hand(renormalised(erased), x)  # noqa: E731
-    assert_close(found, by_hand(by_hand(x)))
+    assert_close(output, by_hand(by_hand(x)))
 
 
 def test_other_threads_are_not_changed():
     model, (x, *_) = case("softmax")
-    plain, found = model(x), []
+    plain, result = model(x), []
     with erase_attention(model, "attention", 0):
-        thread = threading.Thread(target=lambda: found.append(model(x)))
+        thread = threading.Thread(target=lambda: result.append(model(x)))
         thread.start()
         thread.join()
         erased = model(x)
-    assert torch.equal(found[0], plain) and not torch.allclose(erased, plain)
+    assert torch.equal(result[0], plain) and not torch.allclose(erased, plain)
 
 
 def test_another_thread_that_is_still_at_work():
@@ -409,7 +409,7 @@ def state_of(model):
 def test_the_model_is_as_it_was(name, where):
     model, (x, *args) = case(name)
     args = [] if name.startswith("pooling") else args  # of all one length
-    plain, before, drawn = model(x, *args), state_of(model), torch.get_rng_state()
+    plain, before, random_state = model(x, *args), state_of(model), torch.get_rng_state()
     handle = None
     error = {"nowhere": None, "all erased": ValueError}.get(where, KeyError)
     if where in ("in the model", "before the layer"):
@@ -430,7 +430,7 @@ def test_the_model_is_as_it_was(name, where):
         handle.remove()
     assert state_of(model) == before
     assert torch._C._len_torch_function_stack() == 0
-    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.equal(model(x, *args), plain)
 
 
@@ -454,9 +454,9 @@ def test_all_positions_erased(name):
     if name in ("multi-head, zero attention", "multi-head, bias of keys"):  # which have one or two of their own
         own = 1 if "zero" in name else 2
         with erase_attention(model, "attention", range(keys - own)):
-            found = model(x, *args)
+            output = model(x, *args)
         erased = torch.arange(keys) < keys - own
-        assert_close(found, model.by_hand(renormalised(erased), x, *args))
+        assert_close(output, model.by_hand(renormalised(erased), x, *args))
         return
     with (
         pytest.raises(
@@ -492,8 +492,8 @@ def test_all_that_a_mask_of_ones_own_leaves_is_erased(value):
     with pytest.raises(ValueError, match="query 0 of example 1"), erase_attention(model, "attention", [0, 1]):
         model(x, lengths)
     with erase_attention(model, "attention", [0]):
-        found = model(x, lengths)
-    assert_close(found[1], model.head(model.scores(x, lengths)[0][1, 1]))
+        output = model(x, lengths)
+    assert_close(output[1], model.head(model.scores(x, lengths)[0][1, 1]))
 
 
 @pytest.mark.parametrize(

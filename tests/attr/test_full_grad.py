@@ -63,20 +63,20 @@ class TestReference:
 
     @pytest.mark.parametrize(("make", "key"), [(FullGrad, "fullgrad"), (SimpleFullGrad, "simple_fullgrad")])
     def test_map(self, network, reference, make, key):
-        found = make(network).attribute(reference["inputs"], reference["target"]).sum(1, keepdim=True)
-        torch.testing.assert_close(found, reference[f"{key}.saliency"], rtol=1e-5, atol=1e-5)
+        attributions = make(network).attribute(reference["inputs"], reference["target"]).sum(1, keepdim=True)
+        torch.testing.assert_close(attributions, reference[f"{key}.saliency"], rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("batch", [None, 1, 3])
     def test_smooth_map(self, network, reference, monkeypatch, batch):
         monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: reference["standard_normal_noise"])
-        found = SmoothFullGrad(network).attribute(
+        attributions = SmoothFullGrad(network).attribute(
             *(reference["inputs"], reference["target"]),
             nt_samples=4,
             nt_samples_batch_size=batch,
             stdevs=float(reference["smooth_fullgrad.std"]),
         )
         expected = reference["smooth_fullgrad.saliency"]
-        torch.testing.assert_close(found.sum(1, keepdim=True), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(attributions.sum(1, keepdim=True), expected, rtol=1e-5, atol=1e-5)
 
 
 def parameter_form(model, x, target):
@@ -104,8 +104,8 @@ def test_the_papers_form_on_relu_networks(layer):
     full = FullGrad(model).decompose(x, 1)
     torch.testing.assert_close(full.inputs[0].sum(), input_term)
     assert len(full.biases) == len(bias_terms)
-    for found, expected in zip(full.biases.values(), bias_terms, strict=True):
-        torch.testing.assert_close(found.sum(), expected)
+    for result, expected in zip(full.biases.values(), bias_terms, strict=True):
+        torch.testing.assert_close(result.sum(), expected)
     torch.testing.assert_close(full.total(), output.view(1))
 
 
@@ -183,8 +183,8 @@ class TestSaliency:
         spatial = [term for term in full.biases.values() if term.ndim == 4]
         assert len(spatial) == 3
         expected = psi(full.inputs[0]).sum(1) + sum(psi(term).sum(1) for term in spatial)
-        found = FullGrad(model).attribute(x, [1, 2])
-        torch.testing.assert_close(found.sum(1), expected)
+        attributions = FullGrad(model).attribute(x, [1, 2])
+        torch.testing.assert_close(attributions.sum(1), expected)
 
     @pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 2, 4, 4)], ids=["per_channel", "per_element"])
     def test_rescaling_subtracts_the_minimum(self, shape):
@@ -257,12 +257,12 @@ class TestForm:
     def test_runs_in_captums_tools(self, make):
         model, x = small_cnn(), torch.rand(2, 3, 8, 8)
         attribution = make(model)
-        found = attribution.attribute(x, 1)
-        assert found.shape == x.shape and found.is_contiguous() and not found.requires_grad
+        attributions = attribution.attribute(x, 1)
+        assert attributions.shape == x.shape and attributions.is_contiguous() and not attributions.requires_grad
         smooth = NoiseTunnel(attribution).attribute(x, target=1, nt_samples=2, stdevs=0.1)
         assert smooth.shape == x.shape
         score = infidelity(
-            model, lambda z: (0.1 * torch.ones_like(z), z - 0.1), x, found, target=1, n_perturb_samples=2
+            model, lambda z: (0.1 * torch.ones_like(z), z - 0.1), x, attributions, target=1, n_perturb_samples=2
         )
         assert score.shape == (2,)
         assert sensitivity_max(attribution.attribute, x, target=1, n_perturb_samples=2).shape == (2,)
@@ -271,16 +271,16 @@ class TestForm:
     @pytest.mark.parametrize("make", FAMILY, ids=IDS)
     def test_keeps_dtype(self, make, dtype):
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 2)).to(dtype)
-        found = make(model).attribute(torch.rand(2, 3, 8, 8).to(dtype), 1)
-        assert found.dtype == dtype and bool(torch.isfinite(found).all())
+        attributions = make(model).attribute(torch.rand(2, 3, 8, 8).to(dtype), 1)
+        assert attributions.dtype == dtype and bool(torch.isfinite(attributions).all())
 
     def test_channels_last_gives_the_same(self):
         model, x = small_cnn().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
         expected = FullGrad(model).attribute(x, 1)
         model = model.to(memory_format=torch.channels_last)
-        found = FullGrad(model).attribute(x.to(memory_format=torch.channels_last), 1)
-        torch.testing.assert_close(found, expected)
-        assert found.is_contiguous()
+        attributions = FullGrad(model).attribute(x.to(memory_format=torch.channels_last), 1)
+        torch.testing.assert_close(attributions, expected)
+        assert attributions.is_contiguous()
 
     def test_additional_arguments_and_keywords_of_captum(self):
         def forward(x, scale, shift, flag):
@@ -346,8 +346,8 @@ class TestDifferentiable:
         model = small_cnn(nn.Softplus)
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
         for make in (FullGrad, lambda m: FullGrad(m, complete=True), SimpleFullGrad):
-            found = make(model).attribute(x, 1, create_graph=True)
-            (gradient,) = torch.autograd.grad(found.square().sum(), x)
+            attributions = make(model).attribute(x, 1, create_graph=True)
+            (gradient,) = torch.autograd.grad(attributions.square().sum(), x)
             assert float(gradient.abs().sum()) > 0
 
     def test_detached_otherwise(self):
@@ -577,9 +577,9 @@ def test_cuda_agrees_with_the_cpu(make):
     for activation in (nn.ReLU, nn.GELU):
         model, x = small_cnn(activation).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
         expected = make(model).attribute(x, 1)
-        found = make(copy.deepcopy(model).cuda()).attribute(x.cuda(), 1)
-        assert found.is_cuda
-        torch.testing.assert_close(found.cpu(), expected)
+        attributions = make(copy.deepcopy(model).cuda()).attribute(x.cuda(), 1)
+        assert attributions.is_cuda
+        torch.testing.assert_close(attributions.cpu(), expected)
 
 
 @pytest.mark.cuda

@@ -75,10 +75,10 @@ KINDS = ("straight", "power", "piecewise", "piecewise, of each example", "functi
 def test_completeness_along_any_path(kind, activation, seed, target):
     torch.manual_seed(seed)
     model, x, baseline = smooth(activation=activation), normal(3, 4), normal(3, 4)
-    found, delta = PathIntegratedGradients(model, of_kind(kind, x)).attribute(
+    attributions, delta = PathIntegratedGradients(model, of_kind(kind, x)).attribute(
         x, baseline, target, n_steps=80 if kind.startswith("function") else 240, return_convergence_delta=True
     )
-    gap = found.sum(1) - (model(x) - model(baseline))[:, target].detach()
+    gap = attributions.sum(1) - (model(x) - model(baseline))[:, target].detach()
     assert float(gap.abs().max()) < 1e-7
     assert_close(delta, gap, rtol=0, atol=1e-12)
 
@@ -89,9 +89,9 @@ def test_completeness_through_any_waypoints(count, of_each, seed):
     torch.manual_seed(seed)
     model, inputs, baselines = Two(), (normal(2, 4), normal(2, 2, 3)), (normal(2, 4), normal(1, 2, 3))
     path = PiecewiseLinearPath(tuple(2 * normal(count, *(x.shape if of_each else x.shape[1:])) for x in inputs))
-    found = PathIntegratedGradients(model, path).attribute(inputs, baselines, 1, n_steps=40 * (count + 1))
+    attributions = PathIntegratedGradients(model, path).attribute(inputs, baselines, 1, n_steps=40 * (count + 1))
     change = model(*inputs)[:, 1] - model(baselines[0], baselines[1].expand(2, 2, 3))[:, 1]
-    assert_close(sum(f.flatten(1).sum(1) for f in found), change.detach(), rtol=0, atol=1e-6)
+    assert_close(sum(f.flatten(1).sum(1) for f in attributions), change.detach(), rtol=0, atol=1e-6)
 
 
 @settings(max_examples=40)
@@ -108,27 +108,29 @@ def test_the_straight_path_is_captums(method, n_steps, multiply, limit, seed):
         "n_steps": n_steps,
         "method": method,
     }
-    found = PathIntegratedGradients(model, multiply_by_inputs=multiply).attribute(
+    attributions = PathIntegratedGradients(model, multiply_by_inputs=multiply).attribute(
         inputs, internal_batch_size=limit, **options
     )
     expected = IntegratedGradients(model, multiply_by_inputs=multiply).attribute(inputs, **options)
-    for f, e in zip(found, expected, strict=True):
+    for f, e in zip(attributions, expected, strict=True):
         assert_close(f, e, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_straight_path_is_captums_in_single_precision(method):
     model, x = smooth().float(), torch.randn(3, 4)
-    found, delta = PathIntegratedGradients(model).attribute(x, 0.1, 1, method=method, return_convergence_delta=True)
+    attributions, delta = PathIntegratedGradients(model).attribute(
+        x, 0.1, 1, method=method, return_convergence_delta=True
+    )
     expected, gap = IntegratedGradients(model).attribute(x, 0.1, 1, method=method, return_convergence_delta=True)
-    assert_close(found, expected, rtol=0, atol=1e-6)
+    assert_close(attributions, expected, rtol=0, atol=1e-6)
     assert_close(delta, gap, rtol=0, atol=1e-6)
 
 
 def error_of(method, n_steps, mend=1.0):
     x = torch.tensor([[1.5]], dtype=torch.float64)
-    found = PathIntegratedGradients(lambda x: x.exp()).attribute(x, n_steps=n_steps, method=method)
-    return abs(found.item() * mend - math.expm1(1.5))
+    attributions = PathIntegratedGradients(lambda x: x.exp()).attribute(x, n_steps=n_steps, method=method)
+    return abs(attributions.item() * mend - math.expm1(1.5))
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,8 @@ def test_gauss_legendre_converges_faster_than_any_power():
 @pytest.mark.parametrize("n", [2, 5, 50])
 def test_captums_trapezoid_is_the_trapezoid_times_one_less_than_the_steps(n):
     w, x = normal(4), normal(3, 4)
-    found = PathIntegratedGradients(lambda x: x @ w).attribute(x, n_steps=n, method="riemann_trapezoid")
-    assert_close(found, (1 - 1 / n) * x * w, rtol=1e-9, atol=0)
+    attributions = PathIntegratedGradients(lambda x: x @ w).attribute(x, n_steps=n, method="riemann_trapezoid")
+    assert_close(attributions, (1 - 1 / n) * x * w, rtol=1e-9, atol=0)
     mended = [error_of("riemann_trapezoid", n, mend=n / (n - 1)) for n in (65, 129)]
     assert math.log2(mended[0] / mended[1]) == pytest.approx(2, abs=0.03)
 
@@ -188,17 +190,19 @@ def test_powers_share_a_product_unequally(p):
     # The integrals of alpha^p and of p alpha^(p - 1) alpha over [0, 1].
     x = normal(3, 2)
     path = PowerPath(torch.tensor([1.0, p]))
-    found = PathIntegratedGradients(lambda x: x[:, 0] * x[:, 1], path).attribute(x, n_steps=200)
-    assert_close(found, x.prod(1, keepdim=True) * torch.tensor([1.0, p]).double() / (1 + p), rtol=1e-6, atol=1e-9)
+    attributions = PathIntegratedGradients(lambda x: x[:, 0] * x[:, 1], path).attribute(x, n_steps=200)
+    assert_close(
+        attributions, x.prod(1, keepdim=True) * torch.tensor([1.0, p]).double() / (1 + p), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_powers_in_the_same_ratios_are_the_same_curve():
     model, x, powers = smooth(), normal(3, 4), 1 + torch.rand(4, dtype=torch.float64)
-    found = [
+    attributions = [
         PathIntegratedGradients(model, path).attribute(x, target=0, n_steps=300)
         for path in (PowerPath(powers / powers.min()), PowerPath(3 * powers / powers.min()))
     ]
-    assert_close(*found, rtol=1e-4, atol=1e-7)
+    assert_close(*attributions, rtol=1e-4, atol=1e-7)
 
 
 def test_powers_of_each_input():
@@ -213,18 +217,18 @@ def test_powers_of_each_input():
 
 def test_speed_along_a_curve_does_not_matter():
     model, x, baseline = smooth(), normal(3, 4), normal(3, 4)
-    found = [
+    attributions = [
         PathIntegratedGradients(model, path).attribute(x, baseline, 1)
         for path in (arc, lambda alpha, b, x: arc(alpha * alpha * (3 - 2 * alpha), b, x))
     ]
-    assert_close(*found, rtol=1e-7, atol=1e-9)
+    assert_close(*attributions, rtol=1e-7, atol=1e-9)
 
 
 def test_along_the_axes_the_feature_that_moves_last_gets_a_product():
     x, baseline = normal(3, 2), torch.zeros(3, 2, dtype=torch.float64)
     second_first = torch.stack([torch.stack([baseline[:, 0], x[:, 1]], 1)])
-    found = PathIntegratedGradients(lambda x: x[:, 0] * x[:, 1], PiecewiseLinearPath(second_first)).attribute(x)
-    assert_close(found, torch.stack([x.prod(1), baseline[:, 1]], 1))
+    attributions = PathIntegratedGradients(lambda x: x[:, 0] * x[:, 1], PiecewiseLinearPath(second_first)).attribute(x)
+    assert_close(attributions, torch.stack([x.prod(1), baseline[:, 1]], 1))
 
 
 def test_waypoints_on_the_line_and_none_at_all_leave_it_straight():
@@ -232,8 +236,10 @@ def test_waypoints_on_the_line_and_none_at_all_leave_it_straight():
     on_the_line = torch.stack([baseline + t * (x - baseline) for t in (0.2, 0.7)])
     straight = PathIntegratedGradients(model).attribute(x, baseline, 1, n_steps=60)
     for waypoints in (on_the_line, torch.zeros(0, 4)):
-        found = PathIntegratedGradients(model, PiecewiseLinearPath(waypoints)).attribute(x, baseline, 1, n_steps=60)
-        assert_close(found, straight, rtol=1e-7, atol=1e-9)
+        attributions = PathIntegratedGradients(model, PiecewiseLinearPath(waypoints)).attribute(
+            x, baseline, 1, n_steps=60
+        )
+        assert_close(attributions, straight, rtol=1e-7, atol=1e-9)
 
 
 def test_bends_cost_no_accuracy():
@@ -248,11 +254,13 @@ def test_bends_cost_no_accuracy():
 
 def test_a_mean_of_gradients_along_pieces():
     model, x, points = smooth(), normal(3, 4), normal(1, 4)
-    found = PathIntegratedGradients(model, PiecewiseLinearPath(points), multiply_by_inputs=False).attribute(x, target=1)
+    attributions = PathIntegratedGradients(model, PiecewiseLinearPath(points), multiply_by_inputs=False).attribute(
+        x, target=1
+    )
     middle = points.expand(3, 4).contiguous()
     captum = IntegratedGradients(model, multiply_by_inputs=False)
     first, second = (captum.attribute(b, a, 1, n_steps=25) for a, b in ((None, middle), (middle, x)))
-    assert_close(found, (first + second) / 2, rtol=1e-6, atol=1e-9)
+    assert_close(attributions, (first + second) / 2, rtol=1e-6, atol=1e-9)
 
 
 def test_a_path_of_ones_own():
@@ -264,8 +272,8 @@ def test_a_path_of_ones_own():
             return FunctionPath(arc).derivatives(alphas, baselines, inputs)
 
     model, x = smooth(), normal(3, 4)
-    found = PathIntegratedGradients(model, Detour()).attribute(x, target=0)
-    assert_close(found, PathIntegratedGradients(model, arc).attribute(x, target=0))
+    attributions = PathIntegratedGradients(model, Detour()).attribute(x, target=0)
+    assert_close(attributions, PathIntegratedGradients(model, arc).attribute(x, target=0))
 
 
 def test_functions_of_tuples():
@@ -285,14 +293,14 @@ def test_functions_of_tuples():
 
 
 def test_alpha_has_the_inputs_dtype():
-    seen = set()
+    calls = set()
 
     def path(alpha, baseline, x):
-        seen.add((alpha.dtype, alpha.shape))
+        calls.add((alpha.dtype, alpha.shape))
         return baseline + alpha.view(1) * (x - baseline)
 
-    found = PathIntegratedGradients(smooth().float(), path).attribute(torch.randn(2, 4), target=0)
-    assert found.dtype == torch.float32 and seen == {(torch.float32, torch.Size())}
+    attributions = PathIntegratedGradients(smooth().float(), path).attribute(torch.randn(2, 4), target=0)
+    assert attributions.dtype == torch.float32 and calls == {(torch.float32, torch.Size())}
 
 
 def test_an_input_that_stays():
@@ -351,8 +359,8 @@ def test_batches_of_any_size_give_the_same_numbers(kind):
     whole = attribution.attribute(x, 0.5, [0, 1, 2], scale, n_steps=12)
     for limit in (1, 3, 7, 100):
         sizes.clear()
-        found = attribution.attribute(x, 0.5, [0, 1, 2], scale, n_steps=12, internal_batch_size=limit)
-        assert_close(found, whole, rtol=1e-12, atol=1e-14)
+        attributions = attribution.attribute(x, 0.5, [0, 1, 2], scale, n_steps=12, internal_batch_size=limit)
+        assert_close(attributions, whole, rtol=1e-12, atol=1e-14)
         assert sum(sizes) == 36 and max(sizes) <= max(limit, 3)
 
 
@@ -389,9 +397,9 @@ def test_several_additional_arguments():
         return net(x * mask**power) + shift
 
     args = (mask, 2, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).view(3, 1))
-    found = PathIntegratedGradients(model).attribute(x, target=1, additional_forward_args=args)
+    attributions = PathIntegratedGradients(model).attribute(x, target=1, additional_forward_args=args)
     assert_close(
-        found,
+        attributions,
         IntegratedGradients(model).attribute(x, target=1, additional_forward_args=args),
         rtol=1e-6,
         atol=1e-9,
@@ -403,7 +411,7 @@ def test_under_a_noise_tunnel(kind):
     model, x = smooth(), normal(2, 4)
     noisy = []
 
-    class Seen(PathIntegratedGradients):
+    class Recorder(PathIntegratedGradients):
         @log_usage()  # NoiseTunnel looks for what it wraps
         def attribute(self, inputs, **options):
             noisy.append(inputs.detach().clone())
@@ -411,11 +419,11 @@ def test_under_a_noise_tunnel(kind):
 
     path = of_kind(kind, x)
     options = {"target": 0, "n_steps": 8, "baselines": 0.1}
-    found = NoiseTunnel(Seen(model, path)).attribute(x, nt_samples=5, stdevs=0.3, **options)
+    attributions = NoiseTunnel(Recorder(model, path)).attribute(x, nt_samples=5, stdevs=0.3, **options)
     rows = torch.cat(noisy)
     assert rows.shape == (10, 4) and float(rows.std()) > 0.1
     expected = torch.cat([PathIntegratedGradients(model, path).attribute(row[None], **options) for row in rows])
-    assert_close(found, expected.view(2, 5, 4).mean(1))
+    assert_close(attributions, expected.view(2, 5, 4).mean(1))
 
 
 @pytest.mark.parametrize("kind", ["straight", "power", "piecewise", "function"])
@@ -426,11 +434,11 @@ def test_under_no_grad_and_inference_mode(kind):
     for limit in (None, 2):  # with one step at a time nothing is copied that need not be
         for mode in (torch.no_grad, torch.inference_mode):
             with mode():
-                found = attribution.attribute(
+                attributions = attribution.attribute(
                     x.clone(), x.clone() * 0 + 0.5, 1, mask.clone(), 50, "gausslegendre", limit, True
                 )
-            assert_close(found, expected)
-        assert not found[0].is_inference()
+            assert_close(attributions, expected)
+        assert not attributions[0].is_inference()
 
 
 def test_a_path_that_hands_out_the_input_itself():
@@ -445,8 +453,8 @@ def test_a_path_that_hands_out_the_input_itself():
     with torch.inference_mode():
         x = normal(1, 4)
     for limit in (None, 1):
-        found = PathIntegratedGradients(model, Still()).attribute(x, x, 0, internal_batch_size=limit)
-        assert bool((found == 0).all()) and not x.requires_grad
+        attributions = PathIntegratedGradients(model, Still()).attribute(x, x, 0, internal_batch_size=limit)
+        assert bool((attributions == 0).all()) and not x.requires_grad
 
 
 def test_the_callers_tensors_are_as_they_were():
@@ -456,8 +464,8 @@ def test_the_callers_tensors_are_as_they_were():
     before = [t.detach().clone() for t in (x, baseline, waypoints)]
     for path in (None, PiecewiseLinearPath(waypoints), arc, lambda a, b, x: x if a == 1 else b * (1 - a) + a * x):
         for limit in (None, 2):
-            found = PathIntegratedGradients(model, path).attribute(x, baseline, 0, internal_batch_size=limit)
-            assert not found.requires_grad
+            attributions = PathIntegratedGradients(model, path).attribute(x, baseline, 0, internal_batch_size=limit)
+            assert not attributions.requires_grad
     assert all(torch.equal(a, b) for a, b in zip(before, (x, baseline, waypoints), strict=True))
     assert x.requires_grad and not baseline.requires_grad and torch.equal(x.grad, torch.ones_like(x))
     assert waypoints.grad is None and all(p.grad is None for p in model.parameters())
@@ -465,10 +473,12 @@ def test_the_callers_tensors_are_as_they_were():
 
 def test_half_precision_sums_in_single():
     model, x = smooth().bfloat16(), torch.randn(3, 4, dtype=torch.bfloat16)
-    found = PathIntegratedGradients(model, PowerPath(2.0)).attribute(x, target=0, n_steps=400, internal_batch_size=3)
-    assert found.dtype == torch.bfloat16
+    attributions = PathIntegratedGradients(model, PowerPath(2.0)).attribute(
+        x, target=0, n_steps=400, internal_batch_size=3
+    )
+    assert attributions.dtype == torch.bfloat16
     exact = PathIntegratedGradients(model.double()).attribute(x.double(), target=0)
-    assert_close(found.double(), exact, rtol=0.01, atol=1e-3)
+    assert_close(attributions.double(), exact, rtol=0.01, atol=1e-3)
 
 
 def test_deltas_are_of_attributions_in_units_of_the_output():
@@ -509,15 +519,15 @@ def test_a_path_that_does_not_fit_is_refused(path, words):
 
 @pytest.mark.parametrize("gap", [0.0, 1e-7])
 def test_ends_may_be_out_by_rounding(gap):
-    found = PathIntegratedGradients(smooth().float(), lambda a, b, x: b + gap + a * (x - b))
-    assert found.attribute(torch.ones(2, 4), target=0).shape == (2, 4)
+    result = PathIntegratedGradients(smooth().float(), lambda a, b, x: b + gap + a * (x - b))
+    assert result.attribute(torch.ones(2, 4), target=0).shape == (2, 4)
 
 
 @pytest.mark.parametrize("at", [0.0, 1.0, 1e-20])
 def test_there_and_back_is_nothing(at):
     # sin(pi) is 1e-16, beside which the ends of the path may be small.
-    found = PathIntegratedGradients(smooth(), arc).attribute(torch.full((2, 4), at).double(), at, 0)
-    assert float(found.abs().max()) < 1e-7
+    attributions = PathIntegratedGradients(smooth(), arc).attribute(torch.full((2, 4), at).double(), at, 0)
+    assert float(attributions.abs().max()) < 1e-7
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
@@ -612,5 +622,5 @@ def test_a_slope_without_end_is_refused(method):
 
 def test_half_precision_is_summed_in_single():
     bent = PathIntegratedGradients(lambda x: (300 * x).sum(1), PowerPath(3.0))
-    found = bent.attribute(torch.full((1, 1), 150.0).half())
-    assert abs(found.item() - 45000) < 50
+    attributions = bent.attribute(torch.full((1, 1), 150.0).half())
+    assert abs(attributions.item() - 45000) < 50

@@ -17,7 +17,7 @@ from captum_density.softmax_shift import (
     SoftmaxShift,
 )
 from captum_density.testing import attribution_checks, check_attribution, networks
-from tests.softmax_shift.test_shift_wrappers import Given, squares
+from tests.softmax_shift.test_shift_wrappers import TwoArguments, squares
 
 
 def normal(*shape):
@@ -40,14 +40,16 @@ def test_keeps_every_law(device):
 def test_is_saliency_on_the_shifted_model(problem, absolute):
     torch.manual_seed(problem.seed)
     for shift in (squares, LinearShift(normal(*problem.inputs.shape[1:]), 5.0), CounterShift(problem.model)):
-        found = ShiftFooledGradient(problem.model, shift).attribute(problem.inputs, problem.target, abs=absolute)
+        attributions = ShiftFooledGradient(problem.model, shift).attribute(problem.inputs, problem.target, abs=absolute)
         shifted = SoftmaxShift(problem.model, shift)
-        assert_close(found, saliency(shifted, problem.inputs, problem.target, abs=absolute), rtol=1e-9, atol=1e-10)
-        assert absolute <= bool((found >= 0).all())
+        assert_close(
+            attributions, saliency(shifted, problem.inputs, problem.target, abs=absolute), rtol=1e-9, atol=1e-10
+        )
+        assert absolute <= bool((attributions >= 0).all())
 
 
 def test_absolute_values_are_the_default():
-    model, x = Given().double().eval(), normal(3, 4)
+    model, x = TwoArguments().double().eval(), normal(3, 4)
     attribution = ShiftFooledGradient(model, lambda x: -100 * x.sum(1))
     assert bool((attribution.attribute(x, 0) > 0).all())
     assert bool((attribution.attribute(x, 0, abs=False) < 0).all())
@@ -55,9 +57,9 @@ def test_absolute_values_are_the_default():
 
 @pytest.mark.parametrize("target", [1, torch.tensor(1), [0, 2, 1], torch.tensor([0, 2, 1])])
 def test_every_form_of_target(target):
-    model, x = Given().double().eval(), normal(3, 4)
-    found = ShiftFooledGradient(model, squares).attribute(x, target, abs=False)
-    assert_close(found, saliency(model, x, target, abs=False) + 2 * x)
+    model, x = TwoArguments().double().eval(), normal(3, 4)
+    attributions = ShiftFooledGradient(model, squares).attribute(x, target, abs=False)
+    assert_close(attributions, saliency(model, x, target, abs=False) + 2 * x)
 
 
 @pytest.mark.parametrize(("dim", "target"), [(1, (1, 2, 0)), (2, (2, 1, 0)), (-1, [(2, 0, 1), (0, 1, 2)])])
@@ -65,11 +67,11 @@ def test_a_shift_for_each_of_several_softmaxes(dim, target):
     weights, net = nn.Linear(4, 27).double(), nn.Linear(4, 9).double()
     x, model = normal(2, 4), lambda x: weights(x).reshape(-1, 3, 3, 3)
     shift = lambda x: net(x).reshape(-1, 3, 3)  # noqa: E731
-    found = ShiftFooledGradient(model, shift, dim).attribute(x, target)
-    assert_close(found, saliency(SoftmaxShift(model, shift, dim), x, target))
-    assert float((found - saliency(model, x, target)).abs().min()) > 0
+    attributions = ShiftFooledGradient(model, shift, dim).attribute(x, target)
+    assert_close(attributions, saliency(SoftmaxShift(model, shift, dim), x, target))
+    assert float((attributions - saliency(model, x, target)).abs().min()) > 0
     if dim == 1:
-        assert not torch.allclose(found, ShiftFooledGradient(model, shift, 2).attribute(x, target))
+        assert not torch.allclose(attributions, ShiftFooledGradient(model, shift, 2).attribute(x, target))
 
 
 def test_several_inputs_and_additional_arguments():
@@ -87,16 +89,18 @@ def test_several_inputs_and_additional_arguments():
         LinearShift((normal(4), normal(4, 2))),
         NetworkShift(lambda a, b: (a @ b[0])[:, 0], 2),
     ):
-        found = ShiftFooledGradient(model, shift).attribute(inputs, 1, additional_forward_args=args)
-        assert isinstance(found, tuple)
+        attributions = ShiftFooledGradient(model, shift).attribute(inputs, 1, additional_forward_args=args)
+        assert isinstance(attributions, tuple)
         shifted = SoftmaxShift(model, shift)
-        for f, e in zip(found, saliency(shifted, inputs, 1, additional_forward_args=args), strict=True):
+        for f, e in zip(attributions, saliency(shifted, inputs, 1, additional_forward_args=args), strict=True):
             assert_close(f, e)
-    assert_close(found[1][1:], saliency(model, inputs, 1, additional_forward_args=args)[1][1:])  # reads b[0] alone
+    assert_close(
+        attributions[1][1:], saliency(model, inputs, 1, additional_forward_args=args)[1][1:]
+    )  # reads b[0] alone
 
 
 def test_under_a_noise_tunnel():
-    model, x = Given().eval(), torch.randn(3, 4)
+    model, x = TwoArguments().eval(), torch.randn(3, 4)
     maps = []
     for method in (ShiftFooledGradient(model, squares), Saliency(SoftmaxShift(model, squares))):
         torch.manual_seed(1)

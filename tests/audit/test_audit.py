@@ -47,14 +47,14 @@ def target():
 
 
 def figures(report, measure):
-    return {name: found[measure].value for name, found in report.methods.items()}
+    return {name: row[measure].value for name, row in report.methods.items()}
 
 
 def untimed(report):
     """All figures of the methods but the time."""
     return {
-        name: {measure: figure for measure, figure in found.items() if measure != "seconds"}
-        for name, found in report.methods.items()
+        name: {measure: figure for measure, figure in row.items() if measure != "seconds"}
+        for name, row in report.methods.items()
     }
 
 
@@ -71,10 +71,10 @@ class Nothing(IntegratedGradients):
 
 def test_completeness_gap_is_relative_to_what_should_be_explained(inputs, target):
     methods = {"IG": IntegratedGradients, "nothing": Nothing, "Saliency": Saliency}
-    found = figures(audit(TwoProducts(), inputs, methods, target=target, **FEW), "completeness_gap")
-    assert found["IG"] < 1e-5  # the integrand is linear: Gauss-Legendre is exact up to rounding
-    assert found["nothing"] == pytest.approx(1, abs=1e-6)
-    assert found["Saliency"] is None
+    values = figures(audit(TwoProducts(), inputs, methods, target=target, **FEW), "completeness_gap")
+    assert values["IG"] < 1e-5  # the integrand is linear: Gauss-Legendre is exact up to rounding
+    assert values["nothing"] == pytest.approx(1, abs=1e-6)
+    assert values["Saliency"] is None
 
 
 def test_delta_per_noisy_sample_is_averaged(inputs, target):
@@ -82,8 +82,8 @@ def test_delta_per_noisy_sample_is_averaged(inputs, target):
     # 1.5 * x_0 * x_1 where x_0 * x_1 is to be explained, sample by sample.
     steps = {"n_steps": 2, "method": "riemann_right"}
     method = Method(lambda model: NoiseTunnel(IntegratedGradients(model)), {"nt_samples": 4, "stdevs": 0.5, **steps})
-    found = figures(audit(TwoProducts(), inputs, {"noisy": method}, target=target, **FEW), "completeness_gap")
-    assert found["noisy"] == pytest.approx(0.5, abs=1e-5)
+    values = figures(audit(TwoProducts(), inputs, {"noisy": method}, target=target, **FEW), "completeness_gap")
+    assert values["noisy"] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_infidelity_is_zero_for_a_linear_model_whichever_kind_the_attribution_is(inputs, target):
@@ -111,9 +111,9 @@ def test_zero_infidelity_is_the_mean_squared_change(inputs, target):
 def test_sensitivity_is_the_largest_relative_change(inputs, target):
     # The gradient of f_0 is (x_1, x_0), so it moves by as much as the input: at most radius * sqrt(2) over the norm.
     radius = {"sensitivity_samples": 300, "perturb_radius": 0.1}
-    found = figures(audit(TwoProducts(), inputs, {"grad": Saliency}, target=target, **radius), "sensitivity_max")
+    values = figures(audit(TwoProducts(), inputs, {"grad": Saliency}, target=target, **radius), "sensitivity_max")
     bound = (0.1 * 2**0.5 / inputs.norm(dim=1)).mean().item()
-    assert 0.8 * bound < found["grad"] <= bound * (1 + 1e-5)
+    assert 0.8 * bound < values["grad"] <= bound * (1 + 1e-5)
 
 
 class Dice(IntegratedGradients):
@@ -158,10 +158,10 @@ def test_shift_sensitivity_is_the_mean_of_the_metric(inputs, target):
     model = TwoProducts()
     report = audit(model, inputs, {"grad": Method(Saliency, {"abs": False})}, target=target, **FEW)
     moved = metrics.shift_sensitivity(lambda model: Saliency(model).attribute, model, inputs, target=target, abs=False)
-    found = report.methods["grad"]["shift_sensitivity"]
-    assert found.value == pytest.approx(moved.cosine_distance.mean().item(), rel=1e-12)
-    assert found.value > 0.05
-    assert found.spread == pytest.approx(moved.cosine_distance.std().item(), rel=1e-6)
+    result = report.methods["grad"]["shift_sensitivity"]
+    assert result.value == pytest.approx(moved.cosine_distance.mean().item(), rel=1e-12)
+    assert result.value > 0.05
+    assert result.spread == pytest.approx(moved.cosine_distance.std().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", [Saliency, IntegratedGradients, DeepLift, FullGrad])
@@ -218,15 +218,15 @@ def test_a_model_whose_operations_cannot_be_seen_is_refused_in_the_methods_rows(
 
 
 def test_a_method_is_made_once_for_the_model_and_once_for_its_shifted_twin(inputs, target):
-    model, seen = TwoProducts(), []
+    model, calls = TwoProducts(), []
 
     def make(model):
-        seen.append(model)
+        calls.append(model)
         return Saliency(model)
 
     audit(model, inputs, {"seen": make}, target=target, **FEW)
-    assert seen[0] is model
-    assert [type(each) for each in seen[1:]] == [SoftmaxShift]
+    assert calls[0] is model
+    assert [type(each) for each in calls[1:]] == [SoftmaxShift]
 
 
 def test_one_output_has_no_softmax(inputs):
@@ -334,8 +334,8 @@ def test_pixels_beyond_chance_tell_the_ranking_that_knows():
     inputs = torch.rand(60, 8)
     inputs[:, 0] = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0)  # the mean, which takes its place, tells nothing
     methods = {"knows": Ranking, "same": Reversed, "misleads": Backward}
-    found = audit(model, inputs, methods, metrics=["pixel_perturbation"]).methods
-    knows, same, misleads = (figures["pixel_perturbation"] for figures in found.values())
+    rows = audit(model, inputs, methods, metrics=["pixel_perturbation"]).methods
+    knows, same, misleads = (figures["pixel_perturbation"] for figures in rows.values())
     assert knows == same
     assert misleads.high < 0 < knows.low < knows.value < knows.high
     assert knows.reference == misleads.reference
@@ -378,7 +378,7 @@ def test_a_failing_method_is_reported_in_its_row(bad, words, inputs, target):
     assert not any(figure.failed for figure in report.methods["good"].values())
     assert all(figure.failed and words in figure.note for figure in report.methods["bad"].values())
     assert report.table().count("failed") == 6
-    assert sum("bad failed: " in found.text for found in report.findings) == 1
+    assert sum("bad failed: " in finding.text for finding in report.findings) == 1
     assert AuditReport.from_json(report.to_json()) == report
 
 
@@ -392,7 +392,7 @@ def test_one_figure_can_fail_alone(inputs, target):
     report = audit(TwoProducts(), inputs, {"any": Unsteady}, target=target, **FEW)
     failed = {name: figure.note for name, figure in report.methods["any"].items() if figure.failed}
     assert failed == {"sensitivity_max": "ValueError: a tensor, please"}
-    assert "any failed at sensitivity: ValueError: a tensor, please" in [found.text for found in report.findings]
+    assert "any failed at sensitivity: ValueError: a tensor, please" in [finding.text for finding in report.findings]
 
 
 def test_interrupts_are_not_failures(inputs, target):
@@ -421,9 +421,9 @@ def test_asked_figures():
         model, (x, y), ["Saliency"], metrics=["gan_test", "diff_roar"], retraining=retraining, proxy=model, limit=30
     )
     assert set(report.model) == {"gan_test"} and set(report.methods["Saliency"]) == {"diff_roar"}
-    found = report.methods["Saliency"]["diff_roar"]
-    assert 0.2 < found.low <= found.value <= found.high
-    assert abs(found.reference) < found.value
+    result = report.methods["Saliency"]["diff_roar"]
+    assert 0.2 < result.low <= result.value <= result.high
+    assert abs(result.reference) < result.value
     assert report.model["gan_test"].value == 1  # the judge is the model
     assert report.model["gan_test"].reference == (model(x).argmax(1) == y)[_drawn(240, 30)].double().mean()
 
@@ -441,9 +441,12 @@ class Counted(Saliency):
         type(self).calls += 1
         if self.calls == self.stop:
             raise KeyboardInterrupt
-        found = super().attribute(inputs, target=target, abs=abs)
-        noisy = [part + torch.rand_like(part) for part in (found if isinstance(found, tuple) else (found,))]
-        return tuple(noisy) if isinstance(found, tuple) else noisy[0]
+        attributions = super().attribute(inputs, target=target, abs=abs)
+        noisy = [
+            part + torch.rand_like(part)
+            for part in (attributions if isinstance(attributions, tuple) else (attributions,))
+        ]
+        return tuple(noisy) if isinstance(attributions, tuple) else noisy[0]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 7, 8, 10, 13])
@@ -518,8 +521,8 @@ def test_another_figure_leaves_those_that_are_there(tmp_path):
     model, x = nn.Linear(4, 3), torch.rand(5, 4)
     audit(model, x, ["Saliency"], metrics=["accuracy", "density_ratio", "infidelity"], store=tmp_path)
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    asked = ["density_ratio", "infidelity", "gan_test"]
-    audit(model, x, ["Saliency"], metrics=asked, store=tmp_path, proxy=nn.Linear(4, 3))
+    arguments = ["density_ratio", "infidelity", "gan_test"]
+    audit(model, x, ["Saliency"], metrics=arguments, store=tmp_path, proxy=nn.Linear(4, 3))
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert kept.items() < after.items() and len(after) == len(kept) + 1
 
@@ -527,21 +530,21 @@ def test_another_figure_leaves_those_that_are_there(tmp_path):
 @pytest.mark.parametrize("kind", ["smoothgrad_sq", "vargrad"])
 def test_squares_promise_no_sum(kind, inputs, target):
     method = Method(lambda model: NoiseTunnel(IntegratedGradients(model)), {"nt_type": kind, "nt_samples": 3})
-    found = figures(audit(TwoProducts(), inputs, {"any": method}, target=target, **FEW), "completeness_gap")
-    assert found == {"any": None}
+    values = figures(audit(TwoProducts(), inputs, {"any": method}, target=target, **FEW), "completeness_gap")
+    assert values == {"any": None}
 
 
 def test_nothing_is_missing_of_nothing(inputs, target):
     inputs[0] = 0.0
     methods = {"IG": IntegratedGradients}
-    found = audit(nn.Linear(2, 2), inputs, methods, target=target, metrics=["completeness_gap"])
-    assert found.methods["IG"]["completeness_gap"].value < 1e-5
+    report = audit(nn.Linear(2, 2), inputs, methods, target=target, metrics=["completeness_gap"])
+    assert report.methods["IG"]["completeness_gap"].value < 1e-5
 
 
 def test_one_example_has_no_pixels_beyond_chance(inputs):
-    found = audit(TwoProducts(), inputs[:1], ["Saliency"], **FEW).methods["Saliency"]
-    assert found["pixel_perturbation"].value is None and "one example" in found["pixel_perturbation"].note
-    assert not any(figure.failed for figure in found.values())
+    row = audit(TwoProducts(), inputs[:1], ["Saliency"], **FEW).methods["Saliency"]
+    assert row["pixel_perturbation"].value is None and "one example" in row["pixel_perturbation"].note
+    assert not any(figure.failed for figure in row.values())
 
 
 def test_no_method_runs_for_figures_of_the_model_alone(inputs):
@@ -560,8 +563,8 @@ def test_a_view_is_in_evaluation_mode(inputs, target):
         return nn.Sequential(model, nn.Dropout(0.5))
 
     method = Method(IntegratedGradients, view=dropped)
-    found = audit(TwoProducts(), inputs, {"any": method}, target=target, metrics=["completeness_gap"])
-    assert found.methods["any"]["completeness_gap"].value < 1e-5
+    report = audit(TwoProducts(), inputs, {"any": method}, target=target, metrics=["completeness_gap"])
+    assert report.methods["any"]["completeness_gap"].value < 1e-5
 
 
 def test_making_a_method_may_draw_numbers(inputs, target):
@@ -611,8 +614,8 @@ def test_a_failed_figure_is_tried_again(tmp_path, inputs, target):
 
     assert audit(TwoProducts(), inputs, {"any": make}, target=target, store=tmp_path).methods["any"]["seconds"].failed
     Sometimes.works = True
-    found = audit(TwoProducts(), inputs, {"any": make}, target=target, store=tmp_path).methods["any"]
-    assert not any(figure.failed for figure in found.values())
+    row = audit(TwoProducts(), inputs, {"any": make}, target=target, store=tmp_path).methods["any"]
+    assert not any(figure.failed for figure in row.values())
 
 
 def test_one_name_will_do(inputs):
@@ -646,8 +649,8 @@ def test_cuda(inputs, target):
     }
     report = audit(model, (inputs, target), methods, **FEW)
     assert report.settings["device"].startswith("cuda")
-    found = figures(report, "shift_sensitivity")
-    assert found["centered"] < 1e-6 < found["IG"]
+    values = figures(report, "shift_sensitivity")
+    assert values["centered"] < 1e-6 < values["IG"]
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert untimed(audit(model, (inputs, target), methods, **FEW)) == untimed(report)
     audit(model.cpu(), (inputs, target), methods, **FEW)
@@ -716,19 +719,19 @@ def test_bad_input_names_what_is_wrong(inputs, change, error, message):
 def test_an_attribution_of_the_model_is_made_anew_for_a_view_and_for_the_shifted_twin(target):
     model, inputs = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(3, 6)
     signed = {"abs": False}
-    made = {
+    methods = {
         "instance": Method(Saliency(model), signed),
         "method": Method(Saliency(model).attribute, signed),
         "partial": functools.partial(Saliency(model).attribute, abs=False),
         "function": lambda model: functools.partial(Saliency(model).attribute, abs=False),
         "centered": Method(Saliency(model), signed, view=CenteredLogits),
     }
-    found = untimed(audit(model, inputs, made, target=target, **FEW))
+    rows = untimed(audit(model, inputs, methods, target=target, **FEW))
     classes = {"any": Method(Saliency, signed), "centered": Method(Saliency, signed, view=CenteredLogits)}
     expected = untimed(audit(model, inputs, classes, target=target, **FEW))
-    assert not any(figure.failed for row in found.values() for figure in row.values())
-    assert found.pop("centered") == expected["centered"] != expected["any"]
-    assert all(row == expected["any"] for row in found.values())
+    assert not any(figure.failed for row in rows.values() for figure in row.values())
+    assert rows.pop("centered") == expected["centered"] != expected["any"]
+    assert all(row == expected["any"] for row in rows.values())
 
 
 def test_a_method_refuses_a_model_and_a_view_that_is_no_function():

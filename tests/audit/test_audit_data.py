@@ -63,22 +63,22 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_all_examples_in_order(source):
     for limit in (None, 20, 1000):
-        found = draw_sample(SOURCES[source](), limit, 0)
-        assert torch.equal(found.inputs, X) and torch.equal(found.labels, Y)
-        assert found.labels.dtype == torch.int64 and found.skipped == () and found.classes is None
+        sample = draw_sample(SOURCES[source](), limit, 0)
+        assert torch.equal(sample.inputs, X) and torch.equal(sample.labels, Y)
+        assert sample.labels.dtype == torch.int64 and sample.skipped == () and sample.classes is None
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_limit(source):
-    found = draw_sample(SOURCES[source](), 9, 5)
-    assert len(found.inputs) == len(found.labels) == len(set(rows(found))) == 9  # without replacement
-    assert rows(found) == sorted(rows(found))
-    assert torch.equal(found.labels, Y[rows(found)])
+    sample = draw_sample(SOURCES[source](), 9, 5)
+    assert len(sample.inputs) == len(sample.labels) == len(set(rows(sample))) == 9  # without replacement
+    assert rows(sample) == sorted(rows(sample))
+    assert torch.equal(sample.labels, Y[rows(sample)])
     again = draw_sample(SOURCES[source](), 9, 5)
-    assert rows(again) == rows(found)
-    drawn = source not in ("DataLoader", "IterableDataset", "list of batches", "generator")
-    assert (rows(draw_sample(SOURCES[source](), 9, 6)) == rows(found)) != drawn
-    assert (rows(found) == list(range(9))) != drawn
+    assert rows(again) == rows(sample)
+    at_random = source not in ("DataLoader", "IterableDataset", "list of batches", "generator")
+    assert (rows(draw_sample(SOURCES[source](), 9, 6)) == rows(sample)) != at_random
+    assert (rows(sample) == list(range(9))) != at_random
 
 
 def test_the_drawing_is_uniform():
@@ -100,13 +100,13 @@ def test_the_drawing_is_uniform():
     ],
 )
 def test_without_labels(data):
-    found = data()
-    if isinstance(found, TensorDataset):  # its items are tuples of one
+    result = data()
+    if isinstance(result, TensorDataset):  # its items are tuples of one
         with pytest.raises(TypeError, match="must yield tensors, but yields an object of class tuple"):
-            draw_sample(found, None, 0)
+            draw_sample(result, None, 0)
     else:
-        found = draw_sample(found, None, 0)
-        assert torch.equal(found.inputs, X) and found.labels is None
+        result = draw_sample(result, None, 0)
+        assert torch.equal(result.inputs, X) and result.labels is None
 
 
 def test_no_more_is_read_than_is_needed():
@@ -122,13 +122,13 @@ def test_no_more_is_read_than_is_needed():
 def test_examples_that_cannot_be_read_are_skipped_and_named():
     items = list(PAIRS)
     items[3], items[11] = OSError("truncated\n file"), SyntaxError("not a PNG")
-    found = draw_sample(Items(items), None, 0)
-    assert rows(found) == [i for i in range(20) if i not in (3, 11)]
-    assert torch.equal(found.labels, Y[rows(found)])
-    assert found.skipped == ("example 3 (OSError: truncated file)", "example 11 (SyntaxError: not a PNG)")
+    sample = draw_sample(Items(items), None, 0)
+    assert rows(sample) == [i for i in range(20) if i not in (3, 11)]
+    assert torch.equal(sample.labels, Y[rows(sample)])
+    assert sample.skipped == ("example 3 (OSError: truncated file)", "example 11 (SyntaxError: not a PNG)")
     # Others take their places, as long as there are any.
     few = draw_sample(Items(items), 17, 0)
-    assert len(few.inputs) == 17 and set(rows(few)) <= set(rows(found))
+    assert len(few.inputs) == 17 and set(rows(few)) <= set(rows(sample))
     assert len(draw_sample(Items(items), 19, 0).inputs) == 18
     for data in (Items([OSError("bad")] * 3), Items([])):
         with pytest.raises(ValueError, match="the data hold no examples"):
@@ -141,8 +141,8 @@ def test_folders_name_files_and_count_classes():
     folder = Items([*PAIRS[:4], ValueError("broken")])
     folder.samples = [(f"cat/{i}.png", 0) for i in range(5)]
     folder.classes = ["cat", "dog", "eel"]
-    found = draw_sample(folder, None, 0)
-    assert found.skipped == ("cat/4.png (ValueError: broken)",) and found.classes == ("cat", "dog", "eel")
+    sample = draw_sample(folder, None, 0)
+    assert sample.skipped == ("cat/4.png (ValueError: broken)",) and sample.classes == ("cat", "dog", "eel")
     folder.samples[4] = ("cat/\udcff\x1b[2J.png", 0)  # bytes that are no text, and what clears a terminal
     assert draw_sample(folder, None, 0).skipped == ("cat/\\xff\\x1b[2J.png (ValueError: broken)",)
     folder.items[1] = (torch.zeros(3), 0)

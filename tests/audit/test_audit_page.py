@@ -52,16 +52,16 @@ def report_of(names, images=True):
         "gradient_norm": Measured(123456.7, 8.9, low=-123456.7, high=234567.8),
         "hessian_trace": Measured(None, note=note, failed=True),
     }
-    shown = None
+    maps = None
     if images:
         torch.manual_seed(0)
-        shown = pictures(names, images=3)
+        maps = pictures(names, images=3)
     settings = {
         "model": "a_package_with_a_long_name.and_a_submodule.of_models:build_the_classifier_of_the_second_experiment",
         **{"examples": 12, "shape": [1, 8, 8], "classes": 10, "seed": 0, "device": "cpu", "torch": "2.0"},
         **{"noise_std": 0.1, "perturb_radius": 0.02},
     }
-    return AuditReport(methods, model, settings, ("a/" + "long" * 40 + ".png (OSError: truncated)",), shown)
+    return AuditReport(methods, model, settings, ("a/" + "long" * 40 + ".png (OSError: truncated)",), maps)
 
 
 PAGES = {

@@ -76,7 +76,7 @@ def test_text_of_a_figure(figure, text):
 # Findings: each rule on figures at both sides of its threshold.
 
 
-def said(methods=None, model=None, **settings):
+def findings_of(methods=None, model=None, **settings):
     return report_of({} if methods is None else methods, model, settings=settings).findings
 
 
@@ -84,9 +84,9 @@ def of(measure, *figures):
     return {name: {measure: figure} for name, figure in zip("ABCDE", figures, strict=False)}
 
 
-def only(found, kind, *words):
+def only(findings, kind, *words):
     """The only finding, which is of this kind and says all these words."""
-    (finding,) = found
+    (finding,) = findings
     assert finding.kind == kind
     whole = f"{finding.text} {finding.advice}"
     assert all(word in whole for word in words), whole
@@ -94,70 +94,93 @@ def only(found, kind, *words):
 
 
 def test_no_figures_say_nothing():
-    assert said() == ()
+    assert findings_of() == ()
     missing = {name: Measured(None, note="none") for name in (*row(), *OTHERS) if name != "completeness_gap"}
-    only(said({"A": missing}, missing), "note", "There is no accuracy: none.")
-    assert said({"A": missing}, {name: figure for name, figure in missing.items() if name != "accuracy"}) == ()
+    only(findings_of({"A": missing}, missing), "note", "There is no accuracy: none.")
+    assert findings_of({"A": missing}, {name: figure for name, figure in missing.items() if name != "accuracy"}) == ()
 
 
 def test_unremarkable_figures_say_nothing_but_that_no_sum_is_promised():
-    only(said({"A": row(), "B": row()}), "note", "None of the methods promises a sum.", "FullGrad(complete=True)")
+    only(
+        findings_of({"A": row(), "B": row()}), "note", "None of the methods promises a sum.", "FullGrad(complete=True)"
+    )
 
 
 def test_accuracy_against_chance():
     figure = Measured(0.1, 0.1, low=0.05, high=0.2)
     only(
-        said(model={"accuracy": figure}), "warning", "no better than chance (accuracy 0.1 [0.05, 0.2])", "preprocessed"
+        findings_of(model={"accuracy": figure}),
+        "warning",
+        "no better than chance (accuracy 0.1 [0.05, 0.2])",
+        "preprocessed",
     )
     figure = Measured(0.15, 0.1, low=0.1, high=0.2)
-    only(said(model={"accuracy": figure}), "note", "Whether the model predicts", "(accuracy 0.15 [0.1, 0.2])")
-    assert said(model={"accuracy": dataclasses.replace(figure, low=0.1001)}) == ()
-    assert said(model={"accuracy": figure}, classes=11) == ()
+    only(findings_of(model={"accuracy": figure}), "note", "Whether the model predicts", "(accuracy 0.15 [0.1, 0.2])")
+    assert findings_of(model={"accuracy": dataclasses.replace(figure, low=0.1001)}) == ()
+    assert findings_of(model={"accuracy": figure}, classes=11) == ()
     # One output is two classes.
     half = Measured(0.6, low=0.5, high=0.7)
-    assert said(model={"accuracy": half}, classes=2) == said(model={"accuracy": half}, classes=1)[1:] != ()
-    only(said(classes=1)[:1], "note", "one output, whose softmax is constant", "two classes")
-    assert said(model={"accuracy": Measured(0.0)}) == said(model={"accuracy": failed()})[:-1] == ()
+    assert (
+        findings_of(model={"accuracy": half}, classes=2) == findings_of(model={"accuracy": half}, classes=1)[1:] != ()
+    )
+    only(findings_of(classes=1)[:1], "note", "one output, whose softmax is constant", "two classes")
+    assert findings_of(model={"accuracy": Measured(0.0)}) == findings_of(model={"accuracy": failed()})[:-1] == ()
 
 
 def test_density():
     trace = {"hessian_trace": Measured(3.0, low=2.0, high=4.0)}
     above = {"density_ratio": Measured(0.5, low=0.1, high=0.9)}
     below = {"density_ratio": Measured(-0.5, low=-0.9, high=-0.1)}
-    only(said(model=above), "warning", "(log density ratio 0.5 [0.1, 0.9])", "noise for likelier", "ScoreMatchingLoss")
-    only(said(model=above | trace), "warning", "(log density ratio 0.5 [0.1, 0.9], Hessian trace 3 [2, 4])")
-    text = only(said(model=below | trace), "good", "(log density ratio -0.5 [-0.9, -0.1], Hessian trace 3 [2, 4])")
+    only(
+        findings_of(model=above),
+        "warning",
+        "(log density ratio 0.5 [0.1, 0.9])",
+        "noise for likelier",
+        "ScoreMatchingLoss",
+    )
+    only(findings_of(model=above | trace), "warning", "(log density ratio 0.5 [0.1, 0.9], Hessian trace 3 [2, 4])")
+    text = only(
+        findings_of(model=below | trace), "good", "(log density ratio -0.5 [-0.9, -0.1], Hessian trace 3 [2, 4])"
+    )
     assert "Train" not in text
     for low, high in ((-0.1, 0.9), (0.0, 0.9), (-0.9, 0.0), (None, None)):
-        only(said(model={"density_ratio": Measured(0.1, low=low, high=high)}), "note", "cannot be told")
-    assert said(model=trace) == ()
+        only(findings_of(model={"density_ratio": Measured(0.1, low=low, high=high)}), "note", "cannot be told")
+    assert findings_of(model=trace) == ()
 
 
 def test_samples():
     def gan(low, high):
         return {"gan_test": Measured(0.5, low=low, high=high, reference=0.8)}
 
-    only(said(model=gan(0.1, 0.39)), "warning", "hardly recognises", "(GAN-test 0.5 [0.1, 0.39]; on data 0.8)", "Train")
-    assert "Train" not in only(said(model=gan(0.41, 0.9)), "good", "Another classifier recognises", "on data 0.8")
+    only(
+        findings_of(model=gan(0.1, 0.39)),
+        "warning",
+        "hardly recognises",
+        "(GAN-test 0.5 [0.1, 0.39]; on data 0.8)",
+        "Train",
+    )
+    assert "Train" not in only(
+        findings_of(model=gan(0.41, 0.9)), "good", "Another classifier recognises", "on data 0.8"
+    )
     for low, high in ((0.1, 0.4), (0.4, 0.9), (0.3, 0.5)):
-        only(said(model=gan(low, high)), "note", "cannot be told")
-    assert said(model={"gan_test": Measured(0.0, low=0.0, high=0.1)}) == ()
+        only(findings_of(model=gan(low, high)), "note", "cannot be told")
+    assert findings_of(model={"gan_test": Measured(0.0, low=0.0, high=0.1)}) == ()
 
 
 def test_shift():
     moved, little, still = Measured(0.011), Measured(0.01), Measured(9e-7)
     only(
-        said(of("shift_sensitivity", moved, little, still)),
+        findings_of(of("shift_sensitivity", moved, little, still)),
         "warning",
         "moves the maps of A (1 - cosine 0.011): of these",
         "`captum_density.softmax_shift.CenteredLogits(model)` in place of the model.",
     )
-    assert said(of("shift_sensitivity", little, Measured(1e-6))) == ()
-    only(said(of("shift_sensitivity", still, little)), "good", "does not move A.")
-    only(said(of("shift_sensitivity", still, still, still)), "good", "does not move A, B and C.")
+    assert findings_of(of("shift_sensitivity", little, Measured(1e-6))) == ()
+    only(findings_of(of("shift_sensitivity", still, little)), "good", "does not move A.")
+    only(findings_of(of("shift_sensitivity", still, still, still)), "good", "does not move A, B and C.")
     cured = {"IG": moved, "Saliency": Measured(0.3), "IG, centered": still, "Saliency, centered": little}
     only(
-        said({name: {"shift_sensitivity": figure} for name, figure in cured.items()}),
+        findings_of({name: {"shift_sensitivity": figure} for name, figure in cured.items()}),
         "warning",
         "moves the maps of IG and Saliency (1 - cosine 0.011 to 0.3)",
         "('IG, centered': no change here).",
@@ -169,25 +192,27 @@ def test_pixels():
         return Measured(value, low=low, high=high)
 
     better, level, worse = at(0.1, 0.3), at(-0.1, 0.3), at(-0.3, -0.1)
-    only(said(of("pixel_perturbation", better)), "good", "A ranks pixels better than chance (0.2 [0.1, 0.3]).")
+    only(findings_of(of("pixel_perturbation", better)), "good", "A ranks pixels better than chance (0.2 [0.1, 0.3]).")
     only(
-        said(of("pixel_perturbation", better, at(0.3, 0.5, 0.4))),
+        findings_of(of("pixel_perturbation", better, at(0.3, 0.5, 0.4))),
         "good",
         "A and B rank pixels better than chance (best: B, 0.4 [0.3, 0.5]).",
     )
-    assert said(of("pixel_perturbation", better, level, worse), examples=9)[:-1] == ()  # too few for a word
+    assert findings_of(of("pixel_perturbation", better, level, worse), examples=9)[:-1] == ()  # too few for a word
     for figure in (level, at(0.0, 0.3), at(-0.3, 0.0), at(0.01, 0.3)):
         only(
-            said(of("pixel_perturbation", figure)),
+            findings_of(of("pixel_perturbation", figure)),
             "warning",
             "A ranks pixels hardly better than chance",
             "more examples",
         )
-    only(said(of("pixel_perturbation", level, level)), "warning", "A and B rank pixels hardly better than chance")
-    only(said(of("pixel_perturbation", worse)), "warning", "A ranks pixels worse than chance.", "Do not read")
-    only(said(of("pixel_perturbation", worse, worse)), "warning", "A and B rank pixels worse than chance.")
-    assert said(of("pixel_perturbation", Measured(0.5))) == ()
-    assert [finding.kind for finding in said(of("pixel_perturbation", worse, level, better))] == [
+    only(
+        findings_of(of("pixel_perturbation", level, level)), "warning", "A and B rank pixels hardly better than chance"
+    )
+    only(findings_of(of("pixel_perturbation", worse)), "warning", "A ranks pixels worse than chance.", "Do not read")
+    only(findings_of(of("pixel_perturbation", worse, worse)), "warning", "A and B rank pixels worse than chance.")
+    assert findings_of(of("pixel_perturbation", Measured(0.5))) == ()
+    assert [finding.kind for finding in findings_of(of("pixel_perturbation", worse, level, better))] == [
         "good",
         "warning",
         "warning",
@@ -196,60 +221,80 @@ def test_pixels():
 
 def test_retrained():
     high, low = Measured(0.2, low=0.1, high=0.3), Measured(-0.2, low=-0.3, high=-0.1)
-    only(said(of("diff_roar", high)), "good", "predict better from what A ranks high than what low.")
-    only(said(of("diff_roar", high, high)), "good", "predict better from what A and B rank high than what low.")
-    only(said(of("diff_roar", low)), "warning", "predict worse from what A ranks high", "adversarial_fit")
-    assert said(of("diff_roar", Measured(0.1, low=0.0, high=0.2), Measured(-0.1, low=-0.2, high=0.0))) == ()
+    only(findings_of(of("diff_roar", high)), "good", "predict better from what A ranks high than what low.")
+    only(findings_of(of("diff_roar", high, high)), "good", "predict better from what A and B rank high than what low.")
+    only(findings_of(of("diff_roar", low)), "warning", "predict worse from what A ranks high", "adversarial_fit")
+    assert findings_of(of("diff_roar", Measured(0.1, low=0.0, high=0.2), Measured(-0.1, low=-0.2, high=0.0))) == ()
 
 
 def test_complete():
     missing, whole, none = Measured(0.051), Measured(0.05), Measured(None, note="the method promises no sum")
     only(
-        said(of("completeness_gap", missing, none)), "warning", "A misses part of what", "(gap 0.051)", "complete=True"
+        findings_of(of("completeness_gap", missing, none)),
+        "warning",
+        "A misses part of what",
+        "(gap 0.051)",
+        "complete=True",
     )
-    only(said(of("completeness_gap", missing, Measured(0.2))), "warning", "A and B miss part", "(gap 0.051 to 0.2)")
-    only(said(of("completeness_gap", whole, none)), "good", "A accounts for what is explained (gap 0.05).")
-    only(said(of("completeness_gap", whole, Measured(0.0))), "good", "A and B account for", "(gap 0 to 0.05).")
-    only(said(of("completeness_gap", none, none)), "note", "None of the methods promises a sum.")
+    only(
+        findings_of(of("completeness_gap", missing, Measured(0.2))),
+        "warning",
+        "A and B miss part",
+        "(gap 0.051 to 0.2)",
+    )
+    only(findings_of(of("completeness_gap", whole, none)), "good", "A accounts for what is explained (gap 0.05).")
+    only(findings_of(of("completeness_gap", whole, Measured(0.0))), "good", "A and B account for", "(gap 0 to 0.05).")
+    only(findings_of(of("completeness_gap", none, none)), "note", "None of the methods promises a sum.")
     # Of what failed it is not known.
-    only(said(of("completeness_gap", none, failed())), "note", "B failed: RuntimeError")
+    only(findings_of(of("completeness_gap", none, failed())), "note", "B failed: RuntimeError")
 
 
 def test_unsteady():
-    only(said(of("sensitivity_max", Measured(0.51), Measured(0.5))), "warning", "moves the maps of A by 0.51 of their")
     only(
-        said(of("sensitivity_max", Measured(0.9), Measured(2.0))), "warning", "of A and B by 0.9 to 2 of", "NoiseTunnel"
+        findings_of(of("sensitivity_max", Measured(0.51), Measured(0.5))),
+        "warning",
+        "moves the maps of A by 0.51 of their",
     )
-    assert said(of("sensitivity_max", Measured(0.5))) == ()
+    only(
+        findings_of(of("sensitivity_max", Measured(0.9), Measured(2.0))),
+        "warning",
+        "of A and B by 0.9 to 2 of",
+        "NoiseTunnel",
+    )
+    assert findings_of(of("sensitivity_max", Measured(0.5))) == ()
 
 
 def test_unfaithful():
     bad, good = Measured(0.9, reference=1.0), Measured(0.89, reference=1.0)
-    whole = only(said(of("infidelity", bad)), "warning", "A foretells what erasing", "than a map of zeros.")
+    whole = only(findings_of(of("infidelity", bad)), "warning", "A foretells what erasing", "than a map of zeros.")
     assert "does best" not in whole
-    only(said(of("infidelity", bad, bad, good)), "warning", "A and B foretell what", "C does best here.")
-    assert said(of("infidelity", good, Measured(5.0), Measured(0.0, reference=0.0))) == ()
+    only(findings_of(of("infidelity", bad, bad, good)), "warning", "A and B foretell what", "C does best here.")
+    assert findings_of(of("infidelity", good, Measured(5.0), Measured(0.0, reference=0.0))) == ()
     # What is explained can differ, and with it the scale.
-    only(said(of("infidelity", bad, good, Measured(5.0, reference=10.0))), "warning", "C does best here.")
+    only(findings_of(of("infidelity", bad, good, Measured(5.0, reference=10.0))), "warning", "C does best here.")
 
 
 def test_failures_are_said_once_each():
     figures = row(infidelity=failed("E: a"), seconds=failed("E: a"), shift_sensitivity=failed("E: b"))
-    texts = [finding.text for finding in said({"A": figures, "B": {name: failed("E: c") for name in row()}})]
+    texts = [finding.text for finding in findings_of({"A": figures, "B": {name: failed("E: c") for name in row()}})]
     assert texts == ["A failed at infidelity, seconds: E: a", "A failed at shift sensitivity: E: b", "B failed: E: c"]
-    only(said(model={"accuracy": Measured(None), "hessian_trace": failed("E")}), "note", "the model failed at Hessian")
+    only(
+        findings_of(model={"accuracy": Measured(None), "hessian_trace": failed("E")}),
+        "note",
+        "the model failed at Hessian",
+    )
 
 
 def test_few_examples():
-    only(said(examples=29), "note", "29 examples make rough figures.", "Audit 30 or more")
-    only(said(examples=1), "note", "1 example makes rough figures.")
-    assert said(examples=30) == ()
+    only(findings_of(examples=29), "note", "29 examples make rough figures.", "Audit 30 or more")
+    only(findings_of(examples=1), "note", "1 example makes rough figures.")
+    assert findings_of(examples=30) == ()
 
 
 def test_findings_about_the_model_come_first_and_failures_last():
     model = {"accuracy": Measured(0.0, low=0.0, high=0.1), "density_ratio": Measured(-1.0, low=-2.0, high=-0.5)}
     figures = row(shift_sensitivity=Measured(0.5), sensitivity_max=failed("E"), completeness_gap=Measured(0.0))
-    texts = [finding.text for finding in said({"A": figures}, model, examples=3)]
+    texts = [finding.text for finding in findings_of({"A": figures}, model, examples=3)]
     starts = [
         "The model predicts",
         "The density",
@@ -264,7 +309,9 @@ def test_findings_about_the_model_come_first_and_failures_last():
 def test_names_with_a_comma_are_quoted():
     figure = {"shift_sensitivity": Measured(0.5)}
     only(
-        said({"FullGrad, complete": figure, "IG": figure}), "warning", "maps of 'FullGrad, complete' and IG (1 - cosine"
+        findings_of({"FullGrad, complete": figure, "IG": figure}),
+        "warning",
+        "maps of 'FullGrad, complete' and IG (1 - cosine",
     )
 
 
@@ -301,9 +348,9 @@ def test_nothing_is_explained_at_chance():
 
 
 def test_outputs_and_classes():
-    only(said(outputs="probabilities"), "warning", "look like probabilities", "without its last softmax")
-    only(said(explained_classes=1), "note", "explained as one class")
-    assert said(explained_classes=2) == said(explained_classes=1, classes=1)[1:] == ()
+    only(findings_of(outputs="probabilities"), "warning", "look like probabilities", "without its last softmax")
+    only(findings_of(explained_classes=1), "note", "explained as one class")
+    assert findings_of(explained_classes=2) == findings_of(explained_classes=1, classes=1)[1:] == ()
 
 
 # Tables, JSON, files
@@ -365,10 +412,10 @@ def test_json_and_back(full, whole_page):
     assert again == full and again.to_json() == text and again.to_html() == whole_page
     assert again.methods["broken"]["infidelity"] == failed()
     assert again.methods["Saliency"]["infidelity"] == full.methods["Saliency"]["infidelity"]
-    found = full.to_dict()
-    assert found["verdict"] == full.verdict
-    assert [Finding(**each) for each in found["findings"]] == list(full.findings)
-    assert AuditReport.from_dict({**found, "time": "now", "verdict": "Yes."}) == full
+    result = full.to_dict()
+    assert result["verdict"] == full.verdict
+    assert [Finding(**each) for each in result["findings"]] == list(full.findings)
+    assert AuditReport.from_dict({**result, "time": "now", "verdict": "Yes."}) == full
     for change in ({"methods": {}}, {"model": {}}, {"skipped": ()}, {"shown": None}, {"settings": SETTINGS}):
         assert dataclasses.replace(full, **change) != full
 
@@ -519,8 +566,8 @@ def test_pictures_have_words_that_hold_their_figures(full, whole_page):
 def test_many_maps_are_in_groups():
     names = [f"method {i}" for i in range(14)]
     alts = [image["alt"] for image in Tree(report_of({}, shown=pictures(names, images=1)).to_html()).all("img")][-3:]
-    shown = [re.findall(r"method \d+", alt) for alt in alts]
-    assert [len(part) for part in shown] == [5, 5, 4] and [name for part in shown for name in part] == names
+    groups = [re.findall(r"method \d+", alt) for alt in alts]
+    assert [len(part) for part in groups] == [5, 5, 4] and [name for part in groups for name in part] == names
     six = [image["alt"] for image in Tree(report_of({}, shown=pictures(names[:6], images=1)).to_html()).all("img")]
     assert all(name in six[-1] for name in names[:6])
 
@@ -546,9 +593,9 @@ def test_tables_have_scopes_and_labels(full, whole_page):
         elif 'scope="row"' in attributes:
             labels = [re.search(r'data-label="([^"]*)"', part).group(1) for _, part, _ in rest]
             assert labels in (TITLES, ["found", "better", "meaning"])
-    found = {re.sub("<.*?>", "", head[2]): [re.sub("<.*?>", "", cell[2]) for cell in rest] for head, *rest in rows}
-    assert found["Saliency"] == [figure.text() for figure in full.methods["Saliency"].values()]
-    assert found["accuracy"][:2] == ["0.9 [0.8, 0.95]", "higher is better"]
+    result = {re.sub("<.*?>", "", head[2]): [re.sub("<.*?>", "", cell[2]) for cell in rest] for head, *rest in rows}
+    assert result["Saliency"] == [figure.text() for figure in full.methods["Saliency"].values()]
+    assert result["accuracy"][:2] == ["0.9 [0.8, 0.95]", "higher is better"]
 
 
 def test_an_error_is_said_once_in_the_table(full, whole_page):

@@ -63,8 +63,8 @@ def paper_trace(n_samples: int, model: nn.Module, x: Tensor, y: Tensor, logits: 
 
 
 def _logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    found: Tensor = model(x)
-    return found.gather(1, y[:, None])[:, 0]
+    output: Tensor = model(x)
+    return output.gather(1, y[:, None])[:, 0]
 
 
 def noise_contrastive(n_samples: int, x: Tensor) -> nn.Module:

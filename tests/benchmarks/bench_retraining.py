@@ -141,7 +141,7 @@ class SpeedUp:
 
     def row(self) -> str:
         times = " | ".join("-" if r is None else f"{r:.2f}" for r in (self.inline, self.pool, self.pool_started))
-        powers = " | ".join(", ".join(f"{value:.3f}" for value in found) for found in self.power.values())
+        powers = " | ".join(", ".join(f"{value:.3f}" for value in result) for result in self.power.values())
         plain = f"{self.plain_seconds:.1f} ({self.plain_threads})"
         return f"| {self.title} | {self.models} | {plain} | {times} | {powers} | {self.engines} |"
 
@@ -261,15 +261,15 @@ def compared(title: str, experiment: Experiment, runs: int, device: str) -> tupl
         raise SystemExit(f"{title}: {'; '.join(failed)}")
     _check_agreement(title, powers, experiment.tolerance)
     plain = seconds[PLAIN] or math.nan
-    found = {name: plain / taken for name, taken in seconds.items() if taken is not None}
+    speedups = {name: plain / time for name, time in seconds.items() if time is not None}
     return comparison, SpeedUp(
         title,
         experiment.models,
         threads,
         plain,
-        found[OURS],
-        found.get(POOL),
-        found.get(POOL_STARTED),
+        speedups[OURS],
+        speedups.get(POOL),
+        speedups.get(POOL_STARTED),
         engines[OURS],
         {name: powers[name].tolist() for name in (PLAIN, OURS)},
     )
@@ -289,7 +289,7 @@ def plain_diff_roar(experiment: Experiment, data: Data, threads: int) -> Tensor:
                     accuracies[side].append(train_and_test(experiment, masked[0], masked[1]))
         for _ in range(experiment.runs):
             train_and_test(experiment, data.train, data.test)
-    return torch.tensor([sum(found) / len(found) for found in accuracies.values()], dtype=torch.float64)
+    return torch.tensor([sum(result) / len(result) for result in accuracies.values()], dtype=torch.float64)
 
 
 def keep(inputs: Tensor, attributions: Tensor, fraction: float, side: str) -> Tensor:
@@ -361,11 +361,11 @@ def _diff_roar(
 
 def _check_agreement(title: str, powers: Mapping[str, Tensor], tolerance: float) -> None:
     reference = powers[PLAIN]
-    for name, found in powers.items():
-        if not torch.allclose(found, reference, rtol=0, atol=tolerance):
+    for name, result in powers.items():
+        if not torch.allclose(result, reference, rtol=0, atol=tolerance):
             raise SystemExit(
                 f"{title}: {name!r} computes something else than {PLAIN!r}: mean predictive power (top, bottom) "
-                f"{found.tolist()}, against {reference.tolist()}"
+                f"{result.tolist()}, against {reference.tolist()}"
             )
 
 
@@ -400,13 +400,13 @@ def _data(experiment: Experiment, device: str, examples: int | None = None) -> D
 
 
 def _saliency(model: nn.Module, inputs: Tensor) -> Tensor:
-    found = []
+    result = []
     for part in inputs.split(256):
         x = part.clone().requires_grad_()
         with torch.no_grad():
             target = model(x).argmax(1)
-        found.append(Saliency(model).attribute(x, target=target).detach())
-    return torch.cat(found)
+        result.append(Saliency(model).attribute(x, target=target).detach())
+    return torch.cat(result)
 
 
 ENGINES: tuple[Literal["loop", "vmap"], ...] = ("loop", "vmap")

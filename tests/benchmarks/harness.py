@@ -100,21 +100,21 @@ def compare(
         raise ValueError(f"reference must be one of the cases, {list(cases)}, got {reference!r}")
     if runs < 1 or warm_up < 0 or threads < 1:
         raise ValueError(f"runs and threads must be at least 1 and warm_up 0, got {runs}, {threads} and {warm_up}")
-    found: dict[str, Measurement] = {}
+    result: dict[str, Measurement] = {}
     peaks: dict[str, int | None] = {}
     for name, case in cases.items():
         try:
             peaks[name] = peak_bytes(case, device=device, threads=threads) if memory else None
         except MeasurementFailedError as error:
-            found[name] = Measurement(failure=str(error))
+            result[name] = Measurement(failure=str(error))
     times, failures = _interleaved(
-        {name: case for name, case in cases.items() if name not in found}, device, runs, warm_up, threads
+        {name: case for name, case in cases.items() if name not in result}, device, runs, warm_up, threads
     )
     for name, failure in failures.items():
-        found[name] = Measurement(failure=failure)
-    for name, taken in times.items():
-        found[name] = Measurement(median(taken), min(taken), max(taken), peaks[name])
-    return Comparison(title, reference, {name: found[name] for name in cases})
+        result[name] = Measurement(failure=failure)
+    for name, seconds in times.items():
+        result[name] = Measurement(median(seconds), min(seconds), max(seconds), peaks[name])
+    return Comparison(title, reference, {name: result[name] for name in cases})
 
 
 def peak_bytes(case: Case, *, device: str = "cpu", threads: int = 1) -> int:

@@ -106,12 +106,12 @@ def test_settings_hold_during_a_call_and_are_given_back():
     threads = torch.get_num_threads()
     tiny = torch.tensor([1e-30])
 
-    def seen():
+    def state():
         return torch.get_num_threads(), (tiny * 1e-10).item()
 
     with harness.settings(threads + 1):
-        assert seen() == (threads + 1, 0.0)
-    count, product = seen()
+        assert state() == (threads + 1, 0.0)
+    count, product = state()
     assert count == threads
     assert product > 0
 

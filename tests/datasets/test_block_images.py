@@ -43,7 +43,7 @@ def test_null_image_takes_the_images_dtype():
 def test_square_is_drawn_in_the_images_range():
     images = torch.zeros(1, 2, 8, 10)
     images[0, 0, 0, 0], images[0, 1, 0, 0] = -1, 3
-    drawn = """
+    picture = """
         ..........
         ..######..
         ..#....#..
@@ -53,7 +53,7 @@ def test_square_is_drawn_in_the_images_range():
         ..######..
         ..........
     """
-    expected = torch.tensor([[3.0 if c == "#" else -1.0 for c in line] for line in drawn.split()])
+    expected = torch.tensor([[3.0 if c == "#" else -1.0 for c in line] for line in picture.split()])
     assert torch.equal(BlockImages(images, torch.zeros(1)).null, expected.expand(2, 8, 10))
 
 

@@ -27,19 +27,19 @@ def test_equation_2_block_by_block(n, d, block_dim, eta, seed, data):
     u = torch.tensor(data.draw(numbers), dtype=torch.float64)
     # The noise itself, as eta and u change no g_j.
     g = feature_leakage(n, d, block_dim, 1.0, torch.zeros_like(u), signal_blocks=signal_blocks, seed=seed).inputs
-    drawn = feature_leakage(n, d, block_dim, eta, u, signal_blocks=signal_blocks, seed=seed)
-    assert drawn.inputs.shape == drawn.signal_masks.shape == (n, d * block_dim)
-    assert drawn.inputs.dtype == torch.float64
-    assert drawn.labels.dtype == drawn.signal_block.dtype == torch.int64
+    examples = feature_leakage(n, d, block_dim, eta, u, signal_blocks=signal_blocks, seed=seed)
+    assert examples.inputs.shape == examples.signal_masks.shape == (n, d * block_dim)
+    assert examples.inputs.dtype == torch.float64
+    assert examples.labels.dtype == examples.signal_block.dtype == torch.int64
     for k in range(n):
-        y = {0: -1, 1: 1}[drawn.labels[k].item()]
-        assert 0 <= drawn.signal_block[k] < signal_blocks
+        y = {0: -1, 1: 1}[examples.labels[k].item()]
+        assert 0 <= examples.signal_block[k] < signal_blocks
         for j in range(d):
             block = slice(j * block_dim, (j + 1) * block_dim)
-            carries = j == drawn.signal_block[k]
+            carries = j == examples.signal_block[k]
             expected = eta * g[k, block] + (y * u if carries else 0)
-            torch.testing.assert_close(drawn.inputs[k, block], expected)
-            assert (drawn.signal_masks[k, block] == carries).all()
+            torch.testing.assert_close(examples.inputs[k, block], expected)
+            assert (examples.signal_masks[k, block] == carries).all()
 
 
 @pytest.mark.parametrize("block_dim", [1, 2, 5])

@@ -790,7 +790,7 @@ X = torch.ones(4, 3, dtype=DOUBLE)
 
 @every
 def test_bad_calls_are_refused(model, name):
-    for given, inputs, error, message in (
+    for argument, inputs, error, message in (
         ("net", X, TypeError, "must be a torch.nn.Module or a function, but is str"),
         (model, [X], TypeError, "inputs must be a tensor or a non-empty tuple of tensors, but is list"),
         (model, X.long(), TypeError, r"input 0 has dtype torch\.int64"),
@@ -802,7 +802,7 @@ def test_bad_calls_are_refused(model, name):
         (lambda x: x.sum(), X, ValueError, "examples must come first"),
     ):
         with pytest.raises(error, match=message):
-            LOSSES[name](seeded())(given, inputs, 0)
+            LOSSES[name](seeded())(argument, inputs, 0)
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         LOSSES[name](seeded())(model, X, 3)
 

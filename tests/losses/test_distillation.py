@@ -103,8 +103,8 @@ def test_distillation_needs_classes(x, teacher):
 def test_settings_are_shown():
     assert repr(DistillationLoss(perceptron(5))) == "DistillationLoss(temperature=4.0)"
     convolution = nn.Conv2d(1, 2, 3)
-    shown = repr(AttentionMapLoss(convolution, [("0", convolution)], 0.5))
-    assert shown == "AttentionMapLoss('0' from Conv2d, jacobian_weight=0.5)"
+    text = repr(AttentionMapLoss(convolution, [("0", convolution)], 0.5))
+    assert text == "AttentionMapLoss('0' from Conv2d, jacobian_weight=0.5)"
 
 
 # AttentionMapLoss

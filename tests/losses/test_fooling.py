@@ -69,8 +69,8 @@ def slow(model, inputs, maps, target, *args):
 def test_pattern_is_the_same_for_all(model, x, target):
     pattern = torch.randn(2, 3, dtype=torch.float64)
     expected = slow(model, (x,), (pattern.expand(4, 2, 3),), target)
-    for given in (pattern, pattern[None], (pattern,)):
-        loss = FoolingLoss(given)
+    for maps in (pattern, pattern[None], (pattern,)):
+        loss = FoolingLoss(maps)
         value = loss(model, x, target)
         assert value.shape == ()
         assert value.item() == pytest.approx(expected.item(), abs=1e-12)
@@ -190,7 +190,7 @@ def test_only_the_value_where_gradients_are_off(model, x, mode):
 
 def test_inputs_are_left_as_they_were(model, x):
     x.requires_grad_()
-    given = x.detach().clone()
+    original = x.detach().clone()
 
     def spoiling(inputs):
         return model(inputs.mul_(2))  # the loss works on a copy, which a model may not write to either
@@ -200,10 +200,10 @@ def test_inputs_are_left_as_they_were(model, x):
     assert x.requires_grad
     assert x.grad is None
     assert model.first.weight.grad is not None
-    FoolingLoss(target_maps=lambda y: y.requires_grad_() ** 2)(model, given, LABELS)
-    assert not given.requires_grad
+    FoolingLoss(target_maps=lambda y: y.requires_grad_() ** 2)(model, original, LABELS)
+    assert not original.requires_grad
     loss(spoiling, x, LABELS)
-    assert torch.equal(x, given)
+    assert torch.equal(x, original)
 
 
 def test_maps_are_targets_and_not_trained(model, x):

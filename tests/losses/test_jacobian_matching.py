@@ -377,7 +377,7 @@ def network(width, *last, outputs=3):
     ).double()
 
 
-def moved(model):
+def with_statistics(model):
     """With running statistics unlike a batch's."""
     model[1].running_mean.uniform_(-1, 1)
     model[1].running_var.uniform_(0.5, 2)
@@ -411,18 +411,18 @@ def same(before, after):
 @every
 @pytest.mark.parametrize("mode", ["train", "eval", "mixed"])
 def test_models_inputs_and_random_numbers_are_left_alone(images, name, mode):
-    teacher, student = (moved(network(width)).train(mode != "eval") for width in (4, 2))
+    teacher, student = (with_statistics(network(width)).train(mode != "eval") for width in (4, 2))
     if mode == "mixed":
         for model in (teacher, student):
             model[1].eval()
             model[0].weight.requires_grad_(False)
             model[3].weight.grad = torch.ones_like(model[3].weight)
-    given, random_state = images.clone(), torch.get_rng_state()
+    original, random_state = images.clone(), torch.get_rng_state()
     before = [everything(model) for model in (teacher, student)]
     LOSSES[name](teacher)(student, images)
     for model, was in zip((teacher, student), before, strict=True):
         same(was, everything(model))
-    assert torch.equal(given, images) and images.grad is None and not images.requires_grad
+    assert torch.equal(original, images) and images.grad is None and not images.requires_grad
     assert torch.equal(random_state, torch.get_rng_state())
 
 
@@ -434,7 +434,9 @@ class Raises(nn.Module):
 @every
 @pytest.mark.parametrize("who", ["teacher", "student"])
 def test_all_is_restored_after_an_exception(images, name, who):
-    teacher, student = (moved(network(2, *([Raises()] if who == role else []))) for role in ("teacher", "student"))
+    teacher, student = (
+        with_statistics(network(2, *([Raises()] if who == role else []))) for role in ("teacher", "student")
+    )
     loss = LOSSES[name](teacher)
     before = [everything(model) for model in (teacher, student)]
     with pytest.raises(RuntimeError, match="no such luck"):
@@ -446,7 +448,7 @@ def test_all_is_restored_after_an_exception(images, name, who):
 
 @every
 def test_batch_norm_and_dropout_of_the_teacher_and_batch_norm_of_the_student_are_those_of_evaluation(images, name):
-    teacher, student = moved(network(4, nn.Dropout())), moved(network(2))
+    teacher, student = with_statistics(network(4, nn.Dropout())), with_statistics(network(2))
     with torch.no_grad():
         student[3].weight += 0.1
     expected = LOSSES[name](teacher.eval())(student.eval(), images)
@@ -696,8 +698,8 @@ def test_bad_arguments_are_refused(teacher, make, error, message):
 
 def test_settings_are_shown(teacher):
     assert repr(JacobianMatchingLoss(teacher)) == "JacobianMatchingLoss(output='target', normalize=True)"
-    shown = repr(JacobianMatchingLoss(teacher, "random", False, n_projections=4))
-    assert shown == "JacobianMatchingLoss(output='random', normalize=False, n_projections=4)"
+    text = repr(JacobianMatchingLoss(teacher, "random", False, n_projections=4))
+    assert text == "JacobianMatchingLoss(output='random', normalize=False, n_projections=4)"
     assert repr(NoiseMatchingLoss(teacher)) == "NoiseMatchingLoss(noise_std=0.1, n_samples=1)"
 
 

@@ -88,39 +88,39 @@ def examples(n=12, length=6):
 @pytest.mark.parametrize("limit", [None, 1, 5])
 def test_erasure_against_a_reference(limit):
     x, hidden = examples()
-    found = attention_erasure(Reader(), "attention", x, hidden, max_examples_per_batch=limit)
-    assert isinstance(found, AttentionErasure) and found.compared.tolist() == [True] * 11 + [False]
+    result = attention_erasure(Reader(), "attention", x, hidden, max_examples_per_batch=limit)
+    assert isinstance(result, AttentionErasure) and result.compared.tolist() == [True] * 11 + [False]
     counts = dict.fromkeys(["both", "top only", "other only", "neither"], 0)
     for i in range(11):
         scores, values = x[i, :, 0].tolist(), x[i, :, 1].tolist()
         live = [j for j in range(6) if not hidden[i, j]]
-        top, other = max(live, key=scores.__getitem__), int(found.other[i])
-        assert found.top[i] == top and other in live and other != top
+        top, other = max(live, key=scores.__getitem__), int(result.other[i])
+        assert result.top[i] == top and other in live and other != top
         total = sum(math.exp(scores[j]) for j in live)
         delta = (math.exp(scores[top]) - math.exp(scores[other])) / total
-        assert found.delta_attention[i].item() == pytest.approx(delta, abs=1e-12)
+        assert result.delta_attention[i].item() == pytest.approx(delta, abs=1e-12)
         before, decision = read(scores, values, live)
         flips = []
-        for erased, js in ((top, found.js_top), (other, found.js_other)):
+        for erased, js in ((top, result.js_top), (other, result.js_other)):
             after, now = read(scores, values, [j for j in live if j != erased])
             assert js[i].item() == pytest.approx(divergence(before, after), abs=1e-12)
             flips.append(now != decision)
-        assert [found.flips_top[i].item(), found.flips_other[i].item()] == flips
-        assert found.delta_js[i] == found.js_top[i] - found.js_other[i]
+        assert [result.flips_top[i].item(), result.flips_other[i].item()] == flips
+        assert result.delta_js[i] == result.js_top[i] - result.js_other[i]
         cell = {(True, True): "both", (True, False): "top only", (False, True): "other only"}.get(tuple(flips))
         counts[cell or "neither"] += 1
-    assert found.flip_table == pytest.approx({cell: 100 * count / 11 for cell, count in counts.items()})
-    assert found.flips_top.any() and not found.flips_top.all()  # else nothing is told
-    assert found.js_top[-1].isnan() and found.js_other[-1].isnan() and found.delta_js[-1].isnan()
-    assert not found.flips_top[-1] and not found.flips_other[-1]
+    assert result.flip_table == pytest.approx({cell: 100 * count / 11 for cell, count in counts.items()})
+    assert result.flips_top.any() and not result.flips_top.all()  # else nothing is told
+    assert result.js_top[-1].isnan() and result.js_other[-1].isnan() and result.delta_js[-1].isnan()
+    assert not result.flips_top[-1] and not result.flips_other[-1]
 
 
 def test_small_divergences_of_single_precision_are_not_lost():
     x, _ = examples()
     x[..., 1] = 0.5 + 0.01 * torch.randn(12, 6)
-    expected, found = (attention_erasure(Reader(), "attention", x.to(d)) for d in (torch.float64, torch.float32))
+    expected, result = (attention_erasure(Reader(), "attention", x.to(d)) for d in (torch.float64, torch.float32))
     assert expected.js_top.max() < 1e-5
-    assert_close(found.js_top, expected.js_top, rtol=0.01, atol=1e-11)
+    assert_close(result.js_top, expected.js_top, rtol=0.01, atol=1e-11)
 
 
 def first_flip(scores, values, order):
@@ -135,12 +135,12 @@ def first_flip(scores, values, order):
 @pytest.mark.parametrize("limit", [None, 1, 5])
 def test_fractions_against_a_reference(limit):
     x, hidden = examples(20)
-    given = torch.randn(20, 6, dtype=torch.float64)
-    rankings = {name: name for name in ("attention", "gradient", "gradient x attention")} | {"given": given}
-    rankings["tied"] = (given > 0).long()
-    found = fraction_to_flip(Reader(), "attention", x, hidden, rankings=rankings, max_examples_per_batch=limit)
-    assert isinstance(found, FractionToFlip) and found.names == tuple(rankings)
-    assert found.fraction.shape == found.flipped.shape == (5, 20)
+    ranking = torch.randn(20, 6, dtype=torch.float64)
+    rankings = {name: name for name in ("attention", "gradient", "gradient x attention")} | {"given": ranking}
+    rankings["tied"] = (ranking > 0).long()
+    result = fraction_to_flip(Reader(), "attention", x, hidden, rankings=rankings, max_examples_per_batch=limit)
+    assert isinstance(result, FractionToFlip) and result.names == tuple(rankings)
+    assert result.fraction.shape == result.flipped.shape == (5, 20)
     for i in range(20):
         scores, values = x[i, :, 0].tolist(), x[i, :, 1].tolist()
         live = [j for j in range(6) if not hidden[i, j]]
@@ -149,41 +149,41 @@ def test_fractions_against_a_reference(limit):
             scores,
             [sign * v for v in values],  # of log p by a weight: positive times its value
             [sign * v * math.exp(s) for s, v in zip(scores, values, strict=True)],
-            given[i].tolist(),
-            [float(g > 0) for g in given[i].tolist()],
+            ranking[i].tolist(),
+            [float(g > 0) for g in ranking[i].tolist()],
         ]
         for k, by in enumerate(importance):
             order = sorted(live, key=lambda j, by=by: -by[j])  # stable: equal ones by position
             fraction, flipped = first_flip(scores, values, order)
-            assert found.fraction[k, i].item() == pytest.approx(fraction, abs=1e-12), (found.names[k], i)
-            assert found.flipped[k, i].item() == flipped
-    assert found.flipped.any(1).all() and not found.flipped.all(1).any()
-    assert found.fraction[:, -1].tolist() == [1.0] * 5  # one position
+            assert result.fraction[k, i].item() == pytest.approx(fraction, abs=1e-12), (result.names[k], i)
+            assert result.flipped[k, i].item() == flipped
+    assert result.flipped.any(1).all() and not result.flipped.all(1).any()
+    assert result.fraction[:, -1].tolist() == [1.0] * 5  # one position
 
 
 def test_the_smallest_fraction_is_one_position_of_those_left_by_the_mask():
     x = torch.tensor([[[2.0, 1.0], [0.0, -1.0], [0.0, -1.0], [9.0, 9.0]]], dtype=torch.float64)
     hidden = torch.tensor([[False, False, False, True]])
     rankings = {"first": torch.tensor([[3, 2, 1, 9]]), "last": torch.tensor([[1, 2, 3, 9]])}
-    found = fraction_to_flip(Reader(), "attention", x, hidden, rankings=rankings)
-    assert found.fraction.tolist() == [[1 / 3], [1.0]]
-    assert found.flipped.tolist() == [[True], [False]]
+    result = fraction_to_flip(Reader(), "attention", x, hidden, rankings=rankings)
+    assert result.fraction.tolist() == [[1 / 3], [1.0]]
+    assert result.flipped.tolist() == [[True], [False]]
 
 
 def test_what_a_mask_hides_may_hold_anything_in_a_ranking():
     x, hidden = examples()
-    given = torch.randn(12, 6).masked_fill(hidden, torch.nan)
-    found = fraction_to_flip(Reader(), "attention", x, hidden, rankings={"a": given})
-    expected = fraction_to_flip(Reader(), "attention", x, hidden, rankings={"a": given.nan_to_num(1e9)})
-    assert torch.equal(found.fraction, expected.fraction) and found.flipped.any()
+    ranking = torch.randn(12, 6).masked_fill(hidden, torch.nan)
+    result = fraction_to_flip(Reader(), "attention", x, hidden, rankings={"a": ranking})
+    expected = fraction_to_flip(Reader(), "attention", x, hidden, rankings={"a": ranking.nan_to_num(1e9)})
+    assert torch.equal(result.fraction, expected.fraction) and result.flipped.any()
 
 
 def test_one_position_each_is_nothing_to_compare():
     x, _ = examples()
     hidden = torch.arange(6) > torch.zeros(12, 1)
-    found = attention_erasure(Reader(), "attention", x, hidden)
-    assert not found.compared.any() and found.js_top.isnan().all() and not found.flips_other.any()
-    assert all(math.isnan(share) for share in found.flip_table.values())
+    result = attention_erasure(Reader(), "attention", x, hidden)
+    assert not result.compared.any() and result.js_top.isnan().all() and not result.flips_other.any()
+    assert all(math.isnan(share) for share in result.flip_table.values())
     assert fraction_to_flip(Reader(), "attention", x, hidden).fraction.eq(1).all()
 
 
@@ -287,13 +287,14 @@ def tokens():
 def test_a_class_token_s_query_alone_is_ranked_and_erased(tokens):
     x, mask = tokens
     model = Encoder().double().eval()
-    found = attention_erasure(model, LAYER, x, mask, query=0)
+    result = attention_erasure(model, LAYER, x, mask, query=0)
     weights = AttentionWeights(model, LAYER).attribute(x, mask, query=0)
-    assert torch.equal(found.top, weights.argmax(1))
+    assert torch.equal(result.top, weights.argmax(1))
     assert_close(
-        found.delta_attention, (weights.gather(1, found.top[:, None]) - weights.gather(1, found.other[:, None]))[:, 0]
+        result.delta_attention,
+        (weights.gather(1, result.top[:, None]) - weights.gather(1, result.other[:, None]))[:, 0],
     )
-    assert found.compared.tolist() == (mask.sum(1) > 1).tolist() and (found.js_top[found.compared] > 0).all()
+    assert result.compared.tolist() == (mask.sum(1) > 1).tolist() and (result.js_top[result.compared] > 0).all()
     everyone = attention_erasure(model, "encoder.layers.0.self_attn", x, mask)
     weights = AttentionWeights(model, "encoder.layers.0.self_attn").attribute(x, mask)
     assert torch.equal(everyone.top, weights.argmax(1))
@@ -317,15 +318,15 @@ def test_gradients_are_of_the_predicted_class_s_log_probability(tokens):
         importance = attribution.attribute(x, predicted, mask, query=0)
         assert importance.abs().max() > 0.01
         rankings = {"ours": name, "given": importance, "reversed": -importance}
-        found = fraction_to_flip(model, LAYER, x, mask, rankings=rankings, query=0)
-        assert torch.equal(found.fraction[0], found.fraction[1])
-        assert not torch.equal(found.fraction[0], found.fraction[2])
+        result = fraction_to_flip(model, LAYER, x, mask, rankings=rankings, query=0)
+        assert torch.equal(result.fraction[0], result.fraction[1])
+        assert not torch.equal(result.fraction[0], result.fraction[2])
 
 
 def test_a_causal_model_is_read_at_its_last_query(tokens):
     model = Encoder(causal=True).double().eval()
-    found = attention_erasure(model, LAYER, tokens[0], query=-1)
-    assert found.compared.all() and (found.js_top > 0).all()
+    result = attention_erasure(model, LAYER, tokens[0], query=-1)
+    assert result.compared.all() and (result.js_top > 0).all()
     assert fraction_to_flip(model, LAYER, tokens[0], query=-1).flipped.any()
     for function in (attention_erasure, fraction_to_flip):
         with pytest.raises(ValueError, match=r"query 0 of example \d attends to are erased"):
@@ -343,20 +344,20 @@ def test_a_fused_encoder_is_compared_with_itself(tokens):
     torch.manual_seed(0)
     fused, plain = Averaging(nested=True).double().eval(), Averaging().double().train()
     plain.load_state_dict(fused.state_dict())
-    for found, expected in zip(*(attention_erasure(m, LAYER, x, mask) for m in (fused, plain)), strict=True):
-        assert_close(found, expected, equal_nan=True)
-    for found, expected in zip(*(fraction_to_flip(m, LAYER, x, mask)[1:] for m in (fused, plain)), strict=True):
-        assert_close(found, expected)
+    for result, expected in zip(*(attention_erasure(m, LAYER, x, mask) for m in (fused, plain)), strict=True):
+        assert_close(result, expected, equal_nan=True)
+    for result, expected in zip(*(fraction_to_flip(m, LAYER, x, mask)[1:] for m in (fused, plain)), strict=True):
+        assert_close(result, expected)
 
 
 def test_erasing_what_is_not_read_changes_nothing():
     # Positions of the same value: nothing moves whichever is gone.
     x = torch.randn(5, 4, 2, dtype=torch.float64)
     x[..., 1] = x[:, :1, 1]
-    found = attention_erasure(Reader(), "attention", x)
-    assert_close(found.js_top, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-15)
-    assert not found.flips_top.any() and not found.flips_other.any()
-    assert found.flip_table == {"both": 0.0, "top only": 0.0, "other only": 0.0, "neither": 100.0}
+    result = attention_erasure(Reader(), "attention", x)
+    assert_close(result.js_top, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-15)
+    assert not result.flips_top.any() and not result.flips_other.any()
+    assert result.flip_table == {"both": 0.0, "top only": 0.0, "other only": 0.0, "neither": 100.0}
 
 
 def test_a_function_and_several_inputs_and_outputs_with_logits(tokens):
@@ -367,12 +368,12 @@ def test_a_function_and_several_inputs_and_outputs_with_logits(tokens):
     def wrapped(scores, values, hidden):
         return SimpleNamespace(logits=model(torch.stack([scores, values], 2), hidden))
 
-    given = (x[..., 0], x[..., 1])
-    for found, value in zip(
-        attention_erasure(wrapped, model.attention, given, hidden, max_examples_per_batch=5), expected, strict=True
+    pair = (x[..., 0], x[..., 1])
+    for result, value in zip(
+        attention_erasure(wrapped, model.attention, pair, hidden, max_examples_per_batch=5), expected, strict=True
     ):
-        assert_close(found, value, equal_nan=True)
-    fractions = fraction_to_flip(wrapped, model.attention, given, hidden)
+        assert_close(result, value, equal_nan=True)
+    fractions = fraction_to_flip(wrapped, model.attention, pair, hidden)
     assert_close(fractions.fraction, fraction_to_flip(model, "attention", x, hidden).fraction)
 
 
@@ -392,11 +393,11 @@ def test_a_hugging_face_classifier(implementation, tokens):
     model = transformers.BertForSequenceClassification(config).double().eval()
     x, mask = tokens
     layer = "bert.encoder.layer.1.attention.self"
-    found = attention_erasure(model, layer, x, mask.long(), query=0, max_examples_per_batch=4)
-    assert found.compared.tolist() == (mask.sum(1) > 1).tolist() and (found.js_top[found.compared] > 1e-9).all()
+    result = attention_erasure(model, layer, x, mask.long(), query=0, max_examples_per_batch=4)
+    assert result.compared.tolist() == (mask.sum(1) > 1).tolist() and (result.js_top[result.compared] > 1e-9).all()
     assert (
-        mask.gather(1, found.top[:, None]).all()
-        and mask[found.compared].gather(1, found.other[found.compared, None]).all()
+        mask.gather(1, result.top[:, None]).all()
+        and mask[result.compared].gather(1, result.other[result.compared, None]).all()
     )
     flips = fraction_to_flip(model, layer, x, mask.long(), query=0)
     assert flips.flipped.any() and (flips.fraction[~flips.flipped] == 1).all()
@@ -431,7 +432,7 @@ def test_model_and_inputs_are_left_as_they_were(function, raising):
     model = Counting().double()
     x, hidden = examples()
     x.requires_grad_()
-    state, given = copy.deepcopy(model.state_dict()), x.detach().clone()
+    state, original = copy.deepcopy(model.state_dict()), x.detach().clone()
     calls = []
 
     def run(*args):
@@ -444,13 +445,13 @@ def test_model_and_inputs_are_left_as_they_were(function, raising):
         with pytest.raises(RuntimeError, match="enough"):
             function(run, model.attention, x, hidden)
     else:
-        found = function(run, model.attention, x, hidden)
-        assert not any(value.requires_grad for value in found if isinstance(value, torch.Tensor))
+        result = function(run, model.attention, x, hidden)
+        assert not any(value.requires_grad for value in result if isinstance(value, torch.Tensor))
     assert all(module.training for module in model.modules())
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), name
     assert model.scale.requires_grad and model.scale.grad == 7 and not model.frozen.requires_grad
-    assert torch.equal(x, given) and x.requires_grad and x.grad is None
+    assert torch.equal(x, original) and x.requires_grad and x.grad is None
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
 
@@ -480,10 +481,10 @@ def test_the_same_positions_on_a_gpu():
     x, hidden = examples()
     for function in (attention_erasure, fraction_to_flip):
         here, there = (function(Reader(), "attention", x.to(d), hidden.to(d)) for d in ("cpu", "cuda"))
-        for found, expected in zip(there, here, strict=True):
-            if isinstance(found, torch.Tensor):
-                assert found.is_cuda
-                assert_close(found.cpu(), expected, equal_nan=True)
+        for result, expected in zip(there, here, strict=True):
+            if isinstance(result, torch.Tensor):
+                assert result.is_cuda
+                assert_close(result.cpu(), expected, equal_nan=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -565,9 +566,9 @@ def test_additive_masks_and_one_row_for_all_may_be_inputs():
     ],
 )
 def test_arguments_that_are_refused(function, changed, error, words):
-    given = {"model": Reader(), "layer": "attention", "inputs": torch.rand(3, 6, 2)} | changed
+    arguments = {"model": Reader(), "layer": "attention", "inputs": torch.rand(3, 6, 2)} | changed
     with pytest.raises(error, match=words):
-        function(**given)
+        function(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -594,10 +595,10 @@ def test_rankings_that_are_refused(rankings, words):
 
 def test_rankings_are_detached_and_of_any_precision():
     x, _ = examples()
-    given = torch.randn(12, 6)
-    expected = fraction_to_flip(Reader(), "attention", x, rankings={"a": given.bfloat16().double()})
-    found = fraction_to_flip(Reader(), "attention", x, rankings={"a": given.bfloat16().requires_grad_()})
-    assert torch.equal(found.fraction, expected.fraction) and not found.fraction.requires_grad
+    ranking = torch.randn(12, 6)
+    expected = fraction_to_flip(Reader(), "attention", x, rankings={"a": ranking.bfloat16().double()})
+    result = fraction_to_flip(Reader(), "attention", x, rankings={"a": ranking.bfloat16().requires_grad_()})
+    assert torch.equal(result.fraction, expected.fraction) and not result.fraction.requires_grad
 
 
 class LastWord(nn.Module):
@@ -615,17 +616,17 @@ class LastWord(nn.Module):
 
 def test_each_example_has_its_own_query():
     model, x, ends = LastWord().double().eval(), torch.randn(4, 6, 8).double(), torch.tensor([5, 3, 1, 4])
-    found = attention_erasure(model, "attention", x, ends, query=ends)
+    result = attention_erasure(model, "attention", x, ends, query=ends)
     flips = fraction_to_flip(model, "attention", x, ends, query=ends, rankings=["gradient", "attention"])
-    assert bool((found.js_top > 0).all()) and bool((found.top <= ends).all())
+    assert bool((result.js_top > 0).all()) and bool((result.top <= ends).all())
     for limit in (1, 3):
         parts = attention_erasure(model, "attention", x, ends, query=ends, max_examples_per_batch=limit)
-        torch.testing.assert_close(parts.js_top, found.js_top)
+        torch.testing.assert_close(parts.js_top, result.js_top)
         again = fraction_to_flip(
             model, "attention", x, ends, query=ends, rankings=["gradient", "attention"], max_examples_per_batch=limit
         )
         assert torch.equal(again.fraction, flips.fraction)
     alone = attention_erasure(model, "attention", x[1:2], ends[1:2], query=3)
-    torch.testing.assert_close(alone.js_top, found.js_top[1:2])
+    torch.testing.assert_close(alone.js_top, result.js_top[1:2])
     with pytest.raises(ValueError, match=r"query has shape \(2,\), but must be one position or \(4,\)"):
         attention_erasure(model, "attention", x, ends, query=ends[:2])

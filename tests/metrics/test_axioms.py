@@ -70,9 +70,9 @@ def states():
 )
 def test_completeness_by_hand(attributions, gap):
     # f(x) - f(0) = 3; |sum - 3| over the larger of 3 and the sum of absolute values
-    found = completeness_gap(lambda x: x.sum(1) + 5, row(1, 2), row(*attributions))
-    assert found.dtype == torch.float64
-    assert found.item() == pytest.approx(gap, abs=1e-15)
+    gaps = completeness_gap(lambda x: x.sum(1) + 5, row(1, 2), row(*attributions))
+    assert gaps.dtype == torch.float64
+    assert gaps.item() == pytest.approx(gap, abs=1e-15)
 
 
 def test_nothing_to_explain_is_explained_by_nothing():
@@ -100,8 +100,8 @@ def test_integrated_gradients_of_a_square_are_complete(seed, per_example):
 
     at = (x, x + 1)
     scale = torch.arange(1.0, 4)
-    given = (baselines[0].expand(3, 4), torch.full((3, 4), 0.5, dtype=torch.float64))
-    a = IntegratedGradients(f).attribute(at, given, additional_forward_args=(scale,), n_steps=5)
+    expanded = (baselines[0].expand(3, 4), torch.full((3, 4), 0.5, dtype=torch.float64))
+    a = IntegratedGradients(f).attribute(at, expanded, additional_forward_args=(scale,), n_steps=5)
     assert completeness_gap(f, at, a, baselines, (scale,)).max() < 1e-12
     assert completeness_gap(f, at, a, 0.0, (scale,)).max() > 1e-6
 
@@ -150,8 +150,8 @@ def test_sensitivity_is_the_papers(seed, limit):
         return (x[:, 0] * x[:, 1]).clamp(max=0.5) + (x[:, 2] - 0.5).relu() + x[:, 3].clamp(-0.5, 0.5)
 
     attribute = partial(Saliency(f).attribute, abs=False)
-    found = sensitivity_gap(attribute, f, x, baselines, max_examples_per_batch=limit)
-    assert_close(found, paper_form(attribute, f, x, baselines))
+    gaps = sensitivity_gap(attribute, f, x, baselines, max_examples_per_batch=limit)
+    assert_close(gaps, paper_form(attribute, f, x, baselines))
 
 
 def test_features_are_counted_over_all_inputs():
@@ -180,10 +180,10 @@ def test_targets_arguments_and_baselines_follow_their_examples():
         (torch.tensor([1, 0, 1]), [1, 0, 0]),
     ):
         for limit in (None, 2, 6):
-            found = sensitivity_gap(
+            own_gaps = sensitivity_gap(
                 Saliency(f).attribute, f, x, baselines, ceiling, target, max_examples_per_batch=limit
             )
-            assert found.tolist() == gaps, (target, limit)
+            assert own_gaps.tolist() == gaps, (target, limit)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -210,25 +210,25 @@ def test_rounding_of_the_output_is_no_change():
 
 
 def test_explanations_get_what_they_take():
-    seen = {}
+    calls = {}
 
     def explain(x, baselines, target=None):
-        seen.update(baselines=baselines.tolist(), target=target)
+        calls.update(baselines=baselines.tolist(), target=target)
         return torch.ones_like(x)
 
     f = lambda x, y: torch.stack([x[:, 0] * y, x[:, 0]], 1)  # noqa: E731
     sensitivity_gap(explain, f, row(1, 2), baselines=0.5, additional_forward_args=3, target=1)
-    assert seen == {"baselines": [[0.5, 0.5]], "target": 1}
+    assert calls == {"baselines": [[0.5, 0.5]], "target": 1}
 
     def explain_any(x, **more):
-        seen.clear()
-        seen.update(more)
+        calls.clear()
+        calls.update(more)
         return torch.ones_like(x)
 
     sensitivity_gap(explain_any, f, row(1, 2), additional_forward_args=3, target=1, steps=7)
-    assert seen == {"additional_forward_args": (3,), "target": 1, "steps": 7}
+    assert calls == {"additional_forward_args": (3,), "target": 1, "steps": 7}
     sensitivity_gap(explain_any, f, row(1, 2), 0.5, 3, 1)
-    assert seen["baselines"].tolist() == [[0.5, 0.5]]
+    assert calls["baselines"].tolist() == [[0.5, 0.5]]
 
 
 def test_baselines_follow_the_features_that_are_tried():
@@ -285,8 +285,8 @@ def test_implementation_by_hand(first, second, gap, scale):
     def make(model):
         return lambda x: explanations[model is models[1]](model(x)) * scale
 
-    found = implementation_gap(make, *models, row(2, 5), target=0)
-    assert found.item() == pytest.approx(gap, rel=1e-12)
+    gaps = implementation_gap(make, *models, row(2, 5), target=0)
+    assert gaps.item() == pytest.approx(gap, rel=1e-12)
 
 
 def test_both_networks_get_the_same_random_numbers(network):
@@ -408,9 +408,9 @@ def test_functions_that_are_not_symmetric(f):
 @pytest.fixture(scope="module")
 def table():
     before = states()
-    made = axiom_table()
+    result = axiom_table()
     assert states() == before
-    return made
+    return result
 
 
 IMPLEMENTATION, OUTPUT = "implementation invariance", "completeness to output"
@@ -436,9 +436,9 @@ def test_table_reproduces_the_literature(table):
 
 def test_gradients_fail_where_the_function_is_flat(table):
     for method in ("gradient", "InputXGradient", "GuidedBackprop", "Deconvolution", "LRP, epsilon"):
-        found = table.networks[method, "sensitivity"]
-        assert found["min(x, 1) at 2"] == 1
-        assert found["max(0, x - 10) at 15"] == 0
+        gaps = table.networks[method, "sensitivity"]
+        assert gaps["min(x, 1) at 2"] == 1
+        assert gaps["max(0, x - 10) at 15"] == 0
 
 
 def test_figures_of_the_table(table):
@@ -457,9 +457,9 @@ def test_figures_of_the_table(table):
 
 def test_full_gradients_depend_on_what_a_bias_belongs_to(table):
     # Of a convolution it is spread over the pixels it covers, of a linear layer over all.
-    found = dict(table.networks["FullGrad(complete=True)", IMPLEMENTATION])
-    assert found.pop("dense convolution") > 0.1
-    assert max(found.values()) < 1e-12
+    gaps = dict(table.networks["FullGrad(complete=True)", IMPLEMENTATION])
+    assert gaps.pop("dense convolution") > 0.1
+    assert max(gaps.values()) < 1e-12
 
 
 def test_table_in_words(table):
@@ -500,16 +500,16 @@ def test_methods_that_raise_do_not_lose_the_others():
         return InputXGradient(model)
 
     methods = {"refusing": refusing, "spoiling": spoiling, "after": InputXGradient}
-    made = axiom_table(methods)
-    assert made.methods == tuple(methods)
-    assert made.gaps[0].isnan().all()
-    assert made.holds["refusing"] == dict.fromkeys(made.axioms)
-    assert made.to_dict()["methods"]["refusing"]["symmetry"]["gap"] is None
-    assert made.table().count("refusing refuses") == 1
-    assert "NotImplementedError: not for <this>" in made.table()
-    assert "NotImplementedError: not for &lt;this&gt;" in made._repr_html_()
-    assert "|            - |" in made.table().splitlines()[2]
-    assert dict(made.networks["after", "symmetry"]) == dict(
+    own_table = axiom_table(methods)
+    assert own_table.methods == tuple(methods)
+    assert own_table.gaps[0].isnan().all()
+    assert own_table.holds["refusing"] == dict.fromkeys(own_table.axioms)
+    assert own_table.to_dict()["methods"]["refusing"]["symmetry"]["gap"] is None
+    assert own_table.table().count("refusing refuses") == 1
+    assert "NotImplementedError: not for <this>" in own_table.table()
+    assert "NotImplementedError: not for &lt;this&gt;" in own_table._repr_html_()
+    assert "|            - |" in own_table.table().splitlines()[2]
+    assert dict(own_table.networks["after", "symmetry"]) == dict(
         axiom_table({"x": InputXGradient}).networks["x", "symmetry"]
     )
 

@@ -42,34 +42,34 @@ def gaussians(classes=3, d=4):
 @pytest.mark.parametrize("target", [1, [0, 2, 1], torch.tensor([2, 2, 0])], ids=str)
 def test_gaussians_in_closed_form(target):
     model, x = gaussians(), normal(3, 4)
-    found = density_ratio(model, x, 0.7, target=target, n_perturb_samples=6, generator=seeded())
+    ratios = density_ratio(model, x, 0.7, target=target, n_perturb_samples=6, generator=seeded())
     eta = 0.7 * torch.randn(6, 3, 4, dtype=torch.float64, generator=seeded())
     expected = torch.zeros(3, dtype=torch.float64)
     for i, y in enumerate(torch.as_tensor(target).expand(3).tolist()):
         slope = -model.precisions[y] @ (x[i] - model.means[y])
         for k in range(6):  # of a quadratic, Taylor's series ends
             expected[i] += (slope @ eta[k, i] - 0.5 * eta[k, i] @ model.precisions[y] @ eta[k, i]) / 6
-    assert_close(found, expected)
-    assert not found.requires_grad
+    assert_close(ratios, expected)
+    assert not ratios.requires_grad
 
 
 def test_its_mean_over_noise_is_the_curvature():
     # E log p(x + eta) - log p(x) = -sigma^2 / 2 trace(P), wherever x is.
     model, x, samples, std = gaussians(), normal(2, 4), 20_000, 0.5
-    found = density_ratio(model, x, std, target=1, n_perturb_samples=samples)
+    ratios = density_ratio(model, x, std, target=1, n_perturb_samples=samples)
     precision = model.precisions[1]
     expected = -(std**2) / 2 * precision.trace()
     slope = (x - model.means[1]) @ precision
     variance = std**2 * slope.pow(2).sum(1) + std**4 / 2 * precision.pow(2).sum()
-    assert bool(((found - expected).abs() < 4 * (variance / samples).sqrt()).all())
+    assert bool(((ratios - expected).abs() < 4 * (variance / samples).sqrt()).all())
 
 
 def test_without_a_target_it_is_the_mixtures():
     model, x = gaussians(), normal(3, 4)
-    found = density_ratio(model, x, 0.7, n_perturb_samples=5, generator=seeded())
+    ratios = density_ratio(model, x, 0.7, n_perturb_samples=5, generator=seeded())
     eta = 0.7 * torch.randn(5, 3, 4, dtype=torch.float64, generator=seeded())
     log_density = lambda x: model(x).exp().sum(1).log()  # noqa: E731
-    assert_close(found, torch.stack([log_density(x + e) - log_density(x) for e in eta]).mean(0))
+    assert_close(ratios, torch.stack([log_density(x + e) - log_density(x) for e in eta]).mean(0))
 
 
 def test_shifts_of_all_logits_move_it_and_constants_do_not():
@@ -97,7 +97,7 @@ def test_a_model_of_one_output_is_a_log_density():
 @given(networks(), st.sampled_from([1, 2, 3, 5, 6, 7, 100]), st.integers(1, 4), st.booleans())
 def test_values_are_those_of_one_at_a_time_whatever_the_parts(problem, batch, samples, marginal):
     stds, x = [0.1, 1.0], problem.inputs
-    found = density_ratio(
+    ratios = density_ratio(
         problem.model,
         x,
         stds,
@@ -115,7 +115,7 @@ def test_values_are_those_of_one_at_a_time_whatever_the_parts(problem, batch, sa
                 values = [problem.model(p[None])[0] for p in (x[i], *(x[i] + std * eta[:, i]))]
                 logs = [v.logsumexp(0) if marginal else v[classes[i]] for v in values]
                 expected[s, i] = torch.stack(logs[1:]).mean() - logs[0]
-    assert_close(found, expected, rtol=1e-8, atol=1e-9)
+    assert_close(ratios, expected, rtol=1e-8, atol=1e-9)
 
 
 def test_parts_are_of_whole_copies_and_as_large_as_allowed():
@@ -158,27 +158,27 @@ def test_numbers_of_numpy_and_integers_are_numbers():
 def test_a_function_gets_whole_batches_and_targets_and_arguments_match(target):
     x, weight = normal(3, 4), normal(3, 5)
     steps = torch.arange(6.0).repeat_interleave(3)[:, None] - 2
-    given = []
+    batches = []
 
     def perturb(copies):
-        given.append(copies.clone())
+        batches.append(copies.clone())
         return copies + steps
 
     model = nn.Linear(4, 5).double()
-    seen = []
+    calls = []
 
     def forward(x, weight, factor, table):
-        seen.append(table)
+        calls.append(table)
         return model(x) * weight * factor
 
-    found = density_ratio(
+    ratios = density_ratio(
         forward, x, None, perturb, (weight, 2.0, "table"), target, n_perturb_samples=6, max_examples_per_batch=7
     )
-    assert len(given) == 1 and torch.equal(given[0], x.repeat(6, 1)) and set(seen) == {"table"}
+    assert len(batches) == 1 and torch.equal(batches[0], x.repeat(6, 1)) and set(calls) == {"table"}
     rows, classes = torch.arange(3), torch.as_tensor(target).expand(3)
     at = lambda x: (model(x) * weight * 2)[rows, classes]  # noqa: E731
     expected = torch.stack([at(x + step) - at(x) for step in range(-2, 4)]).mean(0)
-    assert_close(found, expected.detach())
+    assert_close(ratios, expected.detach())
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -191,8 +191,8 @@ def test_an_adversarial_perturbation_has_gradients(inference):
         return copies + 0.01 * slope.sign() + 0 * leaf  # with a graph, which is left behind
 
     with torch.inference_mode(inference):
-        found = density_ratio(model, normal(5, 4), perturb_func=climb, target=1, n_perturb_samples=2)
-    assert bool((found > 0).all()) and not found.requires_grad
+        ratios = density_ratio(model, normal(5, 4), perturb_func=climb, target=1, n_perturb_samples=2)
+    assert bool((ratios > 0).all()) and not ratios.requires_grad
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -203,9 +203,9 @@ def test_a_model_that_writes_to_its_inputs_changes_nothing():
     def model(x):
         return x.mul_(2)
 
-    found = density_ratio(model, x, perturb_func=lambda _: constant, target=0, n_perturb_samples=2)
+    ratios = density_ratio(model, x, perturb_func=lambda _: constant, target=0, n_perturb_samples=2)
     assert torch.equal(x, copies[0]) and torch.equal(constant, copies[1])
-    assert_close(found, 2 * (constant[:, 0].reshape(2, 2).mean(0) - x[:, 0]))
+    assert_close(ratios, 2 * (constant[:, 0].reshape(2, 2).mean(0) - x[:, 0]))
     density_ratio(model, x, 0.1, target=0)
     assert torch.equal(x, copies[0])
 
@@ -213,11 +213,11 @@ def test_a_model_that_writes_to_its_inputs_changes_nothing():
 def test_several_inputs():
     x, y = normal(3, 4), normal(3, 2, 2)
     forward = lambda x, y: torch.cat([x.sin(), y.flatten(1).cos()], 1)  # noqa: E731
-    found = density_ratio(forward, (x, y), 0.5, n_perturb_samples=2, generator=seeded())
+    ratios = density_ratio(forward, (x, y), 0.5, n_perturb_samples=2, generator=seeded())
     generator = seeded()
     u, v = (0.5 * torch.randn(2, *t.shape, dtype=t.dtype, generator=generator) for t in (x, y))
     total = lambda x, y: forward(x, y).logsumexp(1)  # noqa: E731
-    assert_close(found, torch.stack([total(x + u[k], y + v[k]) - total(x, y) for k in range(2)]).mean(0))
+    assert_close(ratios, torch.stack([total(x + u[k], y + v[k]) - total(x, y) for k in range(2)]).mean(0))
     received = []
 
     def perturb(parts):
@@ -236,10 +236,10 @@ def test_several_inputs():
 )
 def test_dtypes(dtype, tolerance):
     x = torch.zeros(3, 4, dtype=dtype)
-    found = density_ratio(lambda x: -0.5 * x.pow(2), x, 1.0, target=1, n_perturb_samples=8, generator=seeded())
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    ratios = density_ratio(lambda x: -0.5 * x.pow(2), x, 1.0, target=1, n_perturb_samples=8, generator=seeded())
+    assert ratios.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     eta = torch.randn(8, 3, 4, dtype=dtype, generator=seeded()).double()
-    assert_close(found.double(), -0.5 * eta[:, :, 1].pow(2).mean(0), rtol=tolerance, atol=tolerance)
+    assert_close(ratios.double(), -0.5 * eta[:, :, 1].pow(2).mean(0), rtol=tolerance, atol=tolerance)
 
 
 def test_random_numbers_are_the_generators_or_the_global_ones():
@@ -261,11 +261,11 @@ def test_the_model_is_as_before_and_batch_norm_is_fixed(training):
     model[0].weight.grad = torch.ones(5, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.randn(6, 4, requires_grad=True)
-    found = density_ratio(model, x, 0.3, target=1, generator=seeded())
+    ratios = density_ratio(model, x, 0.3, target=1, generator=seeded())
     assert model.training == model[1].training == training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert x.grad is None and model[0].weight.grad.eq(1).all() and not found.requires_grad and found.grad_fn is None
-    assert torch.equal(density_ratio(model.eval(), x, 0.3, target=1, generator=seeded()), found)
+    assert x.grad is None and model[0].weight.grad.eq(1).all() and not ratios.requires_grad and ratios.grad_fn is None
+    assert torch.equal(density_ratio(model.eval(), x, 0.3, target=1, generator=seeded()), ratios)
     assert not model._forward_hooks
 
 
@@ -323,9 +323,9 @@ X = torch.ones(2, 3)
     ],
 )
 def test_what_is_refused(change, error, words):
-    given = {"forward_func": nn.Identity(), "inputs": X, "noise_std": 0.1, "target": 0, **change}
+    arguments = {"forward_func": nn.Identity(), "inputs": X, "noise_std": 0.1, "target": 0, **change}
     with pytest.raises(error, match=words):
-        density_ratio(**given)
+        density_ratio(**arguments)
 
 
 def test_standard_deviations_of_any_kind():

@@ -85,16 +85,16 @@ def test_a_reversed_ranking_changes_the_sign(seed):
     train, test = some_data(1, 3, 4, n=24, m=12)
     importance = [torch.stack([torch.randperm(12) for _ in x]).reshape(x.shape) + 1.0 for x, _ in (train, test)]
     ready = {"a": tuple(importance), "reversed": tuple(13 - m for m in importance)}
-    found = diff_roar(
+    result = diff_roar(
         linear(12), train, test, ready, fractions=[0.1, 0.5], runs=2, fit=QUICK, strategy="loop",
         controls=["mask_only"], seed=seed,
     )  # fmt: skip
-    assert torch.equal(found.correct[0], found.correct[1].flip(0))
-    assert torch.equal(found.score[0], -found.score[1])
-    assert torch.equal(found.means()[0, 0], -found.means()[1, 0])
-    assert torch.allclose(found.intervals[0], -found.intervals[1].flip(1))
+    assert torch.equal(result.correct[0], result.correct[1].flip(0))
+    assert torch.equal(result.score[0], -result.score[1])
+    assert torch.equal(result.means()[0, 0], -result.means()[1, 0])
+    assert torch.allclose(result.intervals[0], -result.intervals[1].flip(1))
     # A mean over the training examples can tie, and ties do not turn around.
-    assert torch.equal(found.controls["mask_only"][0], found.controls["mask_only"][1].flip(0))
+    assert torch.equal(result.controls["mask_only"][0], result.controls["mask_only"][1].flip(0))
 
 
 @pytest.mark.parametrize(("classes", "seed"), [(2, 0), (4, 1)])
@@ -110,8 +110,8 @@ def test_relabelling_changes_the_initialisation_alone(classes, seed):
     a, b = (diff_roar(model, *data, maps, **options) for data in ((train, test), renamed))
     assert torch.equal(a.correct, b.correct) and a.digest == b.digest
     # Weights that are drawn for each class are not, and results differ by their luck.
-    drawn = linear(9, classes, dtype=torch.float64)
-    a, b = (diff_roar(drawn, *data, maps, **options) for data in ((train, test), renamed))
+    factory = linear(9, classes, dtype=torch.float64)
+    a, b = (diff_roar(factory, *data, maps, **options) for data in ((train, test), renamed))
     assert a.digest != b.digest
 
 
@@ -251,23 +251,23 @@ def shaped():
 def test_masks_that_tell_the_class_are_shown_and_named_in_kar(shaped):
     train, test, maps = shaped
     controls = ["random", "input_agnostic", "mask_only"]
-    found = kar(perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
-    assert found.unmasked.double().mean() < 0.35 and found.chance == 0.25
-    assert (found.score > 0.95).all() and (found.control_score("mask_only") > 0.95).all()
-    assert (found.control_score("random") < 0.35).all() and (found.control_score("input_agnostic") < 0.35).all()
-    words = found.conclusions[-1]
+    result = kar(perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
+    assert result.unmasked.double().mean() < 0.35 and result.chance == 0.25
+    assert (result.score > 0.95).all() and (result.control_score("mask_only") > 0.95).all()
+    assert (result.control_score("random") < 0.35).all() and (result.control_score("input_agnostic") < 0.35).all()
+    words = result.conclusions[-1]
     assert "a: what it ranks high predicts better than as much taken at random" in words
     assert "But its masks alone, without any input value, score" in words
     assert "the class may be read off the masks' shape" in words
-    assert words in found.table()
+    assert words in result.table()
 
 
 def test_masks_that_tell_the_class_are_named_in_roar(shaped):
     train, test, maps = shaped
     controls = ["random", "mask_only"]
-    found = roar(perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
-    assert (found.score > 0.95).all()  # as much is left without the top as with it
-    words = found.conclusions[-1]
+    result = roar(perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
+    assert (result.score > 0.95).all()  # as much is left without the top as with it
+    words = result.conclusions[-1]
     assert "removing what it ranks high costs less accuracy than removing as much at random" in words
     assert "But its masks alone, without any input value, predict the class with accuracy" in words
 
@@ -276,12 +276,12 @@ def test_masks_of_both_sides_may_tell_alike_so_that_their_difference_does_not(sh
     """The control's DiffROAR is near 0, and so it looks harmless, though either side's masks tell everything."""
     train, test, maps = shaped
     controls = ["random", "mask_only"]
-    found = diff_roar(
+    result = diff_roar(
         perceptron(64, 4), train, test, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES
     )
-    assert (found.control_power("mask_only") > 0.95).all() and (found.predictive_power > 0.9).all()
-    assert found.control_score("mask_only").abs().item() < 0.05
-    assert "its masks alone, without any input value, predict" in found.conclusions[-1]
+    assert (result.control_power("mask_only") > 0.95).all() and (result.predictive_power > 0.9).all()
+    assert result.control_score("mask_only").abs().item() < 0.05
+    assert "its masks alone, without any input value, predict" in result.conclusions[-1]
 
 
 def test_a_difference_that_masks_make_is_named(shaped):
@@ -292,10 +292,10 @@ def test_a_difference_that_masks_make_is_named(shaped):
         dark.append(((m > 0.9) * x, labels))
     # Half of the pixels high up, all white ones among them: at the bottom, black replaces black.
     controls = ["random", "mask_only"]
-    found = diff_roar(perceptron(64, 4), *dark, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
-    assert found.score.item() > 0.5
-    assert found.control_score("mask_only").abs().item() < 0.05  # which would clear it
-    words = found.conclusions[-1]
+    result = diff_roar(perceptron(64, 4), *dark, maps, fractions=[0.25], baselines=0.0, controls=controls, **SHAPES)
+    assert result.score.item() > 0.5
+    assert result.control_score("mask_only").abs().item() < 0.05  # which would clear it
+    words = result.conclusions[-1]
     assert "what it ranks high predicts better than what it ranks low" in words
     assert "its masks alone, without any input value, predict with accuracy 1.000" in words
     assert "part or all of this may be their shape" in words
@@ -327,7 +327,7 @@ def test_smoothness_that_scores_higher_is_named():
 
     (train, train_maps), (test, test_maps) = split(600), split(600)
     for metric in (kar, roar):
-        found = metric(
+        result = metric(
             linear(64, 2),
             train,
             test,
@@ -339,11 +339,11 @@ def test_smoothness_that_scores_higher_is_named():
             fit=FitConfig(epochs=4, lr=0.02),
             strategy="loop",
         )
-        better = (found.control_score("blurred") - found.score).item()
+        better = (result.control_score("blurred") - result.score).item()
         assert better < -0.05 if metric is roar else better > 0.02
         assert (
             "the same attribution blurred, which knows nothing more of the model, scores better"
-            in (found.conclusions[-1])
+            in (result.conclusions[-1])
         )
 
 
@@ -351,20 +351,20 @@ def test_a_blur_is_left_out_where_there_is_no_image():
     for shape in ((9,), (2, 1, 5)):
         train, test = some_data(*shape)
         d = math.prod(shape)
-        found = kar(linear(d), train, test, {"a": lambda x: x}, fractions=[0.5], runs=1, fit=QUICK)
-        assert list(found.controls) == ["random", "input_agnostic", "mask_only"]
-        assert any(f"inputs of shape {shape} have no image plane to blur" in note for note in found.notes)
-        assert any("One run" in note for note in found.notes)
-    found = kar(linear(d), train, test, {"a": lambda x: x}, fractions=[0.5], runs=5, fit=QUICK, controls=["random"])
-    assert found.notes == ()
+        result = kar(linear(d), train, test, {"a": lambda x: x}, fractions=[0.5], runs=1, fit=QUICK)
+        assert list(result.controls) == ["random", "input_agnostic", "mask_only"]
+        assert any(f"inputs of shape {shape} have no image plane to blur" in note for note in result.notes)
+        assert any("One run" in note for note in result.notes)
+    result = kar(linear(d), train, test, {"a": lambda x: x}, fractions=[0.5], runs=5, fit=QUICK, controls=["random"])
+    assert result.notes == ()
 
 
 def test_equal_attributions_are_noted():
     train, test = some_data(1, 3, 3, n=30, m=20)
     ready = torch.ones(30, 1, 3, 3), torch.rand(20, 1, 3, 3)
-    found = kar(linear(9), train, test, {"flat": ready}, fractions=[0.5], runs=5, fit=QUICK)
-    assert found.notes == () and found.constant == (0.6,)
-    assert "60.0% of its examples have the same attribution everywhere, and are ranked by position" in found.table()
+    result = kar(linear(9), train, test, {"flat": ready}, fractions=[0.5], runs=5, fit=QUICK)
+    assert result.notes == () and result.constant == (0.6,)
+    assert "60.0% of its examples have the same attribution everywhere, and are ranked by position" in result.table()
 
 
 # Kinds of data
@@ -377,8 +377,8 @@ def test_arrays_in_files_and_labels_of_all_kinds(tmp_path):
     for i, array in enumerate((*train, *test)):
         np.save(tmp_path / f"{i}.npy", array.numpy().astype(np.uint8) if i % 2 else array.numpy())
     mapped = [np.load(tmp_path / f"{i}.npy", mmap_mode="r") for i in range(4)]
-    found = kar(linear(16), tuple(mapped[:2]), list(mapped[2:]), {"a": lambda x: x}, **options)
-    assert found.digest == expected.digest and found.chance == expected.chance
+    result = kar(linear(16), tuple(mapped[:2]), list(mapped[2:]), {"a": lambda x: x}, **options)
+    assert result.digest == expected.digest and result.chance == expected.chance
     wide = [(x.numpy(), labels.numpy().astype(np.uint16)) for x, labels in (train, test)]
     assert kar(linear(16), *wide, {"a": lambda x: x}, **options).digest == expected.digest
     sets = [TensorDataset(*split) for split in (train, test)]
@@ -394,7 +394,7 @@ def test_chance_is_the_largest_class_of_the_test_set():
 
 def test_more_elements_than_16_bits_can_count():
     train, test = some_data(1, 182, 182, n=6, m=4, classes=2)  # 33124 > 2^15
-    found = diff_roar(
+    result = diff_roar(
         linear(182 * 182, 2),
         train,
         test,
@@ -405,26 +405,26 @@ def test_more_elements_than_16_bits_can_count():
         strategy="loop",
         controls=(),
     )
-    assert found.counts == (3312, 33124) and found.score[0, 1] == 0
+    assert result.counts == (3312, 33124) and result.score[0, 1] == 0
     importance = [x.numpy().reshape(len(x), -1) for x, _ in (train, test)]
     numbers = np.arange(182 * 182).reshape(1, 182, 182)
     correct = by_hand("diff_roar", linear(182 * 182, 2), train, test, [importance], numbers, 0.0, [0.1, 1], 1)
-    assert torch.equal(found.correct[0], correct)
+    assert torch.equal(result.correct[0], correct)
 
 
 def test_a_function_trains_and_gives_its_own_models():
     train, test = some_data(1, 4, 4)
-    seen = []
+    calls = []
 
     def fit(model, inputs, labels, seed):
-        seen.append((inputs == 0).double().mean().item())
+        calls.append((inputs == 0).double().mean().item())
         model[1].bias.data[1] = 100.0
 
-    found = kar(linear(16), train, test, {"a": lambda x: x}, fractions=[0.25], runs=2, fit=fit, controls=["random"])
-    assert torch.equal(found.correct[0, 0, 0, 0], test[1] == 1) and found.engines == {
+    result = kar(linear(16), train, test, {"a": lambda x: x}, fractions=[0.25], runs=2, fit=fit, controls=["random"])
+    assert torch.equal(result.correct[0, 0, 0, 0], test[1] == 1) and result.engines == {
         "fit": (6, "a function was given")
     }
-    assert sorted(round(share, 2) for share in seen)[:2] == [0, 0]
+    assert sorted(round(share, 2) for share in calls)[:2] == [0, 0]
 
 
 @pytest.mark.cuda
@@ -433,9 +433,9 @@ def test_a_model_and_data_on_different_devices():
     model = linear(16)()
     options = {"fractions": [0.25], "runs": 2, "fit": QUICK}
     expected = diff_roar(linear(16), train, test, {"a": Saliency(model)}, **options)
-    found = diff_roar(linear(16), train, test, {"a": Saliency(model.cuda())}, **options)
+    result = diff_roar(linear(16), train, test, {"a": Saliency(model.cuda())}, **options)
     on_gpu = diff_roar(linear(16), *((x.cuda(), y.cuda()) for x, y in (train, test)), {"a": Saliency(model)}, **options)
-    assert found.digest == expected.digest
+    assert result.digest == expected.digest
     assert abs(on_gpu.score - expected.score).max() < 0.2 and not on_gpu.correct.is_cuda
 
 
@@ -492,10 +492,10 @@ SHARED = linear(9)()
 @pytest.mark.parametrize("metric", METRICS.values())
 def test_what_makes_no_sense_is_refused(metric, changes, error, words):
     train, test = some_data(1, 3, 3, n=12, m=9)
-    asked = {"make_model": linear(9), "train": train, "test": test, "attributions": {"a": lambda x: x}}
+    arguments = {"make_model": linear(9), "train": train, "test": test, "attributions": {"a": lambda x: x}}
     options = {"fractions": [0.5], "runs": 1, "fit": FitConfig(epochs=1), "strategy": "loop"}
     with pytest.raises(error, match=words):
-        metric(**asked | options | changes)
+        metric(**arguments | options | changes)
 
 
 def test_attributors_of_no_kind_are_refused_before_any_attributes():
@@ -515,7 +515,7 @@ def test_attributors_of_no_kind_are_refused_before_any_attributes():
 def _small_call(function=None, **options):
     x = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     y = (x.mean((1, 2, 3)) > 0).long()
-    given = {
+    arguments = {
         "make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
         "train": (x[:40], y[:40]),
         "test": (x[40:], y[40:]),
@@ -527,7 +527,7 @@ def _small_call(function=None, **options):
         "strategy": "loop",
         **options,
     }
-    return diff_roar(**given)
+    return diff_roar(**arguments)
 
 
 class _Tuple(nn.Module):
@@ -564,21 +564,21 @@ def test_an_attributor_may_write_to_what_it_is_given():
 
 
 def test_notes_say_what_few_runs_and_equal_counts_mean():
-    found = _small_call(fractions=[0.01, 0.02, 0.5], runs=2)
-    assert any(note.startswith("2 runs tell little") for note in found.notes)
+    result = _small_call(fractions=[0.01, 0.02, 0.5], runs=2)
+    assert any(note.startswith("2 runs tell little") for note in result.notes)
     assert any(
-        note == "Fractions 0.01, 0.02 are the same number of elements or groups, 1 of 16." for note in found.notes
+        note == "Fractions 0.01, 0.02 are the same number of elements or groups, 1 of 16." for note in result.notes
     )
-    assert found.engines == {"loop": (10, "it was asked for")}  # 2 sides of 2 counts, and whole, 2 runs each
+    assert result.engines == {"loop": (10, "it was asked for")}  # 2 sides of 2 counts, and whole, 2 runs each
 
 
 def test_the_mean_of_what_has_no_channels_is_each_element_s():
     x = torch.randn(60, 5, 3, generator=torch.Generator().manual_seed(0)) + 10 * torch.arange(3.0)
     y = torch.arange(60) % 2
-    seen = []
+    calls = []
 
     def fit(model, inputs, labels, seed):
-        seen.append(inputs.clone())
+        calls.append(inputs.clone())
 
     kar(
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(15, 2)),
@@ -590,12 +590,12 @@ def test_the_mean_of_what_has_no_channels_is_each_element_s():
         fit=fit,
         controls=(),
     )
-    (masked,) = [inputs for inputs in seen if not torch.equal(inputs, x[:40])]
+    (masked,) = [inputs for inputs in calls if not torch.equal(inputs, x[:40])]
     removed = masked != x[:40]
     assert removed.sum() == 40 * 12
     assert torch.allclose(masked[removed], x[:40].mean(0).expand_as(masked)[removed])
 
 
 def test_models_that_diverged_are_counted():
-    found = _small_call(fit=FitConfig(epochs=2, optimizer="sgd", lr=1e300))
-    assert any("3 of 3 models classify no test example rightly" in note for note in found.notes)
+    result = _small_call(fit=FitConfig(epochs=2, optimizer="sgd", lr=1e300))
+    assert any("3 of 3 models classify no test example rightly" in note for note in result.notes)

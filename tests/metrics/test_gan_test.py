@@ -17,26 +17,26 @@ from captum_density.testing import networks
 @settings(max_examples=30)
 @given(networks(), st.sampled_from([None, 1, 2, 100]))
 def test_values_are_those_of_the_proxy(problem, batch):
-    found = gan_test(problem.model, problem.inputs, problem.target, max_examples_per_batch=batch)
-    assert isinstance(found, GanTest)
+    result = gan_test(problem.model, problem.inputs, problem.target, max_examples_per_batch=batch)
+    assert isinstance(result, GanTest)
     with torch.no_grad():
         logits = torch.cat([problem.model(x[None]) for x in problem.inputs])
     classes = torch.as_tensor(problem.target).expand(len(logits))
     rows = torch.arange(len(logits))
     exponentials = (logits - logits.max(1, keepdim=True).values).exp()
-    assert_close(found.probability, exponentials[rows, classes] / exponentials.sum(1))
-    assert torch.equal(found.correct, torch.stack([row.argmax() for row in logits]) == classes)
-    assert isinstance(found.accuracy, float)
-    assert found.accuracy == pytest.approx(sum(found.correct.tolist()) / len(logits))
+    assert_close(result.probability, exponentials[rows, classes] / exponentials.sum(1))
+    assert torch.equal(result.correct, torch.stack([row.argmax() for row in logits]) == classes)
+    assert isinstance(result.accuracy, float)
+    assert result.accuracy == pytest.approx(sum(result.correct.tolist()) / len(logits))
 
 
 def test_accuracy_by_hand():
     proxy = lambda x: torch.stack([x, -x, torch.zeros_like(x)], 1)  # noqa: E731
-    found = gan_test(proxy, torch.tensor([2.0, -1.0, 3.0, 0.5]), [0, 1, 2, 0])
-    assert found.correct.tolist() == [True, True, False, True] and found.accuracy == 0.75
+    result = gan_test(proxy, torch.tensor([2.0, -1.0, 3.0, 0.5]), [0, 1, 2, 0])
+    assert result.correct.tolist() == [True, True, False, True] and result.accuracy == 0.75
     e = math.e
-    assert_close(found.probability[1].item(), e / (1 / e + e + 1))
-    assert_close(found.probability[2].item(), 1 / (e**3 + e**-3 + 1))
+    assert_close(result.probability[1].item(), e / (1 / e + e + 1))
+    assert_close(result.probability[2].item(), 1 / (e**3 + e**-3 + 1))
 
 
 @pytest.mark.parametrize("target", [1, [1], (1,), torch.tensor(1), torch.tensor([1]), [1, 1, 1]], ids=repr)
@@ -63,16 +63,16 @@ def test_chunks_take_their_rows_of_all_inputs_and_arguments(batch):
         return (x.sum(1) + y[:, :3] * weight + table.sum(0)) * scalar * factor
 
     args = weight, table, torch.tensor(2.0), 3, None
-    found = gan_test(proxy, (x, y), [0, 1, 2, 1, 0], args, max_examples_per_batch=batch)
+    result = gan_test(proxy, (x, y), [0, 1, 2, 1, 0], args, max_examples_per_batch=batch)
     assert sizes == [min(batch, 5 - start) for start in range(0, 5, batch)]
     logits = proxy(x, y, *args)
-    assert_close(found.probability, logits.softmax(1)[torch.arange(5), torch.tensor([0, 1, 2, 1, 0])])
+    assert_close(result.probability, logits.softmax(1)[torch.arange(5), torch.tensor([0, 1, 2, 1, 0])])
 
 
 def test_one_additional_argument_needs_no_tuple():
     x, weight = torch.randn(4, 3), torch.randn(4, 3)
-    found = gan_test(lambda x, w: x * w, x, 2, weight, max_examples_per_batch=3)
-    assert_close(found.probability, (x * weight).softmax(1)[:, 2])
+    result = gan_test(lambda x, w: x * w, x, 2, weight, max_examples_per_batch=3)
+    assert_close(result.probability, (x * weight).softmax(1)[:, 2])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -83,12 +83,12 @@ def test_a_proxy_in_training_mode_is_not_moved(training):
     proxy[0].weight.grad = torch.ones(5, 4)
     before = {name: value.clone() for name, value in proxy.state_dict().items()}
     x = torch.randn(6, 4, requires_grad=True)
-    found = gan_test(proxy, x, 1)
+    result = gan_test(proxy, x, 1)
     assert proxy.training == proxy[1].training == training
     assert all(torch.equal(before[name], value) for name, value in proxy.state_dict().items())
     assert x.grad is None and proxy[0].weight.grad.eq(1).all() and proxy[3].weight.grad is None
-    assert_close(found.probability, proxy.eval()(x).softmax(1)[:, 1].detach())
-    assert not found.probability.requires_grad
+    assert_close(result.probability, proxy.eval()(x).softmax(1)[:, 1].detach())
+    assert not result.probability.requires_grad
 
 
 def test_within_autocast_and_inference_mode():
@@ -108,8 +108,8 @@ def test_samples_are_not_written_to():
 
 def test_masked_classes_are_no_error():
     logits = torch.tensor([[0.0, -torch.inf, 1.0]])
-    found = gan_test(lambda x: logits, torch.ones(1, 1), 1)
-    assert found.probability.tolist() == [0] and found.correct.tolist() == [False]
+    result = gan_test(lambda x: logits, torch.ones(1, 1), 1)
+    assert result.probability.tolist() == [0] and result.correct.tolist() == [False]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_masked_classes_are_no_error():
     ],
 )
 def test_what_is_refused(change, error, words):
-    given = {"proxy": nn.Linear(4, 3), "samples": torch.ones(3, 4), "target": 0, **change}
+    arguments = {"proxy": nn.Linear(4, 3), "samples": torch.ones(3, 4), "target": 0, **change}
     with pytest.raises(error, match=words):
-        gan_test(**given)
+        gan_test(**arguments)
 
 
 def test_random_classifiers_are_refused():

@@ -55,14 +55,14 @@ def test_values_are_those_of_autograd(seed, kernel, bandwidth, unbiased, batch):
     n, d = int(torch.randint(2, 6, ())), int(torch.randint(1, 4, ()))
     samples, weight, offset = normal(n, d, 1, seed=seed), normal(d, d, seed=seed + 1), 10 * normal(d, 1, seed=seed + 2)
     score = lambda x: weight @ torch.sin(x) + offset  # of no density, which the definition does not ask  # noqa: E731
-    found = kernel_stein_discrepancy(
+    discrepancy = kernel_stein_discrepancy(
         score, samples, kernel=kernel, bandwidth=bandwidth, unbiased=unbiased, max_pairs_per_batch=batch
     )
     u = pairs(score, samples, kernel, median_distance(samples) if bandwidth is None else bandwidth)
     expected = (u.sum() - u.trace()) / (n * (n - 1)) if unbiased else u.mean()
-    assert found.shape == () and found.dtype == torch.float64 and not found.requires_grad
+    assert discrepancy.shape == () and discrepancy.dtype == torch.float64 and not discrepancy.requires_grad
     # The squared score, of hundreds, is what rounds.
-    assert_close(found, expected, rtol=1e-10, atol=1e-9)
+    assert_close(discrepancy, expected, rtol=1e-10, atol=1e-9)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -130,10 +130,10 @@ def test_right_scores_are_told_from_wrong_ones(kernel, d):
         "wide": lambda x: -0.5 * (x - 1.5) @ precision,
         "flat": torch.zeros_like,
     }
-    found = {name: kernel_stein_discrepancy(score, x, kernel=kernel).item() for name, score in scores.items()}
+    discrepancy = {name: kernel_stein_discrepancy(score, x, kernel=kernel).item() for name, score in scores.items()}
     error = spread(scores["right"], x, kernel)
-    assert abs(found.pop("right")) < 4 * error
-    assert all(value > 8 * error for value in found.values()), (found, error)
+    assert abs(discrepancy.pop("right")) < 4 * error
+    assert all(value > 8 * error for value in discrepancy.values()), (discrepancy, error)
 
 
 def test_the_unbiased_one_is_and_the_other_is_not():
@@ -179,10 +179,15 @@ def test_a_models_scores():
 def test_dtypes_and_what_is_given_stays(dtype):
     x = normal(20, 1, 2, 2).to(dtype).requires_grad_()
     before = x.detach().clone()
-    found = kernel_stein_discrepancy(lambda x: -x, x)
-    assert found.dtype == torch.float64 and not found.requires_grad and x.grad is None and torch.equal(x, before)
+    discrepancy = kernel_stein_discrepancy(lambda x: -x, x)
+    assert (
+        discrepancy.dtype == torch.float64
+        and not discrepancy.requires_grad
+        and x.grad is None
+        and torch.equal(x, before)
+    )
     # Once the samples are as they are, all is in double precision.
-    assert_close(found, kernel_stein_discrepancy(lambda x: -x, before.double()))
+    assert_close(discrepancy, kernel_stein_discrepancy(lambda x: -x, before.double()))
 
 
 def test_a_score_function_may_write_to_what_it_is_given():
@@ -228,12 +233,12 @@ ONES = torch.tensor([[0.0], [1.0], [2.0]])
     ],
 )
 def test_what_is_refused(change, error, words):
-    given = {"score_func": lambda x: -x, "samples": ONES, **change}
+    arguments = {"score_func": lambda x: -x, "samples": ONES, **change}
     with pytest.raises(error, match=words):
-        kernel_stein_discrepancy(**given)
+        kernel_stein_discrepancy(**arguments)
 
 
 def test_equal_samples_do_with_a_bandwidth():
     # u(x, x) = |s|^2 + d / h^2, for each pair.
-    found = kernel_stein_discrepancy(lambda x: -x, torch.ones(4, 2), bandwidth=2.0)
-    assert_close(found.item(), 2 + 2 / 4)
+    discrepancy = kernel_stein_discrepancy(lambda x: -x, torch.ones(4, 2), bandwidth=2.0)
+    assert_close(discrepancy.item(), 2 + 2 / 4)

@@ -19,20 +19,20 @@ def normal(*shape):
 
 def recorder(classes=2):
     """A model that keeps what it is given, as (rows, ...) for each call, and says logits of zeros."""
-    seen = []
+    calls = []
 
     def model(*xs):
-        seen.append(tuple(x.clone() for x in xs))
+        calls.append(tuple(x.clone() for x in xs))
         return torch.zeros(len(xs[0]), classes, dtype=xs[0].dtype)
 
-    return model, seen
+    return model, calls
 
 
 def kept_of(x, attributions, baseline=-7.0, **options):
     """Which elements are left at each fraction, (K, *x.shape) bool; x must not hold the baseline."""
-    model, seen = recorder()
+    model, calls = recorder()
     pixel_perturbation(model, x, attributions, baseline, target=0, **options)
-    masked = torch.stack([xs[0] for xs in seen])
+    masked = torch.stack([xs[0] for xs in calls])
     assert bool(((masked == x) | (masked == baseline)).all())
     return masked == x
 
@@ -41,7 +41,7 @@ def slowly(model, x, attributions, baseline, target, *, channels, fractions, kee
     """(K, N) correctness and probability by loops over fractions, examples and pixels, as one would by hand."""
     correct, probability = [], []
     for fraction in fractions:
-        for image, maps, fill, wanted in zip(x.numpy(), attributions.numpy(), baseline.numpy(), target, strict=True):
+        for image, maps, fill, reference in zip(x.numpy(), attributions.numpy(), baseline.numpy(), target, strict=True):
             together = channels == "together"
             scores = {}
             for place, a in np.ndenumerate(maps):
@@ -58,8 +58,8 @@ def slowly(model, x, attributions, baseline, target, *, channels, fractions, kee
                     left[place] = fill[place]
             with torch.no_grad():
                 logits = model(torch.from_numpy(left)[None])[0].tolist()
-            correct.append(logits[wanted] == max(logits))
-            probability.append(math.exp(logits[wanted]) / sum(map(math.exp, logits)))
+            correct.append(logits[reference] == max(logits))
+            probability.append(math.exp(logits[reference]) / sum(map(math.exp, logits)))
     shape = len(fractions), len(x)
     return torch.tensor(correct).reshape(shape), torch.tensor(probability, dtype=torch.float64).reshape(shape)
 
@@ -87,7 +87,7 @@ def test_values_are_those_of_one_pixel_at_a_time(seed, channels, keep, signed, o
     model = nn.Sequential(nn.Flatten(), nn.Linear(c * h * w, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     target = torch.randint(3, (n,))
     choices = {"channels": channels, "keep": keep, "signed": signed}
-    found = pixel_perturbation(
+    result = pixel_perturbation(
         model,
         x,
         attributions,
@@ -97,17 +97,17 @@ def test_values_are_those_of_one_pixel_at_a_time(seed, channels, keep, signed, o
         max_examples_per_batch=batch,
         **choices,
     )
-    assert isinstance(found, PixelPerturbation)
+    assert isinstance(result, PixelPerturbation)
     fractions = sorted(fractions)
     correct, probability = slowly(model, x, attributions, baseline, target, fractions=fractions, **choices)
-    assert found.fractions.tolist() == fractions
-    assert torch.equal(found.correct, correct)
-    assert_close(found.probability, probability)
+    assert result.fractions.tolist() == fractions
+    assert torch.equal(result.correct, correct)
+    assert_close(result.probability, probability)
     # The trapezoid rule written out, over the range.
-    for curve, area in ((probability, found.area), (correct.double(), found.accuracy_area)):
+    for curve, area in ((probability, result.area), (correct.double(), result.accuracy_area)):
         steps = [(fractions[k + 1] - fractions[k]) * (curve[k] + curve[k + 1]) / 2 for k in range(len(fractions) - 1)]
         assert_close(area, sum(steps) / (fractions[-1] - fractions[0]))
-    assert not found.probability.requires_grad
+    assert not result.probability.requires_grad
 
 
 @given(
@@ -146,11 +146,11 @@ def test_halves_go_to_the_top_in_every_decimal(d):
 def test_none_is_all_baseline_and_all_is_unchanged(keep, channels):
     x, baseline = normal(3, 2, 4, 4), normal(3, 2, 4, 4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 4)).double()
-    found = pixel_perturbation(model, x, normal(3, 2, 4, 4), baseline, target=1, keep=keep, channels=channels)
-    assert found.fractions.tolist() == [i / 10 for i in range(11)]
+    result = pixel_perturbation(model, x, normal(3, 2, 4, 4), baseline, target=1, keep=keep, channels=channels)
+    assert result.fractions.tolist() == [i / 10 for i in range(11)]
     for at, whole in ((0, baseline), (10, x)):
-        assert_close(found.probability[at], model(whole).softmax(1)[:, 1].detach())
-        assert torch.equal(found.correct[at], model(whole).argmax(1) == 1)
+        assert_close(result.probability[at], model(whole).softmax(1)[:, 1].detach())
+        assert torch.equal(result.correct[at], model(whole).argmax(1) == 1)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["top", "bottom"]), st.booleans())
@@ -176,8 +176,8 @@ def test_channels_together_rank_by_the_sum():
 @pytest.mark.parametrize("signed", [True, False])
 def test_one_map_for_all_channels(signed):
     x, maps = torch.ones(2, 3, 4, 4), normal(2, 1, 4, 4)
-    found = kept_of(x, maps, signed=signed)
-    assert torch.equal(found, kept_of(x, maps.expand(-1, 3, -1, -1), signed=signed))
+    result = kept_of(x, maps, signed=signed)
+    assert torch.equal(result, kept_of(x, maps.expand(-1, 3, -1, -1), signed=signed))
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 4\), but have \(2, 1, 4, 4\)"):
         kept_of(x, maps, channels="singly")
 
@@ -199,14 +199,14 @@ def test_zeros_of_both_signs_tie(channels, signed):
 def test_several_inputs_are_ranked_together(channels):
     x = torch.ones(1, 2, 1, 2), torch.ones(1, 1, 3)
     maps = torch.tensor([[[[4.0, 0.0]], [[0.5, 0.1]]]]), torch.tensor([[[3.0, 1.0, 2.0]]])
-    model, seen = recorder()
+    model, calls = recorder()
     pixel_perturbation(model, x, maps, (-7.0, None), target=0, channels=channels, fractions=[0, 3 / 5, 1])
-    first, second = seen[1]
+    first, second = calls[1]
     if channels == "together":  # five pixels: 4.5, 0.1 and 3, 1, 2
         assert first.tolist() == [[[[1, -7]], [[1, -7]]]] and second.tolist() == [[[1, 0, 1]]]
     else:  # of seven elements 4.2, so four: 4, 3, 2, 1
         assert first.tolist() == [[[[1, -7]], [[-7, -7]]]] and second.tolist() == [[[1, 1, 1]]]
-    assert seen[0][0].eq(-7).all() and seen[0][1].eq(0).all() and all(x.eq(1).all() for x in seen[2])
+    assert calls[0][0].eq(-7).all() and calls[0][1].eq(0).all() and all(x.eq(1).all() for x in calls[2])
 
 
 @pytest.mark.parametrize(
@@ -231,13 +231,13 @@ def test_baselines_of_every_form(baseline):
     x = torch.randn(3, 2, 4, 5)
     plain = baseline[0] if isinstance(baseline, tuple) else baseline
     whole = torch.zeros(3, 2, 4, 5) + torch.as_tensor(0 if plain is None else plain).detach().float()
-    model, seen = recorder()
-    found = pixel_perturbation(model, x, x, baseline, target=0)
-    assert torch.equal(seen[0][0], whole)
+    model, calls = recorder()
+    result = pixel_perturbation(model, x, x, baseline, target=0)
+    assert torch.equal(calls[0][0], whole)
     expected, again = recorder()
     pixel_perturbation(expected, x, x, whole, target=0)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(seen, again, strict=True))
-    assert found.area.shape == (3,) and not found.area.requires_grad
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(calls, again, strict=True))
+    assert result.area.shape == (3,) and not result.area.requires_grad
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 1000])
@@ -268,21 +268,21 @@ def test_it_is_exact_where_the_answer_is_known():
     model = lambda x: torch.stack([torch.zeros(len(x)), 4 * (x.flatten(1).sum(1) - 2)], 1)  # noqa: E731
     x = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
     a = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
-    found = pixel_perturbation(model, x, a, target=1, channels="singly", fractions=[0, 0.25, 0.5, 0.75, 1])
+    result = pixel_perturbation(model, x, a, target=1, channels="singly", fractions=[0, 0.25, 0.5, 0.75, 1])
     sums = torch.tensor([[0.0, 1, 2, 3, 4], [0, 0, 1, 2, 3]]).T
-    assert_close(found.probability, torch.sigmoid(4 * (sums - 2)))
+    assert_close(result.probability, torch.sigmoid(4 * (sums - 2)))
     # At a sum of 2 the logits are equal, and the first class is predicted.
-    assert found.correct.tolist() == (sums > 2).tolist()
-    assert_close(found.accuracy_area, torch.tensor([0.375, 0.125], dtype=torch.float64))
+    assert result.correct.tolist() == (sums > 2).tolist()
+    assert_close(result.accuracy_area, torch.tensor([0.375, 0.125], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_probabilities_have_the_digits_of_the_model(dtype):
     x, logits = torch.ones(1, 2, dtype=dtype), torch.tensor([[0.0, 10.0]], dtype=dtype)
-    found = pixel_perturbation(lambda x: logits[: len(x)], x, x, target=0, channels="singly")
+    result = pixel_perturbation(lambda x: logits[: len(x)], x, x, target=0, channels="singly")
     exact = 1 / (1 + math.exp(10))
-    assert_close(found.probability[0, 0].item(), exact, rtol=1e-14 if dtype == torch.float64 else 1e-5, atol=0)
-    assert found.area.dtype == torch.float64
+    assert_close(result.probability[0, 0].item(), exact, rtol=1e-14 if dtype == torch.float64 else 1e-5, atol=0)
+    assert result.area.dtype == torch.float64
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -292,11 +292,11 @@ def test_the_model_is_as_before_and_batch_norm_is_fixed(training):
     model.train(training)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     x = torch.randn(4, 1, 4, 4)
-    found = pixel_perturbation(model, x, x, target=0)
+    result = pixel_perturbation(model, x, x, target=0)
     assert model.training == model[1].training == training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert_close(found.probability[-1], model.eval()(x).softmax(1)[:, 0].detach())
+    assert_close(result.probability[-1], model.eval()(x).softmax(1)[:, 0].detach())
 
 
 def test_nothing_given_is_changed():
@@ -351,6 +351,6 @@ IMAGE = torch.ones(2, 1, 2, 2)
     ],
 )
 def test_what_is_refused(change, error, words):
-    given = {"forward_func": nn.Flatten(), "inputs": IMAGE, "attributions": IMAGE, "target": 0, **change}
+    arguments = {"forward_func": nn.Flatten(), "inputs": IMAGE, "attributions": IMAGE, "target": 0, **change}
     with pytest.raises(error, match=words):
-        pixel_perturbation(**given)
+        pixel_perturbation(**arguments)

@@ -53,7 +53,7 @@ def result(metric, accuracies, controls=(), *, unmasked=0.95, chance=0.25, names
     )
 
 
-def drawn(metric="diff_roar", a=2, k=3, runs=4, examples=50, counts=(10, 30, 100), controls=(), seed=0):
+def at_random(metric="diff_roar", a=2, k=3, runs=4, examples=50, counts=(10, 30, 100), controls=(), seed=0):
     torch.manual_seed(seed)
     sides = len(SIDES[metric])
     correct = torch.rand(a, sides, k, runs, examples) < 0.6
@@ -83,29 +83,29 @@ CONTROLS = ("random", "input_agnostic", "mask_only", "blurred")
 
 @pytest.mark.parametrize("metric", SIDES)
 def test_figures_are_means_by_hand(metric):
-    found = drawn(metric, controls=CONTROLS)
-    correct = found.correct.numpy()
-    assert found.predictive_power.shape == (2, len(SIDES[metric]), 3, 4)
+    outcome = at_random(metric, controls=CONTROLS)
+    correct = outcome.correct.numpy()
+    assert outcome.predictive_power.shape == (2, len(SIDES[metric]), 3, 4)
     for i, k in itertools.product(range(2), range(3)):
         accuracy = [sum(correct[i, s, k].reshape(-1).tolist()) / 200 for s in range(len(SIDES[metric]))]
         expected = accuracy[0] - accuracy[1] if metric == "diff_roar" else accuracy[0]
-        assert found.score[i, k].item() == pytest.approx(expected)
+        assert outcome.score[i, k].item() == pytest.approx(expected)
         for s, r in itertools.product(range(len(SIDES[metric])), range(4)):
-            assert found.predictive_power[i, s, k, r].item() == pytest.approx(correct[i, s, k, r].mean())
+            assert outcome.predictive_power[i, s, k, r].item() == pytest.approx(correct[i, s, k, r].mean())
     # The mean is over the first two fractions: at 1, nothing is removed (or everything).
-    assert torch.allclose(found.means()[:, 0], found.score[:, :2].mean(1))
+    assert torch.allclose(outcome.means()[:, 0], outcome.score[:, :2].mean(1))
     for control in CONTROLS:
         n = 1 if control == "random" else 2
-        assert found.control_power(control).shape == (n, len(SIDES[metric]), 3, 4)
-        assert found.control_score(control).shape == (n, 3) and found.control_intervals(control).shape == (n, 3, 2)
-        assert found.means(control).shape == (n, 3) and found.difference(control).shape == (2, 3)
-        expected = found.means()[:, 0] - found.means(control)[:, 0]
-        assert torch.allclose(found.difference(control)[:, 0], expected)
-    assert found.intervals.shape == (2, 3, 2)
-    low, high = found.intervals.unbind(-1)
-    assert (low <= found.score).all() and (found.score <= high).all() and (low < high).all()
+        assert outcome.control_power(control).shape == (n, len(SIDES[metric]), 3, 4)
+        assert outcome.control_score(control).shape == (n, 3) and outcome.control_intervals(control).shape == (n, 3, 2)
+        assert outcome.means(control).shape == (n, 3) and outcome.difference(control).shape == (2, 3)
+        expected = outcome.means()[:, 0] - outcome.means(control)[:, 0]
+        assert torch.allclose(outcome.difference(control)[:, 0], expected)
+    assert outcome.intervals.shape == (2, 3, 2)
+    low, high = outcome.intervals.unbind(-1)
+    assert (low <= outcome.score).all() and (outcome.score <= high).all() and (low < high).all()
     with pytest.raises(KeyError):
-        found.control_score("blur")
+        outcome.control_score("blur")
 
 
 def test_a_difference_is_of_pairs():
@@ -113,59 +113,61 @@ def test_a_difference_is_of_pairs():
     torch.manual_seed(0)
     base = (torch.arange(EXAMPLES) < EXAMPLES // 2).expand(1, 1, 2, RUNS, -1)
     better = base | (torch.arange(EXAMPLES) < EXAMPLES // 2 + 12)
-    found = result("kar", [0.5])
-    found = replace(found, correct=better.clone(), controls={"random": base.clone()})
-    low, high = found.difference("random")[0, 1:].tolist()
+    outcome = result("kar", [0.5])
+    outcome = replace(outcome, correct=better.clone(), controls={"random": base.clone()})
+    low, high = outcome.difference("random")[0, 1:].tolist()
     assert 0 < low < 0.03 < high and high - low < 0.04
-    apart = found.means()[0], found.means("random")[0]
+    apart = outcome.means()[0], outcome.means("random")[0]
     assert apart[0][1] < apart[1][2]  # they overlap
-    assert found.difference("random")[0, 0].item() == pytest.approx(0.03)
+    assert outcome.difference("random")[0, 0].item() == pytest.approx(0.03)
     # Of itself, it is nothing at all.
-    same = replace(found, controls={"random": better.clone()})
+    same = replace(outcome, controls={"random": better.clone()})
     assert same.difference("random").tolist() == [[0, 0, 0]]
 
 
 @settings(max_examples=10)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 30))
 def test_intervals_of_any_shape_hold_their_score(seed, runs, examples):
-    found = drawn("diff_roar", k=2, runs=runs, examples=examples, counts=(10, 100), controls=["random"], seed=seed)
-    low, high = found.intervals.unbind(-1)
+    outcome = at_random(
+        "diff_roar", k=2, runs=runs, examples=examples, counts=(10, 100), controls=["random"], seed=seed
+    )
+    low, high = outcome.intervals.unbind(-1)
     assert ((low <= high) & (low >= -1) & (high <= 1)).all()
-    assert not found.means().isnan().any() and found.conclusions and found.table() and found.to_json()
+    assert not outcome.means().isnan().any() and outcome.conclusions and outcome.table() and outcome.to_json()
 
 
 def test_only_everything_leaves_no_mean():
-    found = drawn("roar", k=1, counts=(100,), controls=["random"])
-    assert found.means().isnan().all() and found.difference("random").isnan().all()
-    assert found.to_dict()["means"] == [[None] * 3] * 2
-    assert "| -" in found.table() and "nan" not in found.table() + found.to_json() + repr(found)
+    outcome = at_random("roar", k=1, counts=(100,), controls=["random"])
+    assert outcome.means().isnan().all() and outcome.difference("random").isnan().all()
+    assert outcome.to_dict()["means"] == [[None] * 3] * 2
+    assert "| -" in outcome.table() and "nan" not in outcome.table() + outcome.to_json() + repr(outcome)
 
 
 # The hash
 
 
 def test_digest_is_of_every_bit_and_its_place():
-    found = drawn(controls=CONTROLS)
-    assert found.digest == drawn(controls=CONTROLS).digest and len(found.digest) == 32
-    digests = {found.digest}
+    outcome = at_random(controls=CONTROLS)
+    assert outcome.digest == at_random(controls=CONTROLS).digest and len(outcome.digest) == 32
+    digests = {outcome.digest}
     for name in ("correct", "unmasked"):
-        flipped = getattr(found, name).clone()
+        flipped = getattr(outcome, name).clone()
         flipped.view(-1)[-1] ^= True
-        digests.add(replace(found, **{name: flipped}).digest)
+        digests.add(replace(outcome, **{name: flipped}).digest)
     for control in CONTROLS:
-        flipped = found.controls[control].clone()
+        flipped = outcome.controls[control].clone()
         flipped.view(-1)[0] ^= True
-        digests.add(replace(found, controls={**found.controls, control: flipped}).digest)
+        digests.add(replace(outcome, controls={**outcome.controls, control: flipped}).digest)
     assert len(digests) == 7
     # The same bits in another shape, or of another control, are others.
-    a, sides, k, runs, examples = found.correct.shape
-    moved = found.correct.reshape(a, sides, k, examples, runs)
-    assert replace(found, correct=moved).digest not in digests
-    one = {"mask_only": found.controls["blurred"]}, {"blurred": found.controls["blurred"]}
-    assert len({replace(found, controls=c).digest for c in one}) == 2
+    a, sides, k, runs, examples = outcome.correct.shape
+    moved = outcome.correct.reshape(a, sides, k, examples, runs)
+    assert replace(outcome, correct=moved).digest not in digests
+    one = {"mask_only": outcome.controls["blurred"]}, {"blurred": outcome.controls["blurred"]}
+    assert len({replace(outcome, controls=c).digest for c in one}) == 2
     # The order of controls does not matter, nor what is beside the predictions.
-    turned = dict(reversed(found.controls.items()))
-    assert replace(found, controls=turned, seconds=9.0).digest == found.digest
+    turned = dict(reversed(outcome.controls.items()))
+    assert replace(outcome, controls=turned, seconds=9.0).digest == outcome.digest
 
 
 # As values
@@ -180,18 +182,18 @@ def strict(text):
 
 @pytest.mark.parametrize("metric", SIDES)
 def test_json_holds_all_figures(metric):
-    found = drawn(metric, controls=CONTROLS)
-    read = strict(found.to_json())
-    assert read == found.to_dict()
+    outcome = at_random(metric, controls=CONTROLS)
+    read = strict(outcome.to_json())
+    assert read == outcome.to_dict()
     assert read["metric"] == metric and read["sides"] == list(SIDES[metric]) and read["runs"] == 4
-    assert read["predictive_power"] == found.predictive_power.tolist()
-    assert read["score"] == found.score.tolist() and read["intervals"] == found.intervals.tolist()
-    assert read["means"] == found.means().tolist()
-    assert read["unmasked_accuracy"] == found.unmasked.double().mean(1).tolist()
+    assert read["predictive_power"] == outcome.predictive_power.tolist()
+    assert read["score"] == outcome.score.tolist() and read["intervals"] == outcome.intervals.tolist()
+    assert read["means"] == outcome.means().tolist()
+    assert read["unmasked_accuracy"] == outcome.unmasked.double().mean(1).tolist()
     for control in CONTROLS:
-        assert read["controls"][control]["score"] == found.control_score(control).tolist()
-        assert read["controls"][control]["means"] == found.means(control).tolist()
-    assert read["digest"] == found.digest and read["conclusions"] == list(found.conclusions)
+        assert read["controls"][control]["score"] == outcome.control_score(control).tolist()
+        assert read["controls"][control]["means"] == outcome.means(control).tolist()
+    assert read["digest"] == outcome.digest and read["conclusions"] == list(outcome.conclusions)
     assert read["engines"] == {"loop": {"models": 3, "reason": "it was asked for"}}
     assert read["test_examples"] == 50 and read["models_from_store"] == 1 and read["chance"] == 0.25
 
@@ -362,19 +364,19 @@ def test_models_that_learn_nothing_are_named():
 @pytest.mark.parametrize(("metric", "what"), [("diff_roar", "nothing"), ("kar", "nothing"), ("roar", "everything")])
 def test_nothing_follows_from_everything(metric, what):
     accuracies = [GOOD] * len(SIDES[metric])
-    found = words(metric, accuracies, counts=(100,), random=accuracies, mask_only=accuracies, blurred=accuracies)
-    assert found == (f"{what} was removed, so there is nothing to conclude: give fractions below 1",)
+    outcome = words(metric, accuracies, counts=(100,), random=accuracies, mask_only=accuracies, blurred=accuracies)
+    assert outcome == (f"{what} was removed, so there is nothing to conclude: give fractions below 1",)
 
 
 def test_each_attribution_has_its_sentence_and_its_own_controls():
     one = result("kar", [GOOD], {"random": [POOR], "mask_only": [CHANCE]}, names=("a", "b"))
     masks = torch.cat([bits(CHANCE), bits(GOOD)])
-    found = replace(one, controls={**one.controls, "mask_only": masks})
-    assert len(found.conclusions) == 2
-    assert found.conclusions[0].startswith("a: ") and "masks" not in found.conclusions[0]
+    outcome = replace(one, controls={**one.controls, "mask_only": masks})
+    assert len(outcome.conclusions) == 2
+    assert outcome.conclusions[0].startswith("a: ") and "masks" not in outcome.conclusions[0]
     assert (
-        found.conclusions[1].startswith("b: ")
-        and "masks alone, without any input value, score 0.900" in (found.conclusions[1])
+        outcome.conclusions[1].startswith("b: ")
+        and "masks alone, without any input value, score 0.900" in (outcome.conclusions[1])
     )
 
 
@@ -388,16 +390,18 @@ def cells(line):
 
 
 def test_table_has_a_row_for_each_ranking():
-    found = result("diff_roar", (GOOD, POOR), {c: (POOR, POOR) for c in CONTROLS}, names=("IG", "b"), notes=("Note.",))
-    lines = found.table().split("\n")
+    outcome = result(
+        "diff_roar", (GOOD, POOR), {c: (POOR, POOR) for c in CONTROLS}, names=("IG", "b"), notes=("Note.",)
+    )
+    lines = outcome.table().split("\n")
     rows = [cells(line) for line in lines if line.startswith("|")]
     assert rows[0] == ["ranking", "mean, 95% interval", "kept 0.1 (10)", "kept 0.25 (25)"]
     others = [[f"{name}, {c}" for c in CONTROLS[1:]] for name in ("IG", "b")]
     assert [row[0] for row in rows[2:]] == ["IG", *others[0], "b", *others[1], "random"]
     assert all(len(row) == 4 for row in rows) and len({len(line) for line in lines if line.startswith("|")}) == 1
-    low, high = found.means()[0, 1:].tolist()
+    low, high = outcome.means()[0, 1:].tolist()
     assert rows[2][1:] == [f"+0.400 [{low:+.3f}, {high:+.3f}]", "+0.400", "+0.400"] and rows[3][2] == "0.000"
-    assert lines[-1] == "Note." and lines[-2] == found.conclusions[-1]
+    assert lines[-1] == "Note." and lines[-2] == outcome.conclusions[-1]
     assert "nothing removed: accuracy 0.950, largest class: 0.250" in lines[-4]
     assert "removed 0.1 (10)" in result("roar", [GOOD]).table() and "lower is better" in result("roar", [GOOD]).table()
 
@@ -406,8 +410,8 @@ NASTY = ("a|b", "<script>alert(1)</script>", "x\ny", "& \\| |", "")
 
 
 def test_names_do_not_break_the_table():
-    found = result("kar", [GOOD], {"random": [POOR], "blurred": [POOR]}, names=NASTY)
-    rows = [line for line in found.table().split("\n") if line.startswith("|")]
+    outcome = result("kar", [GOOD], {"random": [POOR], "blurred": [POOR]}, names=NASTY)
+    rows = [line for line in outcome.table().split("\n") if line.startswith("|")]
     assert len(rows) == 2 + 2 * 5 + 1
     assert {len(cells(row)) for row in rows} == {4}
     assert [cells(row)[0] for row in rows[2::2]][:3] == ["a|b", "<script>alert(1)</script>", "x y"]
@@ -436,8 +440,8 @@ class Parsed(html.parser.HTMLParser):
 
 
 def test_html_is_well_formed_and_escaped():
-    found = result("kar", [GOOD], {"random": [POOR]}, names=NASTY, notes=("1 < 2 & <b>",))
-    parsed = Parsed(found._repr_html_())
+    outcome = result("kar", [GOOD], {"random": [POOR]}, names=NASTY, notes=("1 < 2 & <b>",))
+    parsed = Parsed(outcome._repr_html_())
     assert parsed.open == [] and "script" not in parsed.tags and "b" not in parsed.tags
     assert set(parsed.tags) == {"table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
     assert parsed.tags.count("tr") == 1 + 5 + 1 and parsed.tags.count("td") == 4 * 6
@@ -446,8 +450,8 @@ def test_html_is_well_formed_and_escaped():
 
 
 def test_repr_is_a_line_of_what_follows():
-    found = result("kar", [GOOD], {"random": [POOR]})
-    assert repr(found).startswith("RetrainingResult(KAR: 1 attributions, 2 fractions, 3 runs; a: what it ranks high")
+    outcome = result("kar", [GOOD], {"random": [POOR]})
+    assert repr(outcome).startswith("RetrainingResult(KAR: 1 attributions, 2 fractions, 3 runs; a: what it ranks high")
 
 
 # As a picture
@@ -460,35 +464,35 @@ def test_plot_has_axes_for_each_attribution(metric, count):
     names = tuple(f"attribution {i}" for i in range(count - 1))
     names += ("an attribution whose name is as long as what it does: IntegratedGradients, with noise and 50 steps",)
     accuracies = (GOOD, POOR)[: len(SIDES[metric])]
-    found = result(metric, accuracies, {c: accuracies for c in CONTROLS}, names=names)
-    thinned = {c: b & (torch.rand(b.shape) < 0.9) for c, b in found.controls.items()}
-    found = replace(found, correct=found.correct & (torch.rand(found.correct.shape) < 0.9), controls=thinned)
-    figure = found.plot()
-    shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title().replace("\n", " ") for axes in shown] == list(names)
-    for i, axes in enumerate(shown):
+    outcome = result(metric, accuracies, {c: accuracies for c in CONTROLS}, names=names)
+    thinned = {c: b & (torch.rand(b.shape) < 0.9) for c, b in outcome.controls.items()}
+    outcome = replace(outcome, correct=outcome.correct & (torch.rand(outcome.correct.shape) < 0.9), controls=thinned)
+    figure = outcome.plot()
+    visible = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title().replace("\n", " ") for axes in visible] == list(names)
+    for i, axes in enumerate(visible):
         lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-        drawn = {"attribution", "random", "input agnostic", "mask only", "blurred"}
+        labels = {"attribution", "random", "input agnostic", "mask only", "blurred"}
         # What masks tell is no difference, and in the table.
-        assert set(lines) == (drawn - {"mask only"} if metric == "diff_roar" else drawn)
-        assert np.allclose(lines["attribution"].get_ydata(), found.score[i])
-        assert np.allclose(lines["blurred"].get_ydata(), found.control_score("blurred")[i])
+        assert set(lines) == (labels - {"mask only"} if metric == "diff_roar" else labels)
+        assert np.allclose(lines["attribution"].get_ydata(), outcome.score[i])
+        assert np.allclose(lines["blurred"].get_ydata(), outcome.control_score("blurred")[i])
         assert lines["attribution"].get_xdata().tolist() == [0.1, 0.25]
         assert len({line.get_color() for line in lines.values()}) == len(lines)
         (band,) = axes.collections
-        low, high = found.intervals[i].unbind(-1)
+        low, high = outcome.intervals[i].unbind(-1)
         assert np.allclose(sorted(band.get_paths()[0].vertices[:, 1])[0], low.min())
         assert np.allclose(sorted(band.get_paths()[0].vertices[:, 1])[-1], high.max())
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    drawn = ["attribution", "random", "input agnostic", "mask only", "blurred"]
-    assert legend == [name for name in drawn if name != "mask only" or metric != "diff_roar"]
-    assert shown[0].get_ylabel() == found.name
-    assert shown[-1].get_xlabel() == ("fraction removed" if metric == "roar" else "fraction kept")
+    labels = ["attribution", "random", "input agnostic", "mask only", "blurred"]
+    assert legend == [name for name in labels if name != "mask only" or metric != "diff_roar"]
+    assert visible[0].get_ylabel() == outcome.name
+    assert visible[-1].get_xlabel() == ("fraction removed" if metric == "roar" else "fraction kept")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     # Nothing is drawn over anything else.
     renderer = canvas.get_renderer()
-    boxes = [axes.get_tightbbox(renderer) for axes in shown] + [figure.legends[0].get_window_extent(renderer)]
+    boxes = [axes.get_tightbbox(renderer) for axes in visible] + [figure.legends[0].get_window_extent(renderer)]
     for a, b in itertools.combinations(boxes, 2):
         assert min(a.x1, b.x1) - max(a.x0, b.x0) < 1 or min(a.y1, b.y1) - max(a.y0, b.y0) < 1
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
@@ -501,33 +505,33 @@ def test_plot_without_controls_and_with_one_fraction():
 
 
 def test_a_fraction_that_says_the_opposite_is_named():
-    found = result("diff_roar", (GOOD, POOR), {})
-    correct = found.correct.clone()
+    outcome = result("diff_roar", (GOOD, POOR), {})
+    correct = outcome.correct.clone()
     correct[:, :, 0] = correct.flip(1)[:, :, 0]  # at the first fraction, low is better
     correct[:, 0, 1], correct[:, 1, 1] = True, False
-    (line,) = replace(found, correct=correct).conclusions
+    (line,) = replace(outcome, correct=correct).conclusions
     assert "ranks high predicts better" in line
     assert "other way round at single fractions: -0.400 [" in line and "with 0.1 kept" in line
-    assert "other way round" not in found.conclusions[0]
+    assert "other way round" not in outcome.conclusions[0]
 
 
 def test_attributions_that_rank_by_position_are_named():
-    found = result("diff_roar", (GOOD, POOR), {})
-    (line,) = replace(found, constant=(0.5,)).conclusions
+    outcome = result("diff_roar", (GOOD, POOR), {})
+    (line,) = replace(outcome, constant=(0.5,)).conclusions
     assert "But 50.0% of its examples have the same attribution everywhere, and are ranked by position." in line
-    assert "position" not in replace(found, constant=(0.0,)).conclusions[0]
+    assert "position" not in replace(outcome, constant=(0.0,)).conclusions[0]
 
 
 def test_the_table_shows_both_accuracies_of_masks():
-    found = result("diff_roar", (GOOD, POOR), {"mask_only": (0.8, 0.7)})
-    (line,) = [line for line in found.table().splitlines() if line.startswith("| a, mask_only")]
+    outcome = result("diff_roar", (GOOD, POOR), {"mask_only": (0.8, 0.7)})
+    (line,) = [line for line in outcome.table().splitlines() if line.startswith("| a, mask_only")]
     assert line.count("0.800 / 0.700") == 3
-    assert "both accuracies" in found.table() and "both accuracies" in found._repr_html_()
+    assert "both accuracies" in outcome.table() and "both accuracies" in outcome._repr_html_()
     assert "both accuracies" not in result("kar", [GOOD], {"mask_only": [0.8]}).table()
 
 
 def test_fractions_of_one_count_enter_the_mean_once():
-    found = replace(result("kar", [GOOD], {}), counts=(2, 2))
-    correct = found.correct.clone()
+    outcome = replace(result("kar", [GOOD], {}), counts=(2, 2))
+    correct = outcome.correct.clone()
     correct[:, :, 1] = False
-    assert replace(found, correct=correct).means()[0, 0].item() == pytest.approx(GOOD)
+    assert replace(outcome, correct=correct).means()[0, 0].item() == pytest.approx(GOOD)

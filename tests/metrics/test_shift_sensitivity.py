@@ -115,15 +115,15 @@ def test_values_are_those_of_maps_written_out(problem, exponent):
     torch.manual_seed(problem.seed)
     x, model = problem.inputs, problem.model
     pattern = 10.0**exponent * normal(*x.shape[1:])
-    found = shift_sensitivity(signed, model, x, LinearShift(pattern), problem.target)
-    assert isinstance(found, ShiftSensitivity)
+    result = shift_sensitivity(signed, model, x, LinearShift(pattern), problem.target)
+    assert isinstance(result, ShiftSensitivity)
     leaf = x.clone().requires_grad_()
     (own,) = torch.autograd.grad(dataclasses.replace(problem, inputs=leaf).output().sum(), leaf)
     assume(own.flatten(1).norm(dim=1).min() > 1e-4)  # averages of instance norms have none but rounding's
     expected = compared([own], [own + pattern])
-    for value, wanted in zip(found, expected, strict=True):
+    for value, reference in zip(result, expected, strict=True):
         assert value.shape == (len(x),) and value.dtype == torch.float64
-        assert_close(value, wanted, rtol=1e-6, atol=1e-12)
+        assert_close(value, reference, rtol=1e-6, atol=1e-12)
     for invariant in (centered(signed), lambda model: signed(lambda x: model(x).softmax(1))):
         assert max(float(v.max()) for v in shift_sensitivity(invariant, model, x, squares, problem.target)) < 1e-6
 
@@ -134,20 +134,20 @@ def test_of_tuples_and_additional_arguments():
 
     inputs, mask = (normal(3, 4), normal(3, 4, 2)), normal(3, 4)
     pattern = (normal(4), normal(1, 4, 2))
-    seen = []
+    calls = []
 
     def make(model):
         def attribute(inputs, **kwargs):
-            seen.append(kwargs)
+            calls.append(kwargs)
             return signed(model)(inputs, **kwargs)
 
         return attribute
 
-    found = shift_sensitivity(make, model, inputs, LinearShift(pattern), [1, 1, 0], (mask, 3))
-    assert [set(kwargs) for kwargs in seen] == [{"target", "additional_forward_args"}] * 2
+    result = shift_sensitivity(make, model, inputs, LinearShift(pattern), [1, 1, 0], (mask, 3))
+    assert [set(kwargs) for kwargs in calls] == [{"target", "additional_forward_args"}] * 2
     own = signed(model)(inputs, [1, 1, 0], additional_forward_args=(mask, 3))
-    for value, wanted in zip(found, compared(own, [o + p for o, p in zip(own, pattern, strict=True)]), strict=True):
-        assert_close(value, wanted)
+    for value, reference in zip(result, compared(own, [o + p for o, p in zip(own, pattern, strict=True)]), strict=True):
+        assert_close(value, reference)
     default = shift_sensitivity(make, model, inputs, target=1, additional_forward_args=(mask, 3))
     assert float(default.cosine_distance.min()) > 0.01
 
@@ -156,29 +156,29 @@ def test_of_layers_and_other_class_dimensions(small):
     model, layer = small
     x = torch.rand(3, 1, 8, 8, dtype=torch.float64)
     for make in (lambda m: LayerGradientXActivation(m, layer).attribute, grad_cam(layer)):
-        found = shift_sensitivity(make, model, x, target=1)
-        assert float(found.cosine_distance.max()) < 1e-12  # the shift goes around the layer
+        result = shift_sensitivity(make, model, x, target=1)
+        assert float(result.cosine_distance.max()) < 1e-12  # the shift goes around the layer
     # One softmax at each of 2 places: a shift for each, which only class_dim=2 allows.
     weights, net = nn.Linear(4, 6).double(), nn.Linear(4, 2).double()
     tokens, y = lambda x: weights(x).unflatten(1, (2, 3)), normal(5, 4)
-    found = shift_sensitivity(signed, tokens, y, net, (1, 0), class_dim=2)
+    result = shift_sensitivity(signed, tokens, y, net, (1, 0), class_dim=2)
     own = weights.weight[3].expand(5, -1)
-    for value, wanted in zip(found, compared([own], [own + net.weight[1]]), strict=True):
-        assert_close(value, wanted)
+    for value, reference in zip(result, compared([own], [own + net.weight[1]]), strict=True):
+        assert_close(value, reference)
 
 
 class TestDefaultShift:
     @staticmethod
     def shift_of(model, *args, **kwargs):
-        made = []
+        instances = []
 
         def make(model):
-            made.append(model)
+            instances.append(model)
             return signed(model)
 
         shift_sensitivity(make, model, *args, **kwargs)
-        assert made[0] is model
-        return made[1].shift
+        assert instances[0] is model
+        return instances[1].shift
 
     @settings(max_examples=30)
     @given(networks(), st.sampled_from([1.0, 1e-3, 1e3, 0.0]))
@@ -206,23 +206,25 @@ class TestDefaultShift:
         model, x = small[0], torch.rand(3, 1, 8, 8, dtype=torch.float64)
         expected = shift_sensitivity(signed, model, x, target=2)
         rescaled = lambda x: outputs_by * model(x / inputs_by)  # noqa: E731
-        for value, wanted in zip(shift_sensitivity(signed, rescaled, inputs_by * x, target=2), expected, strict=True):
-            assert_close(value, wanted)
+        for value, reference in zip(
+            shift_sensitivity(signed, rescaled, inputs_by * x, target=2), expected, strict=True
+        ):
+            assert_close(value, reference)
 
     def test_moves_a_plain_gradient_by_what_is_documented(self):
         model, x = nn.Linear(20000, 3), torch.randn(4, 20000)
-        found = shift_sensitivity(signed, model, x, target=1)
-        assert_close(found.cosine_distance, torch.full((4,), 1 - 0.5**0.5, dtype=torch.float64), rtol=0, atol=0.01)
-        assert_close(found.norm_change, torch.full((4,), 2**0.5 - 1, dtype=torch.float64), rtol=0, atol=0.02)
+        result = shift_sensitivity(signed, model, x, target=1)
+        assert_close(result.cosine_distance, torch.full((4,), 1 - 0.5**0.5, dtype=torch.float64), rtol=0, atol=0.01)
+        assert_close(result.norm_change, torch.full((4,), 2**0.5 - 1, dtype=torch.float64), rtol=0, atol=0.02)
 
     @pytest.mark.parametrize("ratio", [1.0, 100.0])
     def test_float32_leaves_rounding(self, ratio):
         model, x = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5)), torch.randn(16, 20)
         shift = LinearShift(F.normalize(torch.randn(20), dim=0), ratio)
         for make in (signed, METHODS["FeatureAblation"]):
-            found = shift_sensitivity(centered(make), model, x, shift, 0)
-            assert float(found.cosine_distance.max()) < 1e-7 * ratio**2
-            assert float(found.norm_change.max()) < 1e-5 * ratio
+            result = shift_sensitivity(centered(make), model, x, shift, 0)
+            assert float(result.cosine_distance.max()) < 1e-7 * ratio**2
+            assert float(result.norm_change.max()) < 1e-5 * ratio
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -252,9 +254,9 @@ def smooth(model):
 def test_random_methods_meet_the_same_numbers_and_leave_the_generators(small, make):
     model, x = small[0], torch.rand(3, 1, 8, 8, dtype=torch.float64)
     before = states()
-    found = shift_sensitivity(make, model, x, squares, 1)
+    result = shift_sensitivity(make, model, x, squares, 1)
     assert states() == before
-    assert max(float(v.max()) for v in found) < 1e-9
+    assert max(float(v.max()) for v in result) < 1e-9
     again = shift_sensitivity(make, model.train(), x, squares, 1)  # batch norm on batch statistics, too
     assert states() == before and max(float(v.max()) for v in again) < 1e-9
 
@@ -284,8 +286,8 @@ def test_inputs_are_left_as_they_were():
 
     for make in (signed, spoils):
         for x, value in zip((plain, marked), values, strict=True):
-            found = shift_sensitivity(make, model, x, squares, 1)
-            assert float(found.cosine_distance.min()) > 0 and not found.cosine_distance.requires_grad
+            result = shift_sensitivity(make, model, x, squares, 1)
+            assert float(result.cosine_distance.min()) > 0 and not result.cosine_distance.requires_grad
             assert torch.equal(x, value)
     assert not plain.requires_grad and plain.grad is None
     assert marked.requires_grad and torch.equal(marked.grad, torch.full((2, 4), 7.0))
@@ -296,17 +298,17 @@ def test_conventions():
     honest = normal(0).new_tensor([(0, 0), (0, 0), (3, 4), (3, 4), (3, 4), (1, 0), *((v, 0) for v in extremes)])
     shifted = normal(0).new_tensor([(0, 0), (0, 5), (0, 0), (-3, -4), (6, 8), (0, 1), *((3 * v, 0) for v in extremes)])
     make = lambda model: lambda x: (shifted if isinstance(model, SoftmaxShift) else honest)[:, None]  # noqa: E731
-    found = shift_sensitivity(make, nn.Linear(4, 3), torch.randn(8, 4), squares)
-    assert_close(found.cosine_distance, torch.tensor([0, 1, 1, 2, 0, 1, 0, 0]).double(), rtol=0, atol=1e-15)
-    assert_close(found.norm_change, torch.tensor([0, torch.inf, 1, 0, 1, 0, 2, 2]).double())
+    result = shift_sensitivity(make, nn.Linear(4, 3), torch.randn(8, 4), squares)
+    assert_close(result.cosine_distance, torch.tensor([0, 1, 1, 2, 0, 1, 0, 0]).double(), rtol=0, atol=1e-15)
+    assert_close(result.norm_change, torch.tensor([0, torch.inf, 1, 0, 1, 0, 2, 2]).double())
 
 
 def test_keywords_reach_the_method():
     model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), normal(3, 4)
     make = lambda model: IntegratedGradients(model).attribute  # noqa: E731
-    found = [shift_sensitivity(make, model, x, squares, 1, n_steps=n).cosine_distance for n in (1, 50)]
-    assert not torch.allclose(*found)
-    assert_close(found[1], shift_sensitivity(make, model, x, squares, 1).cosine_distance)
+    result = [shift_sensitivity(make, model, x, squares, 1, n_steps=n).cosine_distance for n in (1, 50)]
+    assert not torch.allclose(*result)
+    assert_close(result[1], shift_sensitivity(make, model, x, squares, 1).cosine_distance)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -364,9 +366,9 @@ def test_takes_a_class_and_inputs_without_features():
     # Slopes 2 x of the square, and 2 x - 3 after the shift: they point apart between 0 and 1.5.
     x = torch.tensor([-1.0, 1.0, 4.0], dtype=torch.float64)
     model = lambda x: torch.stack([x, x**2, -x], 1)  # noqa: E731
-    found = shift_sensitivity(Saliency, model, x, lambda x: -3 * x, target=1, abs=False)
-    assert found.cosine_distance.tolist() == [0, 2, 0]
-    assert_close(found.norm_change, torch.tensor([5 / 2 - 1, 1 - 1 / 2, 1 - 5 / 8], dtype=torch.float64))
+    result = shift_sensitivity(Saliency, model, x, lambda x: -3 * x, target=1, abs=False)
+    assert result.cosine_distance.tolist() == [0, 2, 0]
+    assert_close(result.norm_change, torch.tensor([5 / 2 - 1, 1 - 1 / 2, 1 - 5 / 8], dtype=torch.float64))
     assert shift_sensitivity(Saliency, model, x, target=1).cosine_distance.shape == (3,)
 
 
@@ -374,8 +376,8 @@ def test_an_attribution_of_the_model_is_made_anew_for_the_shifted_model(small):
     model, x = small[0], torch.rand(3, 1, 8, 8, dtype=torch.float64)
     expected = shift_sensitivity(signed, model, x, target=1)
     for method in (signed(model), partial(NoiseTunnel(Saliency(model)).attribute, nt_samples=1, stdevs=0.0, abs=False)):
-        for value, wanted in zip(shift_sensitivity(method, model, x, target=1), expected, strict=True):
-            assert_close(value, wanted)
+        for value, reference in zip(shift_sensitivity(method, model, x, target=1), expected, strict=True):
+            assert_close(value, reference)
     with pytest.raises(ValueError, match="function of the model"):  # the view would be lost on the shifted model
         shift_sensitivity(Saliency(CenteredLogits(model)), model, x, target=1)
 
@@ -388,8 +390,8 @@ def test_zeros_beside_what_rounding_left_are_zeros():
         x[3:] *= 1e3  # alive
     for how in ("mean", "logsumexp"):
         make = lambda m, how=how: signed(CenteredLogits(m, how))  # noqa: E731
-        found = shift_sensitivity(make, model, x, lambda x: 7 * x.sum(1), target=0)
-        assert max(float(value.max()) for value in found) < 1e-4
+        result = shift_sensitivity(make, model, x, lambda x: 7 * x.sum(1), target=0)
+        assert max(float(value.max()) for value in result) < 1e-4
     fooled = shift_sensitivity(signed, model, x, lambda x: 7 * x.sum(1), target=0)
     assert fooled.cosine_distance[:3].tolist() == [1, 1, 1] and bool(fooled.norm_change[:3].isinf().all())
 
@@ -406,8 +408,8 @@ def test_an_attribution_of_another_model_is_refused():
 def test_one_large_gradient_does_not_decide_for_all():
     x = torch.randn(9, 50, dtype=torch.float64)
     x[0] *= 100
-    found = shift_sensitivity(signed, lambda x: torch.stack([x.pow(2).sum(1), x.sum(1)], 1), x, target=0)
-    assert 0.1 < float(found.cosine_distance[1:].mean()) < 0.5
+    result = shift_sensitivity(signed, lambda x: torch.stack([x.pow(2).sum(1), x.sum(1)], 1), x, target=0)
+    assert 0.1 < float(result.cosine_distance[1:].mean()) < 0.5
 
 
 def test_token_ids_take_a_shift_of_ones_own():
@@ -419,8 +421,8 @@ def test_token_ids_take_a_shift_of_ones_own():
     with pytest.raises(TypeError, match="has no gradient"):
         shift_sensitivity(make, model, ids, target=1)
     both = lambda ids, x: model(ids) + x  # noqa: E731
-    found = shift_sensitivity(lambda m: lambda inputs, target: inputs[1], both, (ids, torch.ones(2, 3)), shift, 1)
-    assert found.cosine_distance.tolist() == [0, 0]
+    result = shift_sensitivity(lambda m: lambda inputs, target: inputs[1], both, (ids, torch.ones(2, 3)), shift, 1)
+    assert result.cosine_distance.tolist() == [0, 0]
 
 
 class Mean(nn.Module):
@@ -454,5 +456,5 @@ def test_functions_and_what_they_return_are_checked(arguments, error, words):
 def test_under_inference_mode():
     model = nn.Linear(4, 3)
     with torch.inference_mode():
-        found = shift_sensitivity(signed, model, torch.randn(2, 4), target=0)
-    assert found.cosine_distance.shape == (2,)
+        result = shift_sensitivity(signed, model, torch.randn(2, 4), target=0)
+    assert result.cosine_distance.shape == (2,)

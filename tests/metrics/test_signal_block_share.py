@@ -18,15 +18,15 @@ def test_against_sums_written_out(n, size, dtype, seed, scale):
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(n, size, generator=generator, dtype=torch.float64)
     masks = torch.rand(n, size, generator=generator) < 0.5
-    found = signal_block_share((a * scale).clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype), masks)
-    assert found.shape == (n,)
-    assert found.dtype == dtype
-    assert ((found >= 0) & (found <= 1)).all()
+    shares = signal_block_share((a * scale).clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype), masks)
+    assert shares.shape == (n,)
+    assert shares.dtype == dtype
+    assert ((shares >= 0) & (shares <= 1)).all()
     if dtype == torch.float64 or 1e-30 <= scale <= 1e30:
         for k in range(n):
             inside = sum(abs(value) for value, mask in zip(a[k].tolist(), masks[k].tolist(), strict=True) if mask)
             expected = inside / sum(abs(value) for value in a[k].tolist())
-            assert found[k].item() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+            assert shares[k].item() == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
 @given(seed=st.integers(0, 10**6), factor=st.floats(1e-3, 1e3))

@@ -68,13 +68,13 @@ def test_models_differ_in_colour_and_in_mark():
 def _boxes(axes):
     """For each box, from the top: its place, both ends, its median and its colour."""
     medians = {float(line.get_ydata()[0]): line for line in axes.lines if len(line.get_xdata()) == 1 and _big(line)}
-    found = []
+    result = []
     for patch in axes.patches:
         y = patch.get_y() + patch.get_height() / 2
         line = medians[round(y, 9)]
         ends = (patch.get_x(), patch.get_x() + patch.get_width())
-        found.append((y, ends, float(line.get_xdata()[0]), to_hex(patch.get_edgecolor())))
-    return sorted(found)
+        result.append((y, ends, float(line.get_xdata()[0]), to_hex(patch.get_edgecolor())))
+    return sorted(result)
 
 
 def _big(line):
@@ -189,9 +189,9 @@ def test_legends_and_captions_leave_the_picture_its_size():
 def test_what_is_no_result_is_refused(draw, metric):
     with pytest.raises(ValueError, match="nothing to draw"):
         draw({})
-    for given in (torch.rand(3), [erasure()], None):
+    for value in (torch.rand(3), [erasure()], None):
         with pytest.raises(TypeError, match=f"give what {metric} returned, or a mapping"):
-            draw(given)
+            draw(value)
     with pytest.raises(TypeError, match=f"'plain' must be what {metric} returned, but is Tensor"):
         draw({"plain": torch.rand(3)})
 

@@ -29,8 +29,8 @@ def test_one_row_per_image_and_one_titled_column_per_method(channels, map_channe
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["a", "b", "c"]
     assert all(axes.get_xticks().size == axes.get_yticks().size == 0 for axes in figure.axes)
     for row in range(3):
-        shown = images[row].permute(1, 2, 0).squeeze(-1).numpy()
-        assert np.array_equal(_image_of(figure.axes[3 * row]), shown)
+        picture = images[row].permute(1, 2, 0).squeeze(-1).numpy()
+        assert np.array_equal(_image_of(figure.axes[3 * row]), picture)
 
 
 def test_values_are_channel_sums_with_their_sign_and_signed_scale_is_symmetric():
@@ -233,11 +233,11 @@ def test_ratios_of_one_sign_leave_no_empty_half():
 def test_ticks_are_plain_numbers(largest, labels):
     figure = density_ratio_curves(STDS, {"plain": torch.tensor([[0.0], [largest / 2], [largest]])})
     figure.draw_without_rendering()
-    shown = {
+    texts = {
         text.get_text().rstrip("0") if "." in text.get_text() else text.get_text()
         for text in figure.axes[0].get_yticklabels()
     }
-    assert labels <= shown and not any("$" in label for label in shown)
+    assert labels <= texts and not any("$" in label for label in texts)
 
 
 def test_probabilities_are_drawn_as_mean_and_quartiles_with_the_area():

@@ -58,8 +58,8 @@ def examples() -> Examples:
 
 def jobs(runs: int = 3) -> list[Job]:
     """Four for each run."""
-    given = examples()
-    return [Job(given, kept, run) for run in range(runs) for kept in ((0, D), (0, 3), (3, D), (0, 6))]
+    data = examples()
+    return [Job(data, kept, run) for run in range(runs) for kept in ((0, D), (0, 3), (3, D), (0, 6))]
 
 
 def digest(fitted: list) -> str:
@@ -89,9 +89,9 @@ def slow_fit(model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Non
 
 def fast_and_slow() -> tuple[list[Job], list[Job]]:
     """Four jobs of moments, and three of half a minute each."""
-    given = examples()
-    x, y = (a.repeat(300, *[1] * (a.ndim - 1)) for a in given.train)
-    return [Job(given, run=run) for run in range(4)], [Job(Examples((x, y), given.test), run=run) for run in range(3)]
+    data = examples()
+    x, y = (a.repeat(300, *[1] * (a.ndim - 1)) for a in data.train)
+    return [Job(data, run=run) for run in range(4)], [Job(Examples((x, y), data.test), run=run) for run in range(3)]
 
 
 LONG = FitConfig(epochs=300, batch_size=50, lr=0.02)
@@ -122,9 +122,9 @@ def trains_on(folder: Path, kind: str) -> Callable[[], object]:
     if mode is None:
         x, y, ranks = map(torch.from_numpy, (x, y, ranks))
     options = {"impute": same} if kind == "impute" else {}
-    given = Examples((x, y), (x[:500], y[:500]), ranks=(ranks, ranks[:500]), **options)
+    data = Examples((x, y), (x[:500], y[:500]), ranks=(ranks, ranks[:500]), **options)
     config = FitConfig(epochs=1, batch_size=512, lr=0.01)
-    several = [Job(given, kept) for kept in ((0, 100), (100, 768))]
+    several = [Job(data, kept) for kept in ((0, 100), (100, 768))]
     # What the first optimizer loads is not of the call: some 100 MB.
     fit_many(lambda: nn.Linear(D, 3), [Job(examples())], fit=config, strategy="loop")
     return lambda: fit_many(lambda: nn.Linear(768, 2), several, fit=config, strategy="loop")

@@ -54,9 +54,9 @@ PLAIN = FitConfig(epochs=3, batch_size=16, lr=0.1, optimizer="sgd", momentum=0.0
 ADAMW = FitConfig(epochs=3, batch_size=16, lr=0.02, weight_decay=0.1)
 
 
-def eight(given, fit_runs=4):
+def eight(data, fit_runs=4):
     """As many jobs as a stack takes to gain."""
-    return [Job(given, kept, run) for run in range(fit_runs) for kept in ((0, 9), (9, 18))]
+    return [Job(data, kept, run) for run in range(fit_runs) for kept in ((0, 9), (9, 18))]
 
 
 class Depth(nn.Module):

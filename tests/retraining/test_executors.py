@@ -107,34 +107,34 @@ def test_an_engine_is_chosen_by_a_worker(executor):
 def test_functions_without_a_name_are_sent_by_loky_and_dask(executor, strategy):
     width = 5
     make = lambda: nn.Sequential(nn.Linear(worker.D, width), nn.Linear(width, 3))  # noqa: E731
-    found = fit_many(make, worker.jobs(1), fit=worker.CONFIG, strategy=strategy, executor=executor)
-    assert worker.digest(found) == worker.digest(fit_many(make, worker.jobs(1), fit=worker.CONFIG, strategy="loop"))
+    results = fit_many(make, worker.jobs(1), fit=worker.CONFIG, strategy=strategy, executor=executor)
+    assert worker.digest(results) == worker.digest(fit_many(make, worker.jobs(1), fit=worker.CONFIG, strategy="loop"))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
 @pytest.mark.parametrize("what", ["make_model", "fit", "impute"])
 def test_functions_without_a_name_cannot_be_sent_by_the_library(processes, strategy, what):
-    given = worker.examples()
+    data = worker.examples()
     make, fit = worker.make, worker.CONFIG
     if what == "make_model":
         make = lambda: worker.make()  # noqa: E731
     elif what == "fit":
         fit = lambda model, x, y, seed: None  # noqa: E731
     else:
-        given = Examples(given.train, given.test, given.ranks, impute=lambda x, kept, generator: x)
+        data = Examples(data.train, data.test, data.ranks, impute=lambda x, kept, generator: x)
     remedy = (
         r"cannot be sent to the executor's workers: .*Define it at the top of a module .*loky.get_reusable_executor"
     )
     with pytest.raises(TypeError, match=remedy):
-        fit_many(make, [Job(given, (0, 4))], fit=fit, strategy=strategy, executor=processes)
+        fit_many(make, [Job(data, (0, 4))], fit=fit, strategy=strategy, executor=processes)
     assert processes.submit(abs, -1).result() == 1  # and it is not broken by it
 
 
 @everywhere
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
 def test_what_a_worker_raises_arrives_and_what_is_finished_stays(executor, strategy, tmp_path):
-    given = worker.examples()
-    jobs = [Job(given, kept) for kept in ((0, worker.D), (0, 3), (3, worker.D), (4, 4))]
+    data = worker.examples()
+    jobs = [Job(data, kept) for kept in ((0, worker.D), (0, 3), (3, worker.D), (4, 4))]
     with pytest.raises(ArithmeticError, match="nothing to see"):
         fit_many(worker.make_raising, jobs, fit=worker.CONFIG, strategy="loop", executor=executor, store=tmp_path)
     assert not list(tmp_path.glob("scratch-*"))
@@ -150,13 +150,13 @@ class Ordered(Executor):
     """Does all of it at once, the last first, so that everything is finished when the first result is looked at."""
 
     def __init__(self):
-        self.given = []
+        self.pieces = []
 
     def submit(self, function, /, *arguments):
         future = Future()
-        self.given.append((future, function, arguments))
-        if len(self.given) == 4:
-            for waiting, do, with_what in reversed(self.given):
+        self.pieces.append((future, function, arguments))
+        if len(self.pieces) == 4:
+            for waiting, do, with_what in reversed(self.pieces):
                 try:
                     waiting.set_result(do(*with_what))
                 except ArithmeticError as error:
@@ -165,8 +165,8 @@ class Ordered(Executor):
 
 
 def test_what_is_finished_when_another_fails_is_kept(tmp_path):
-    given = worker.examples()
-    jobs = [Job(given, kept) for kept in ((4, 4), (0, worker.D), (0, 3), (3, worker.D))]
+    data = worker.examples()
+    jobs = [Job(data, kept) for kept in ((4, 4), (0, worker.D), (0, 3), (3, worker.D))]
     for attempt in range(4):  # in whatever order finished ones are looked at
         store = tmp_path / str(attempt)
         with pytest.raises(ArithmeticError, match="nothing to see"):
@@ -192,8 +192,8 @@ def test_a_worker_that_dies_is_told_of(tmp_path):
 def test_an_error_stops_what_runs(processes, tmp_path):
     """Half a minute of work that nobody waits for any more ends as well."""
     _, slow = worker.fast_and_slow()
-    given = worker.examples()
-    jobs = [Job(given, (4, 4)), slow[0]]
+    data = worker.examples()
+    jobs = [Job(data, (4, 4)), slow[0]]
     start = time.monotonic()
     with pytest.raises(ArithmeticError, match="nothing to see"):
         fit_many(worker.make_raising, jobs, fit=worker.LONG, strategy="loop", executor=processes)
@@ -217,7 +217,7 @@ def test_others_may_draw_while_an_engine_is_chosen():
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_work_is_dealt_over_devices(strategy):
-    given, pieces = worker.examples(), []
+    data, pieces = worker.examples(), []
 
     class Records(ThreadPoolExecutor):
         def submit(self, function, work):
@@ -232,7 +232,7 @@ def test_work_is_dealt_over_devices(strategy):
     def make():
         return Where(worker.D, 3)
 
-    jobs = [Job(given, (0, 4), run) for run in range(4)]
+    jobs = [Job(data, (0, 4), run) for run in range(4)]
     config = FitConfig(**{**vars(worker.CONFIG), "devices": ["cpu", torch.device("cpu", 0)], "stack_size": 2})
     with Records(2) as executor:
         dealt = fit_many(make, jobs, fit=config, strategy=strategy, executor=executor)

@@ -48,8 +48,8 @@ def _oracle(image, kept):
 def test_solves_the_papers_system(shape, share):
     images, kept = _random(shape, share)
     filled = noisy_linear_imputation(images, kept, noise_std=0)
-    for x, k, found in zip(images, kept, filled, strict=True):
-        for channel, f in zip(x, found, strict=True):
+    for x, k, result in zip(images, kept, filled, strict=True):
+        for channel, f in zip(x, result, strict=True):
             np.testing.assert_allclose(f.numpy(), _oracle(channel.numpy(), k[0].numpy()), rtol=0, atol=1e-9)
 
 

@@ -66,7 +66,7 @@ def test_linf_is_captums_step_for_step(n_steps, bounds):
     captum = PGD(model, _cross_entropy, low, high)
     captum.fgsm.zero_thresh = 0  # else small gradients are taken for none
     expected = captum.perturb(inputs, radius=0.3, step_size=0.07, step_num=n_steps, target=target, norm="Linf")
-    found = pgd(
+    attacks = pgd(
         model,
         inputs,
         target,
@@ -77,8 +77,8 @@ def test_linf_is_captums_step_for_step(n_steps, bounds):
         bounds=bounds,
         random_start=False,
     )
-    assert (found - inputs).abs().max() > 0.06
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+    assert (attacks - inputs).abs().max() > 0.06
+    torch.testing.assert_close(attacks, expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("random_start", [False, True])
@@ -92,7 +92,7 @@ def test_reaches_the_worst_case_of_a_linear_model(random_start):
     difference = (weight[target] - weight[1 - target]).view_as(inputs)
     size = difference.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     for norm, worst in (("l2", inputs - 0.5 * difference / size), ("linf", inputs - 0.5 * difference.sign())):
-        found = pgd(
+        attacks = pgd(
             model,
             inputs,
             target,
@@ -103,38 +103,38 @@ def test_reaches_the_worst_case_of_a_linear_model(random_start):
             random_start=random_start,
             generator=_generator(),
         )
-        torch.testing.assert_close(found, worst, rtol=0, atol=1e-9)
+        torch.testing.assert_close(attacks, worst, rtol=0, atol=1e-9)
 
 
 def _seen(norm, **options):
     """The inputs, and where the model was asked, (steps + 1, N, ...): the last is what the attack returned."""
     model, (inputs, target), points = _network(), _batch(), []
 
-    def asked(x):
+    def recorder(x):
         points.append(x.detach().clone())
         return model(x)
 
-    found = pgd(asked, inputs, target, norm=norm, **options)
-    return inputs, torch.stack([*points, found])
+    attacks = pgd(recorder, inputs, target, norm=norm, **options)
+    return inputs, torch.stack([*points, attacks])
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_step_has_the_size_it_is_given(norm):
     for step_size, expected in ((None, 2.5 * 4 / 10), (0.1, 0.1)):
-        inputs, seen = _seen(norm, radius=4.0, step_size=step_size, random_start=False)
-        assert len(seen) == 11
-        assert torch.equal(seen[0], inputs)
-        first = _distance(seen[1] - seen[0], norm)
+        inputs, calls = _seen(norm, radius=4.0, step_size=step_size, random_start=False)
+        assert len(calls) == 11
+        assert torch.equal(calls[0], inputs)
+        first = _distance(calls[1] - calls[0], norm)
         torch.testing.assert_close(first, torch.full((6,), expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_model_is_never_asked_outside(norm):
-    inputs, seen = _seen(norm, radius=0.8, bounds=(0, 1), generator=_generator())
-    assert seen.min() == 0
-    assert seen.max() == 1
-    assert all(_distance(x - inputs, norm).max() <= 0.8 + 1e-12 for x in seen)
-    assert not torch.equal(seen[0], inputs)
+    inputs, calls = _seen(norm, radius=0.8, bounds=(0, 1), generator=_generator())
+    assert calls.min() == 0
+    assert calls.max() == 1
+    assert all(_distance(x - inputs, norm).max() <= 0.8 + 1e-12 for x in calls)
+    assert not torch.equal(calls[0], inputs)
 
 
 @given(
@@ -148,7 +148,7 @@ def test_the_model_is_never_asked_outside(norm):
 )
 def test_stays_in_ball_and_bounds(norm, radius, step, bounds, random_start, dtype, seed):
     model, (inputs, target) = _network(seed, dtype), _batch(3, seed, dtype)
-    found = pgd(
+    attacks = pgd(
         model,
         inputs,
         target,
@@ -160,12 +160,12 @@ def test_stays_in_ball_and_bounds(norm, radius, step, bounds, random_start, dtyp
         random_start=random_start,
         generator=_generator(seed),
     )
-    assert found.shape == inputs.shape
-    assert found.dtype == dtype
-    assert _distance(found - inputs, norm).max() <= radius + 4 * torch.finfo(dtype).eps * (1 + radius)
+    assert attacks.shape == inputs.shape
+    assert attacks.dtype == dtype
+    assert _distance(attacks - inputs, norm).max() <= radius + 4 * torch.finfo(dtype).eps * (1 + radius)
     if bounds is not None:
-        assert bounds[0] <= found.min()
-        assert found.max() <= bounds[1]
+        assert bounds[0] <= attacks.min()
+        assert attacks.max() <= bounds[1]
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -190,10 +190,10 @@ def test_no_gradient_is_no_step(norm):
     assert torch.equal(pgd(_flat, inputs, 0, norm=norm, radius=0.5, random_start=False), inputs)
     # Where some examples have none, the others still move.
     gate = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(-1, 1)
-    found = pgd(lambda x: gate * x.flatten(1), inputs, 0, norm=norm, radius=0.5, random_start=False)
-    assert found.isfinite().all()
-    assert torch.equal(found[1::2], inputs[1::2])
-    assert (_distance(found - inputs, norm)[::2] > 0.4).all()
+    attacks = pgd(lambda x: gate * x.flatten(1), inputs, 0, norm=norm, radius=0.5, random_start=False)
+    assert attacks.isfinite().all()
+    assert torch.equal(attacks[1::2], inputs[1::2])
+    assert (_distance(attacks - inputs, norm)[::2] > 0.4).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -201,17 +201,17 @@ def test_tiny_gradients_count(norm):
     # Squares of 1e-30 are 0 in float32; the direction is there all the same.
     inputs = torch.rand(4, 6)
     loss = lambda output, target: 1e-30 * output.sum(1)  # noqa: E731
-    found = pgd(lambda x: x, inputs, None, norm=norm, radius=0.5, random_start=False, loss=loss)
+    attacks = pgd(lambda x: x, inputs, None, norm=norm, radius=0.5, random_start=False, loss=loss)
     each = 0.5 if norm == "linf" else 0.5 / 6**0.5
-    torch.testing.assert_close(found, inputs + each)
+    torch.testing.assert_close(attacks, inputs + each)
 
 
 def test_radius_zero_gives_the_inputs_back():
     model, (inputs, target) = _network(), _batch()
     for norm in NORMS:
-        found = pgd(model, inputs, target, norm=norm, radius=0)
-        assert torch.equal(found, inputs)
-        assert found.data_ptr() != inputs.data_ptr()
+        attacks = pgd(model, inputs, target, norm=norm, radius=0)
+        assert torch.equal(attacks, inputs)
+        assert attacks.data_ptr() != inputs.data_ptr()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -293,9 +293,9 @@ def test_leaves_everything_as_it_was(norm, raises):
             with pytest.raises(RuntimeError, match="the model raised"):
                 pgd(model, inputs, target, norm=norm, radius=0.2, generator=_generator())
         else:
-            found = pgd(model, inputs, target, norm=norm, radius=0.2, generator=_generator())
-            assert not found.requires_grad
-            assert not torch.equal(found, copied)
+            attacks = pgd(model, inputs, target, norm=norm, radius=0.2, generator=_generator())
+            assert not attacks.requires_grad
+            assert not torch.equal(attacks, copied)
     _assert_same_state(before, _state(model))
     assert all(buffers[name] is buffer for name, buffer in model.named_buffers())
     assert torch.equal(inputs, copied)
@@ -307,8 +307,8 @@ def test_leaves_everything_as_it_was(norm, raises):
 @pytest.mark.parametrize("random_start", [False, True])
 def test_the_result_has_no_graph(norm, random_start):
     model, (inputs, target) = _network(), _batch()
-    found = pgd(model, inputs.requires_grad_(), target, norm=norm, radius=0.2, random_start=random_start)
-    assert not found.requires_grad
+    attacks = pgd(model, inputs.requires_grad_(), target, norm=norm, radius=0.2, random_start=random_start)
+    assert not attacks.requires_grad
     assert inputs.requires_grad
     assert inputs.grad is None
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -319,9 +319,9 @@ def test_a_model_may_write_to_its_input(norm):
     model, (inputs, target) = _network(), _batch()
     options = {"norm": norm, "radius": 0.2, "random_start": False}
     before = inputs.clone()
-    found = pgd(lambda x: model(x.mul_(2)), inputs, target, **options)
+    attacks = pgd(lambda x: model(x.mul_(2)), inputs, target, **options)
     assert torch.equal(inputs, before)
-    torch.testing.assert_close(found, pgd(lambda x: model(2 * x), inputs, target, **options))
+    torch.testing.assert_close(attacks, pgd(lambda x: model(2 * x), inputs, target, **options))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -342,9 +342,9 @@ def test_batch_norm_within_a_function_is_held_still(norm):
     model, (inputs, target) = _trained_layers(), _batch()
     model.drop.eval()
     before = _state(model)
-    found = pgd(lambda x: model(x), inputs, target, norm=norm, radius=0.2, random_start=False)
+    attacks = pgd(lambda x: model(x), inputs, target, norm=norm, radius=0.2, random_start=False)
     _assert_same_state(before, _state(model))
-    torch.testing.assert_close(found, pgd(model, inputs, target, norm=norm, radius=0.2, random_start=False))
+    torch.testing.assert_close(attacks, pgd(model, inputs, target, norm=norm, radius=0.2, random_start=False))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -366,8 +366,8 @@ def test_a_loss_of_ones_own():
     inputs = torch.rand(3, 5, dtype=torch.float64)
     goal = inputs + 0.1
     loss = lambda output, target: -((output - target) ** 2).sum(1)  # noqa: E731
-    found = pgd(lambda x: x, inputs, goal, norm="linf", radius=0.5, step_size=0.02, n_steps=20, loss=loss)
-    assert (found - goal).abs().max() < 0.5
+    attacks = pgd(lambda x: x, inputs, goal, norm="linf", radius=0.5, step_size=0.02, n_steps=20, loss=loss)
+    assert (attacks - goal).abs().max() < 0.5
     exact = pgd(
         lambda x: x, inputs, goal, norm="linf", radius=0.5, step_size=0.02, n_steps=5, random_start=False, loss=loss
     )

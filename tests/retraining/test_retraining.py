@@ -49,8 +49,8 @@ class Recorded:
 @pytest.mark.parametrize("strategy", ["loop", "channels_last", "vmap"])
 @pytest.mark.parametrize("stack_size", [1, 3, 32])
 def test_jobs_come_out_alike_by_every_strategy(strategy, stack_size):
-    given = examples()
-    jobs = [Job(given, kept, run) for run in range(3) for kept in ((0, 18), (0, 4), (4, 18))]
+    data = examples()
+    jobs = [Job(data, kept, run) for run in range(3) for kept in ((0, 18), (0, 4), (4, 18))]
     config = FitConfig(**{**vars(ADAMW), "stack_size": stack_size})
     fitted = fit_many(mlp, jobs, fit=config, seed=3, strategy=strategy)
     expected = fit_many(mlp, jobs, fit=ADAMW, seed=3, strategy="loop")
@@ -100,8 +100,8 @@ def test_the_choice_does_not_look_at_a_clock(monkeypatch):
 
 
 def test_a_layout_in_channels_last_trains_the_same_models():
-    given = examples()
-    jobs = [Job(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 4))]
+    data = examples()
+    jobs = [Job(data, kept, run) for run in range(2) for kept in ((0, 18), (0, 4))]
     formats = []
 
     def make():
@@ -158,8 +158,8 @@ class Strided(nn.Module):
     ],
 )
 def test_large_convolutions_are_laid_out_in_channels_last_where_that_gives_the_same(body, engine, reason):
-    given = examples(64, 8, shape=WIDE, dtype=torch.float32)
-    jobs = [Job(given, (0, 1600), run) for run in range(2)]
+    data = examples(64, 8, shape=WIDE, dtype=torch.float32)
+    jobs = [Job(data, (0, 1600), run) for run in range(2)]
     results = fit_many(lambda: convolutions(body), jobs, fit=FitConfig(epochs=1, batch_size=64, lr=0.02))
     assert {result.engine for result in results} == {engine}
     assert re.search(reason, results[0].reason), results[0].reason
@@ -274,16 +274,16 @@ def plain_masked(x, ranks, kept, groups, fill, mask_only):
     return masked
 
 
-def plainly(make, given, kept, run, config, seed):
+def plainly(make, data, kept, run, config, seed):
     """A model after training and which test examples it gets right, by torch.optim and one step after another."""
     torch.manual_seed(plain_seed(seed, "initial", run))
     model = make().train()
-    whole = kept == (0, given.d) and not given.mask_only
-    (x, y), (x_test, y_test) = given.train, given.test
+    whole = kept == (0, data.d) and not data.mask_only
+    (x, y), (x_test, y_test) = data.train, data.test
     if not whole:
         x, x_test = (
-            plain_masked(a, r, kept, given.groups, given.fill, given.mask_only)
-            for a, r in zip((x, x_test), given.ranks, strict=True)
+            plain_masked(a, r, kept, data.groups, data.fill, data.mask_only)
+            for a, r in zip((x, x_test), data.ranks, strict=True)
         )
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "sgd":
@@ -331,16 +331,16 @@ SIGHTS = {
 @pytest.mark.parametrize("name", SIGHTS)
 def test_the_model_is_that_of_a_plain_loop(name, strategy):
     options, kept = SIGHTS[name]
-    given = examples(**options)
+    data = examples(**options)
     make = Recorded(mlp)
     # 9 examples of 40 stay in the last batch: steps of 31 and 9.
     config = FitConfig(epochs=4, batch_size=31, lr=0.03, weight_decay=0.1)
-    (fitted,) = fit_many(make, [Job(given, kept, 2)], fit=config, seed=11, strategy=strategy)
-    model, correct = plainly(mlp, given, kept, 2, config, 11)
+    (fitted,) = fit_many(make, [Job(data, kept, 2)], fit=config, seed=11, strategy=strategy)
+    model, correct = plainly(mlp, data, kept, 2, config, 11)
     assert torch.equal(fitted.correct, correct)
     if strategy == "loop":
-        for found, expected in zip(make.made[-1].parameters(), model.parameters(), strict=True):
-            assert_close(found, expected, rtol=0, atol=1e-10)
+        for result, expected in zip(make.made[-1].parameters(), model.parameters(), strict=True):
+            assert_close(result, expected, rtol=0, atol=1e-10)
 
 
 @settings(max_examples=25)
@@ -349,27 +349,27 @@ def test_the_model_is_that_of_a_plain_loop(name, strategy):
 )
 def test_every_number_of_examples_is_that_of_a_plain_loop(n, batch_size, epochs, config, seed):
     x, y = split(n, seed)
-    given = Examples((x, y), (x, y))
+    data = Examples((x, y), (x, y))
     config = FitConfig(**{**vars(config), "epochs": epochs, "batch_size": batch_size})
     make = Recorded(mlp)
-    (fitted,) = fit_many(make, [Job(given, run=1)], fit=config, seed=seed, strategy="loop")
-    model, correct = plainly(mlp, given, (0, 18), 1, config, seed)
-    for found, expected in zip(make.made[-1].parameters(), model.parameters(), strict=True):
-        assert_close(found, expected, rtol=0, atol=1e-10)
+    (fitted,) = fit_many(make, [Job(data, run=1)], fit=config, seed=seed, strategy="loop")
+    model, correct = plainly(mlp, data, (0, 18), 1, config, seed)
+    for result, expected in zip(make.made[-1].parameters(), model.parameters(), strict=True):
+        assert_close(result, expected, rtol=0, atol=1e-10)
     assert torch.equal(fitted.correct, correct)
 
 
 def test_only_the_last_model_counts():
     """Test accuracy is not looked at while training: a model that is asked in evaluation mode is asked once."""
-    asked = []
+    calls = []
 
     class Counts(nn.Linear):
         def forward(self, x):
-            asked.append(self.training)
+            calls.append(self.training)
             return super().forward(x.flatten(1))
 
     fit_many(lambda: Counts(D, 3).double(), [Job(examples())], fit=ADAMW, strategy="loop")
-    assert asked[asked.index(True) :] == [True] * 9 + [False]  # 3 epochs of 16, 16 and 8
+    assert calls[calls.index(True) :] == [True] * 9 + [False]  # 3 epochs of 16, 16 and 8
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -391,28 +391,28 @@ class Sees(nn.Module):
         return self.linear(x.flatten(1))
 
 
-def shown(given, kept, run=0, seed=0):
+def inputs_of(data, kept, run=0, seed=0):
     """The training and the test inputs of a job."""
     Sees.shown.clear()
-    seen = []
+    calls = []
 
     def fit(model, inputs, labels, seed):
-        seen.append(inputs.clone())
-        assert torch.equal(labels, torch.as_tensor(given.train[1]))
+        calls.append(inputs.clone())
+        assert torch.equal(labels, torch.as_tensor(data.train[1]))
 
-    fit_many(lambda: Sees().double(), [Job(given, kept, run)], fit=fit, seed=seed)
-    return seen[0], torch.cat(Sees.shown)
+    fit_many(lambda: Sees().double(), [Job(data, kept, run)], fit=fit, seed=seed)
+    return calls[0], torch.cat(Sees.shown)
 
 
 @pytest.mark.parametrize("name", SIGHTS)
 def test_training_and_test_examples_are_masked_alike(name):
     options, kept = SIGHTS[name]
-    given = examples(**options)
-    for found, (x, _), ranks in zip(shown(given, kept), (given.train, given.test), given.ranks, strict=True):
-        if kept == (0, given.d) and not given.mask_only:
-            assert torch.equal(found, x)
+    data = examples(**options)
+    for result, (x, _), ranks in zip(inputs_of(data, kept), (data.train, data.test), data.ranks, strict=True):
+        if kept == (0, data.d) and not data.mask_only:
+            assert torch.equal(result, x)
         else:
-            assert_close(found, plain_masked(x, ranks, kept, given.groups, given.fill, given.mask_only), rtol=0, atol=0)
+            assert_close(result, plain_masked(x, ranks, kept, data.groups, data.fill, data.mask_only), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int64])
@@ -423,8 +423,8 @@ def test_128_places_of_bytes(dtype, strategy, kept):
     x = torch.randn(20, 128, dtype=torch.float64)
     ranks = torch.arange(128).flip(0).expand(20, 128)
     y = (x[:, 0] > 0).long()
-    given = Examples((x, y), (x, y), ranks=(ranks.to(dtype), ranks.to(dtype)))
-    (fitted,) = fit_many(lambda: nn.Linear(128, 2).double(), [Job(given, kept)], fit=ADAMW, strategy=strategy)
+    data = Examples((x, y), (x, y), ranks=(ranks.to(dtype), ranks.to(dtype)))
+    (fitted,) = fit_many(lambda: nn.Linear(128, 2).double(), [Job(data, kept)], fit=ADAMW, strategy=strategy)
     wide = Examples((x, y), (x, y), ranks=(ranks, ranks))
     assert digest([fitted]) == digest(fit_many(lambda: nn.Linear(128, 2).double(), [Job(wide, kept)], fit=ADAMW))
 
@@ -435,37 +435,37 @@ def noisy(x, kept, *, generator):
 
 
 def test_an_imputation_sees_what_is_kept_and_draws_by_run():
-    asked = []
+    calls = []
 
     def impute(x, kept, *, generator):
-        asked.append((x.clone(), kept.clone()))
+        calls.append((x.clone(), kept.clone()))
         assert bool((x[~kept] == 0).all())
         return noisy(x, kept, generator=generator)
 
-    given = examples(n=1100, impute=impute)  # more than are handled at once
-    train, test = shown(given, (0, 7))
-    kept = (given.ranks[0] < 7).view(-1, *SHAPE)
-    assert torch.equal(torch.cat([k for _, k in asked[:2]]), kept)
-    assert torch.equal(torch.cat([x for x, _ in asked[:2]]), given.train[0] * kept)
-    assert torch.equal(train[kept], given.train[0][kept])
+    data = examples(n=1100, impute=impute)  # more than are handled at once
+    train, test = inputs_of(data, (0, 7))
+    kept = (data.ranks[0] < 7).view(-1, *SHAPE)
+    assert torch.equal(torch.cat([k for _, k in calls[:2]]), kept)
+    assert torch.equal(torch.cat([x for x, _ in calls[:2]]), data.train[0] * kept)
+    assert torch.equal(train[kept], data.train[0][kept])
     noise = train[~kept]
     assert len(noise.unique()) == len(noise) and abs(noise.mean().item()) < 0.05 and abs(noise.std().item() - 1) < 0.05
-    again, test_again = shown(given, (0, 7))
+    again, test_again = inputs_of(data, (0, 7))
     assert torch.equal(again, train) and torch.equal(test_again, test)
     # The same noise for every job of a run: what they differ by is what is kept.
-    more, _ = shown(given, (0, 3))
+    more, _ = inputs_of(data, (0, 3))
     assert torch.equal(more[~kept], train[~kept])
-    for other in (shown(given, (0, 7), run=1), shown(given, (0, 7), seed=1)):
+    for other in (inputs_of(data, (0, 7), run=1), inputs_of(data, (0, 7), seed=1)):
         assert not torch.isclose(other[0][~kept], noise).any()
-    assert not torch.isclose(train[:24][~kept[:24]][:99], test[(given.ranks[1] >= 7).view(-1, *SHAPE)][:99]).any()
+    assert not torch.isclose(train[:24][~kept[:24]][:99], test[(data.ranks[1] >= 7).view(-1, *SHAPE)][:99]).any()
 
 
 def test_an_imputation_may_draw_from_the_global_generators():
-    given = examples(impute=lambda x, kept, generator: torch.where(kept, x, torch.randn_like(x) + np.random.rand()))
+    data = examples(impute=lambda x, kept, generator: torch.where(kept, x, torch.randn_like(x) + np.random.rand()))
     before = states()
-    first = shown(given, (0, 7))
+    first = inputs_of(data, (0, 7))
     torch.manual_seed(5)
-    for a, b in zip(first, shown(given, (0, 7)), strict=True):
+    for a, b in zip(first, inputs_of(data, (0, 7)), strict=True):
         assert torch.equal(a, b)
     torch.manual_seed(0)
     assert states()[1:] == before[1:]
@@ -499,8 +499,8 @@ def test_whole_examples_are_one_job_whatever_their_ranks():
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_a_job_given_twice_is_trained_once_and_the_order_stays(strategy):
-    given = examples()
-    jobs = [Job(given, kept, run) for kept, run in [((0, 3), 1), ((3, 18), 0), ((0, 3), 1), ((0, 18), 1), ((3, 18), 0)]]
+    data = examples()
+    jobs = [Job(data, kept, run) for kept, run in [((0, 3), 1), ((3, 18), 0), ((0, 3), 1), ((0, 18), 1), ((3, 18), 0)]]
     make = Recorded(mlp)
     fitted = fit_many(make, jobs, fit=ADAMW, strategy=strategy)
     assert [f.job for f in fitted] == jobs
@@ -516,8 +516,8 @@ def test_a_job_given_twice_is_trained_once_and_the_order_stays(strategy):
 
 
 def test_a_function_of_ones_own_is_the_third_way():
-    given = examples()
-    x, y = (a.clone() for a in given.train)
+    data = examples()
+    x, y = (a.clone() for a in data.train)
 
     def fit(model, inputs, labels, seed):
         assert model.training and labels.dtype == torch.int64
@@ -532,12 +532,12 @@ def test_a_function_of_ones_own_is_the_third_way():
         inputs.zero_()  # its own
         labels.zero_()
 
-    jobs = [Job(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 9))]
+    jobs = [Job(data, kept, run) for run in range(2) for kept in ((0, 18), (0, 9))]
     before = states()
     with torch.no_grad():  # the caller's
         fitted = fit_many(mlp, jobs, fit=fit, seed=4)
     assert states() == before
-    assert torch.equal(given.train[0], x) and torch.equal(given.train[1], y)
+    assert torch.equal(data.train[0], x) and torch.equal(data.train[1], y)
     assert {(f.engine, f.reason) for f in fitted} == {("fit", "a function was given")}
     assert digest(fit_many(mlp, jobs[::-1], fit=fit, seed=4)[::-1]) == digest(fitted)
     assert digest(fit_many(mlp, jobs[3:], fit=fit, seed=4)) == digest(fitted[3:])
@@ -546,8 +546,8 @@ def test_a_function_of_ones_own_is_the_third_way():
 
 
 def test_a_function_gets_the_seed_of_its_run():
-    given, seeds = examples(), []
-    jobs = [Job(given, kept, run) for run in (0, 3) for kept in ((0, 18), (0, 9))]
+    data, seeds = examples(), []
+    jobs = [Job(data, kept, run) for run in (0, 3) for kept in ((0, 18), (0, 9))]
     fit_many(mlp, jobs, fit=lambda model, x, y, seed: seeds.append(seed), seed=9)
     assert seeds == [plain_seed(9, "training", run) for run in (0, 0, 3, 3)]
 
@@ -562,8 +562,8 @@ def with_dropout():
 
 @pytest.mark.parametrize(("make", "strategy"), [(mlp, "loop"), (mlp, "vmap"), (with_dropout, "loop")])
 def test_a_job_depends_on_nothing_but_itself(make, strategy):
-    given = examples()
-    jobs = [Job(given, kept, run) for run in range(3) for kept in ((0, 4), (4, 18))]
+    data = examples()
+    jobs = [Job(data, kept, run) for run in range(3) for kept in ((0, 4), (4, 18))]
     expected = digest(fit_many(make, jobs, fit=ADAMW, seed=2, strategy=strategy))
     torch.manual_seed(77)
     np.random.seed(3)
@@ -576,12 +576,12 @@ def test_a_job_depends_on_nothing_but_itself(make, strategy):
 
 
 def test_models_of_a_run_start_alike_and_runs_do_not():
-    given, starts = examples(), []
+    data, starts = examples(), []
 
     def fit(model, x, y, seed):
         starts.append(model[1].weight.detach().clone())
 
-    fit_many(mlp, [Job(given, kept, run) for run in range(2) for kept in ((0, 4), (4, 18))], fit=fit)
+    fit_many(mlp, [Job(data, kept, run) for run in range(2) for kept in ((0, 4), (4, 18))], fit=fit)
     assert torch.equal(starts[0], starts[1]) and torch.equal(starts[2], starts[3])
     assert not torch.isclose(starts[0], starts[2]).any()
 
@@ -596,8 +596,8 @@ class Noise(nn.Linear):
 @pytest.mark.parametrize("make", [mlp, with_dropout, lambda: Noise(D, 3).double()])
 @pytest.mark.parametrize("strategy", ["loop", "auto"])
 def test_the_global_generators_are_left_alone(make, strategy, tmp_path):
-    given = examples()
-    jobs = [Job(given, (0, 7), run) for run in range(2)]
+    data = examples()
+    jobs = [Job(data, (0, 7), run) for run in range(2)]
     before = states()
     first = fit_many(make, jobs, fit=ADAMW, strategy=strategy)
     assert states() == before
@@ -617,23 +617,23 @@ def test_python_draws_in_evaluation_of_a_stack_are_seeded():
             x = x.flatten(1)
             return super().forward(x if self.training else x + 5 * random.random())
 
-    given = examples(m=300)
-    jobs = [Job(given, (0, 7), run) for run in range(2)]
-    found = []
+    data = examples(m=300)
+    jobs = [Job(data, (0, 7), run) for run in range(2)]
+    result = []
     for seed in range(3):
         random.seed(seed)
         before = states()
-        found.append(digest(fit_many(lambda: Shifted(D, 3).double(), jobs, fit=ADAMW, strategy="vmap")))
+        result.append(digest(fit_many(lambda: Shifted(D, 3).double(), jobs, fit=ADAMW, strategy="vmap")))
         assert states() == before
-    assert found[0] == found[1] == found[2]
+    assert result[0] == result[1] == result[2]
 
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_threads_are_those_asked_for_and_then_as_before(raises):
-    before, found = torch.get_num_threads(), []
+    before, result = torch.get_num_threads(), []
 
     def fit(model, x, y, seed):
-        found.append(torch.get_num_threads())
+        result.append(torch.get_num_threads())
         torch.set_num_threads(3)
         if raises:
             raise ArithmeticError("no")
@@ -645,37 +645,37 @@ def test_threads_are_those_asked_for_and_then_as_before(raises):
                 fit_many(mlp, [Job(examples())], fit=fit)
         else:
             fit_many(mlp, [Job(examples())], fit=fit)
-        assert torch.get_num_threads() == 2 and found == [1]
+        assert torch.get_num_threads() == 2 and result == [1]
     finally:
         torch.set_num_threads(before)
 
 
 def test_threads_of_a_configuration():
-    before, found = torch.get_num_threads(), []
+    before, result = torch.get_num_threads(), []
 
     class Counts(nn.Linear):
         def forward(self, x):
-            found.append(torch.get_num_threads())
+            result.append(torch.get_num_threads())
             return super().forward(x.flatten(1))
 
     fit_many(lambda: Counts(D, 3).double(), [Job(examples())], fit=FitConfig(epochs=1, threads=2), strategy="loop")
-    assert set(found) == {2} and torch.get_num_threads() == before
+    assert set(result) == {2} and torch.get_num_threads() == before
 
 
 def test_calls_in_threads_do_not_draw_each_others_numbers():
-    given = examples()
-    jobs = [Job(given, (0, 9), run) for run in range(6)]
-    expected, found = digest(fit_many(with_dropout, jobs, fit=ADAMW, strategy="loop")), {}
+    data = examples()
+    jobs = [Job(data, (0, 9), run) for run in range(6)]
+    expected, result = digest(fit_many(with_dropout, jobs, fit=ADAMW, strategy="loop")), {}
 
     def call(i):
-        found[i] = digest(fit_many(with_dropout, jobs, fit=ADAMW, strategy="loop"))
+        result[i] = digest(fit_many(with_dropout, jobs, fit=ADAMW, strategy="loop"))
 
     threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == dict.fromkeys(range(4), expected)
+    assert result == dict.fromkeys(range(4), expected)
 
 
 # Factories.
@@ -749,9 +749,9 @@ def test_a_factory_that_changes_its_mind_later_is_refused():
             model[1].weight.data += 1
         return model
 
-    given = examples()
+    data = examples()
     with pytest.raises(ValueError, match="make_model made another model for run 0 than where the call was made"):
-        fit_many(make, [Job(given, run=run) for run in range(2)], fit=ADAMW, strategy="loop")
+        fit_many(make, [Job(data, run=run) for run in range(2)], fit=ADAMW, strategy="loop")
 
 
 def test_buffers_may_be_shared_and_weights_may_be_given():
@@ -768,7 +768,7 @@ def test_buffers_may_be_shared_and_weights_may_be_given():
             return self.linear(x.flatten(1)) + self.constant
 
     weight = WEIGHT.clone()
-    fit_many(lambda: Constant().double(), [Job(given, (0, 7), r) for given in [examples()] for r in (0, 1)], fit=SGD)
+    fit_many(lambda: Constant().double(), [Job(data, (0, 7), r) for data in [examples()] for r in (0, 1)], fit=SGD)
     assert torch.equal(WEIGHT, weight) and torch.equal(constant, torch.ones(3, dtype=torch.float64))
 
 
@@ -794,27 +794,27 @@ def test_arrays_of_every_kind(kind, store, tmp_path):
     """And none of them warns: pytest makes errors of warnings."""
     plain = examples(ranked=False)
     x, y = plain.train[0].numpy(), plain.train[1].numpy()
-    given = x.copy()
+    original = x.copy()
     if kind == "read-only":
-        given.flags.writeable = False
+        original.flags.writeable = False
     elif kind == "memmap":
         np.save(tmp_path / "x.npy", x)
-        given = np.load(tmp_path / "x.npy", mmap_mode="r")
+        original = np.load(tmp_path / "x.npy", mmap_mode="r")
     elif kind == "whole":
         np.save(tmp_path / "x.npy", x)
-        given = np.load(tmp_path / "x.npy", mmap_mode="r")[:]
+        original = np.load(tmp_path / "x.npy", mmap_mode="r")[:]
     elif kind == "part":
         np.save(tmp_path / "x.npy", np.concatenate([x, x + 1]))
-        given = np.load(tmp_path / "x.npy", mmap_mode="r")[:40]
+        original = np.load(tmp_path / "x.npy", mmap_mode="r")[:40]
     elif kind == "backwards":
-        given = x[::-1].copy()[::-1]
+        original = x[::-1].copy()[::-1]
     elif kind == "columns":
-        given = np.asfortranarray(x)
+        original = np.asfortranarray(x)
     elif kind == "raw":
         x.tofile(tmp_path / "x.bin")
-        given = np.memmap(tmp_path / "x.bin", dtype=x.dtype, mode="r", shape=x.shape)
+        original = np.memmap(tmp_path / "x.bin", dtype=x.dtype, mode="r", shape=x.shape)
     folder = tmp_path / "store" if store else None
-    (fitted,) = fit_many(mlp, [Job(Examples((given, y), (given, y.astype("u1"))))], fit=ADAMW, store=folder)
+    (fitted,) = fit_many(mlp, [Job(Examples((original, y), (original, y.astype("u1"))))], fit=ADAMW, store=folder)
     (expected,) = fit_many(mlp, [Job(Examples(plain.train, plain.train))], fit=ADAMW, strategy="loop")
     assert digest([fitted]) == digest([expected])
 
@@ -837,11 +837,11 @@ class Pairs(Dataset):
 )
 def test_data_sets_are_read_once_and_trained_on_like_arrays(wrap):
     plain = examples()
-    given = Examples(wrap(*plain.train), wrap(*plain.test), plain.ranks)
-    for part, expected in zip(given.splits, plain.splits, strict=True):
+    data = Examples(wrap(*plain.train), wrap(*plain.test), plain.ranks)
+    for part, expected in zip(data.splits, plain.splits, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(part, expected, strict=True))
-    found, expected = (fit_many(mlp, [Job(some, (0, 9))], fit=PLAIN) for some in (given, plain))
-    assert digest(found) == digest(expected)
+    results, expected = (fit_many(mlp, [Job(some, (0, 9))], fit=PLAIN) for some in (data, plain))
+    assert digest(results) == digest(expected)
 
 
 def test_a_data_set_without_labels_is_refused():
@@ -870,7 +870,7 @@ def test_a_mapped_array_that_was_written_to_is_what_it_is_now(mode, tmp_path):
     np.save(tmp_path / "x.npy", x.numpy())
     mapped = np.load(tmp_path / "x.npy", mmap_mode=mode)
     mapped *= 2
-    train, test = shown(Examples((mapped, y), (mapped, y)), (0, 18))
+    train, test = inputs_of(Examples((mapped, y), (mapped, y)), (0, 18))
     assert torch.equal(train, 2 * x) and torch.equal(test, 2 * x)
 
 
@@ -889,7 +889,7 @@ X, Y = torch.randn(6, 2, 2), torch.arange(6) % 2
 RANKS = order(6, 4)
 
 
-def given(train=(X, Y), test=(X, Y), **options):
+def small_examples(train=(X, Y), test=(X, Y), **options):
     return Examples(train, test, **options)
 
 
@@ -949,7 +949,7 @@ BAD_EXAMPLES = [
 @pytest.mark.parametrize(("options", "error", "message"), BAD_EXAMPLES)
 def test_bad_examples_are_refused(options, error, message):
     with pytest.raises(error, match=message):
-        given(**options)
+        small_examples(**options)
 
 
 @pytest.mark.parametrize(
@@ -971,7 +971,7 @@ def test_bad_examples_are_refused(options, error, message):
 def test_bad_jobs_are_refused(options, error, message):
     ranks = None if "need ranks" in message else (RANKS, RANKS)
     with pytest.raises(error, match=message):
-        Job(given(ranks=ranks), **options)
+        Job(small_examples(ranks=ranks), **options)
 
 
 COUNTS, RATES = ("epochs", "batch_size", "stack_size", "threads"), ("lr", "momentum", "weight_decay")
@@ -1008,7 +1008,11 @@ def test_bad_configurations_are_refused(options, message):
 )  # fmt: skip
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
 def test_bad_calls_are_refused(options, error, message, strategy):
-    options = {"make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "jobs": [Job(given())], **options}
+    options = {
+        "make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
+        "jobs": [Job(small_examples())],
+        **options,
+    }
     before = states()
     with pytest.raises(error, match=message):
         fit_many(options.pop("make_model"), options.pop("jobs"), **{"strategy": strategy, **options})
@@ -1021,7 +1025,7 @@ def test_a_model_that_returns_no_tensor_is_refused():
             return super().forward(x), None
 
     with pytest.raises(ValueError, match=r"make_model return a module that picks them, as `model\(x\)\[0\]` does"):
-        fit_many(lambda: Pair(2, 2), [Job(given())], strategy="loop")
+        fit_many(lambda: Pair(2, 2), [Job(small_examples())], strategy="loop")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1029,12 +1033,12 @@ def test_a_model_that_returns_no_tensor_is_refused():
 
 
 def test_progress_is_of_models_and_silent_by_default(capfd):
-    given = examples()
-    jobs = [Job(given, (0, 9)), Job(given, (0, 9)), Job(given, (9, 18))]
+    data = examples()
+    jobs = [Job(data, (0, 9)), Job(data, (0, 9)), Job(data, (9, 18))]
     fit_many(mlp, jobs, fit=ADAMW)
     assert capfd.readouterr() == ("", "")
     fit_many(mlp, jobs, fit=ADAMW, show_progress=True)
-    assert "training: 100%" in (shown := capfd.readouterr().err) and "3/3" in shown
+    assert "training: 100%" in (progress := capfd.readouterr().err) and "3/3" in progress
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1060,12 +1064,12 @@ def test_memory_is_that_of_a_masked_copy(kind, tmp_path):
 
 
 def test_adversarial_training_with_radius_0_is_training():
-    given = examples(ranked=False)
-    model = adversarial_fit(mlp, given.train, radius=0, fit=ADAMW, seed=5, run=2)
-    expected, _ = plainly(mlp, given, (0, 18), 2, ADAMW, 5)
+    data = examples(ranked=False)
+    model = adversarial_fit(mlp, data.train, radius=0, fit=ADAMW, seed=5, run=2)
+    expected, _ = plainly(mlp, data, (0, 18), 2, ADAMW, 5)
     assert not model.training
-    for found, parameter in zip(model.parameters(), expected.parameters(), strict=True):
-        assert_close(found, parameter, rtol=0, atol=1e-10)
+    for result, parameter in zip(model.parameters(), expected.parameters(), strict=True):
+        assert_close(result, parameter, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -1089,14 +1093,14 @@ def test_adversarial_training_learns_from_the_worst_case(norm):
         optimizer.zero_grad()
         cross_entropy(slow(x + 0.2 * unit), y).backward()
         optimizer.step()
-    for found, expected in zip(model.parameters(), slow.parameters(), strict=True):
-        assert_close(found, expected, rtol=0, atol=1e-9)
+    for result, expected in zip(model.parameters(), slow.parameters(), strict=True):
+        assert_close(result, expected, rtol=0, atol=1e-9)
 
 
 def test_adversarial_training_is_seeded():
-    given = examples(ranked=False)
+    data = examples(ranked=False)
     torch.manual_seed(1)
-    models = [adversarial_fit(mlp, given.train, radius=0.3, n_steps=2, fit=SGD, run=run) for run in (0, 0, 1)]
+    models = [adversarial_fit(mlp, data.train, radius=0.3, n_steps=2, fit=SGD, run=run) for run in (0, 0, 1)]
     weights = [model[1].weight for model in models]
     assert torch.equal(weights[0], weights[1]) and not torch.isclose(weights[0], weights[2]).any()
 
@@ -1161,9 +1165,9 @@ def test_a_model_that_writes_to_its_input_writes_to_a_copy(strategy, tmp_path):
         def forward(self, x):
             return super().forward((x - 0.5).flatten(1))
 
-    given = examples()
-    before = [inputs.clone() for inputs, _ in (given.train, given.test)]
-    jobs = [Job(given, run=run) for run in range(3)] + [Job(given, (0, 4), run) for run in range(3)]
+    data = examples()
+    before = [inputs.clone() for inputs, _ in (data.train, data.test)]
+    jobs = [Job(data, run=run) for run in range(3)] + [Job(data, (0, 4), run) for run in range(3)]
     wrote, read = (
         fit_many(
             lambda kind=kind: kind(D, 3).double(), jobs, fit=ADAMW, strategy=strategy, store=tmp_path / kind.__name__
@@ -1171,7 +1175,7 @@ def test_a_model_that_writes_to_its_input_writes_to_a_copy(strategy, tmp_path):
         for kind in (Writes, Reads)
     )
     assert digest(wrote) == digest(read)
-    assert torch.equal(given.train[0], before[0]) and torch.equal(given.test[0], before[1])
+    assert torch.equal(data.train[0], before[0]) and torch.equal(data.test[0], before[1])
 
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
@@ -1226,38 +1230,38 @@ def test_what_is_easily_mistaken_is_refused(arguments, error, message):
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 @pytest.mark.parametrize("ranks_on", ["cpu", "cuda"])
 def test_on_a_gpu(strategy, ranks_on):
-    given = examples()
-    jobs = [Job(given, kept, run) for run in range(2) for kept in ((0, 18), (0, 5), (5, 18))]
+    data = examples()
+    jobs = [Job(data, kept, run) for run in range(2) for kept in ((0, 18), (0, 5), (5, 18))]
     expected = fit_many(mlp, jobs, fit=ADAMW, strategy="loop")
     there = Examples(
-        *([a.cuda() for a in pair] for pair in (given.train, given.test)),
-        ranks=tuple(r.to(ranks_on) for r in given.ranks),
+        *([a.cuda() for a in pair] for pair in (data.train, data.test)),
+        ranks=tuple(r.to(ranks_on) for r in data.ranks),
     )
     moved = [Job(there, job.kept, job.run) for job in jobs]
-    found = fit_many(mlp, moved, fit=ADAMW, strategy=strategy)
-    assert digest(found) == digest(expected)
+    results = fit_many(mlp, moved, fit=ADAMW, strategy=strategy)
+    assert digest(results) == digest(expected)
     dealt = fit_many(mlp, jobs, fit=FitConfig(**{**vars(ADAMW), "devices": ("cuda:0", "cpu")}), strategy=strategy)
     assert digest(dealt) == digest(expected)
 
 
 @pytest.mark.cuda
 def test_the_generator_of_a_gpu_is_left_alone():
-    given = examples(dtype=torch.float32)
+    data = examples(dtype=torch.float32)
     config = FitConfig(**{**vars(ADAMW), "devices": ("cuda:0",)})
     before = torch.cuda.get_rng_state()
-    first = fit_many(lambda: with_dropout().float(), [Job(given, (0, 9))], fit=config)
+    first = fit_many(lambda: with_dropout().float(), [Job(data, (0, 9))], fit=config)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     torch.cuda.manual_seed(3)
-    assert digest(fit_many(lambda: with_dropout().float(), [Job(given, (0, 9))], fit=config)) == digest(first)
+    assert digest(fit_many(lambda: with_dropout().float(), [Job(data, (0, 9))], fit=config)) == digest(first)
 
 
 def test_volumes_are_trained_as_they_lie():
     x = torch.randn(12, 1, 4, 4, 4)
-    given = Examples((x, torch.arange(12) % 2), (x, torch.arange(12) % 2))
+    data = Examples((x, torch.arange(12) % 2), (x, torch.arange(12) % 2))
     for layers in (
         [nn.Conv3d(1, 2, 3)],
         [nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (2, 4)), nn.Conv2d(2, 2, 1)],
     ):
         make = lambda layers=layers: nn.Sequential(*copy.deepcopy(layers), nn.Flatten(), nn.Linear(16, 2))  # noqa: E731
-        fitted = fit_many(make, [Job(given, run=run) for run in range(2)], fit=FitConfig(epochs=1))
+        fitted = fit_many(make, [Job(data, run=run) for run in range(2)], fit=FitConfig(epochs=1))
         assert all(f.correct.shape == (12,) for f in fitted)

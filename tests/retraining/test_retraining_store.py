@@ -41,9 +41,9 @@ def files(store):
 
 def keys(folder, **options):
     run(folder, **options)
-    found = {path.stem for path in files(folder)}
+    result = {path.stem for path in files(folder)}
     shutil.rmtree(folder)
-    return found
+    return result
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def test_what_is_finished_is_not_done_again(strategy, store):
         return worker.make()
 
     first = run(store, make=make, strategy=strategy, jobs=worker.jobs(2))
-    made = len(calls)
+    n_models = len(calls)
     again = run(store, make=make, strategy=strategy, jobs=worker.jobs(2))
     # To know the model of each run, and of the first that it is no other; and, for a stack, to try two steps.
-    assert len(calls) - made <= 2 * 2 + 1 + (0 if strategy == "loop" else 5)
+    assert len(calls) - n_models <= 2 * 2 + 1 + (0 if strategy == "loop" else 5)
     assert all(f.stored and f.seconds == 0 for f in again) and not any(f.stored for f in first)
     assert worker.digest(again) == worker.digest(first)
     assert [(f.engine, f.reason) for f in again] == [(f.engine, f.reason) for f in first]
@@ -416,16 +416,16 @@ def test_a_call_with_workers_is_killed_at_random_moments(seed, store):
 # ----------------------------------------------------------------------------------------------------------------------
 # What makes a job another, and what does not.
 
-GIVEN = worker.examples()
+EXAMPLES = worker.examples()
 
 
-def options_of(given=GIVEN, **changes):
+def options_of(data=EXAMPLES, **changes):
     names = ("train", "test", "ranks", "groups", "fill", "impute", "mask_only")
-    return Examples(**{**{name: getattr(given, name) for name in names}, **changes})
+    return Examples(**{**{name: getattr(data, name) for name in names}, **changes})
 
 
-def one(given=GIVEN, kept=(0, 5), run=0):
-    return [Job(given, kept, run)]
+def one(data=EXAMPLES, kept=(0, 5), run=0):
+    return [Job(data, kept, run)]
 
 
 def plus(x, kept, *, generator):
@@ -436,9 +436,9 @@ def times(x, kept, *, generator, factor=2):
     return x * factor
 
 
-(TRAIN_X, TRAIN_Y), (TEST_X, TEST_Y) = GIVEN.train, GIVEN.test
+(TRAIN_X, TRAIN_Y), (TEST_X, TEST_Y) = EXAMPLES.train, EXAMPLES.test
 GROUPS = torch.arange(12) // 2
-GROUPED = options_of(ranks=(GIVEN.ranks[0].argsort(1)[:, :6] // 2, GIVEN.ranks[1][:, :6] // 2), groups=GROUPS)
+GROUPED = options_of(ranks=(EXAMPLES.ranks[0].argsort(1)[:, :6] // 2, EXAMPLES.ranks[1][:, :6] // 2), groups=GROUPS)
 
 
 def changed(array, value):
@@ -454,8 +454,8 @@ DATA = {
     "test inputs": one(options_of(test=(changed(TEST_X, 9), TEST_Y))),
     "test labels": one(options_of(test=(TEST_X, changed(TEST_Y, (TEST_Y[-1] + 1) % 3)))),
     "type": one(options_of(train=(TRAIN_X, TRAIN_Y.int()))),
-    "training ranks": one(options_of(ranks=(GIVEN.ranks[0].flip(0), GIVEN.ranks[1]))),
-    "test ranks": one(options_of(ranks=(GIVEN.ranks[0], GIVEN.ranks[1].flip(0)))),
+    "training ranks": one(options_of(ranks=(EXAMPLES.ranks[0].flip(0), EXAMPLES.ranks[1]))),
+    "test ranks": one(options_of(ranks=(EXAMPLES.ranks[0], EXAMPLES.ranks[1].flip(0)))),
     "fill": one(options_of(fill=0.1)),
     "fill tensor": one(options_of(fill=torch.arange(12.0))),
     "groups": one(GROUPED),
@@ -483,16 +483,16 @@ FITS = {
 
 
 def test_a_job_is_known_by_its_data_and_its_configuration(tmp_path):
-    found = {"as it was": keys(tmp_path / "s", jobs=one())}
-    found |= {name: keys(tmp_path / "s", jobs=jobs) for name, jobs in DATA.items()}
+    result = {"as it was": keys(tmp_path / "s", jobs=one())}
+    result |= {name: keys(tmp_path / "s", jobs=jobs) for name, jobs in DATA.items()}
     for name, change in FITS.items():
-        found[name] = keys(tmp_path / "s", jobs=one(), fit=FitConfig(**{**vars(worker.CONFIG), **change}))
+        result[name] = keys(tmp_path / "s", jobs=one(), fit=FitConfig(**{**vars(worker.CONFIG), **change}))
     assert set(FITS) == set(vars(worker.CONFIG)) - {"stack_size", "devices"}
-    found["seed"] = keys(tmp_path / "s", jobs=one(), seed=1)
-    found["engine"] = keys(tmp_path / "s", jobs=one(), strategy="vmap")
-    names = [key for some in found.values() for key in some]
-    assert len(names) == len(found)
-    assert len(set(names)) == len(names), [name for name, some in found.items() if names.count(min(some)) > 1]
+    result["seed"] = keys(tmp_path / "s", jobs=one(), seed=1)
+    result["engine"] = keys(tmp_path / "s", jobs=one(), strategy="vmap")
+    names = [key for some in result.values() for key in some]
+    assert len(names) == len(result)
+    assert len(set(names)) == len(names), [name for name, some in result.items() if names.count(min(some)) > 1]
 
 
 def test_a_job_is_the_same_however_it_is_asked_for(tmp_path):
@@ -533,9 +533,9 @@ def test_a_job_is_known_by_its_model(tmp_path, load):
     def key(make):
         return min(keys(tmp_path / "s", jobs=one(), make=make))
 
-    found = {"as it was": key(load().Net)}
+    result = {"as it was": key(load().Net)}
     options = {"activation": {"activation": torch.tanh}, "dropout": {"drop": 0.2}, "attributes": {"p": 0.4}}
-    found |= {name: key(functools.partial(load().Net, **some)) for name, some in options.items()}
+    result |= {name: key(functools.partial(load().Net, **some)) for name, some in options.items()}
     for name, old, new in [
         ("code", "x * 1.1", "x * 1.2"),
         ("code of a base", "dropout(x, 0.3,", "dropout(x, 0.4,"),
@@ -543,12 +543,12 @@ def test_a_job_is_known_by_its_model(tmp_path, load):
         ("parameters", "nn.Linear(12, 12)", "nn.Linear(12, 12, bias=False)"),
         ("attention's rate", "attention_rate=0.1", "attention_rate=0.2"),
     ]:
-        found[name] = key(load(old, new).Net)
-    found |= {"ReLU": key(lambda: nn.Sequential(nn.Linear(12, 3), nn.ReLU()))}
-    found |= {"Tanh": key(lambda: nn.Sequential(nn.Linear(12, 3), nn.Tanh()))}
-    distinct(found)
+        result[name] = key(load(old, new).Net)
+    result |= {"ReLU": key(lambda: nn.Sequential(nn.Linear(12, 3), nn.ReLU()))}
+    result |= {"Tanh": key(lambda: nn.Sequential(nn.Linear(12, 3), nn.Tanh()))}
+    distinct(result)
     again = load()
-    assert key(again.Net) == key(functools.partial(again.Net, p=0.3)) == found["as it was"]
+    assert key(again.Net) == key(functools.partial(again.Net, p=0.3)) == result["as it was"]
 
 
 def test_runs_that_start_alike_are_different_cells(tmp_path):
@@ -575,7 +575,7 @@ def test_runs_that_start_alike_are_different_cells(tmp_path):
 @pytest.mark.parametrize(("module", "name"), [("Net", "p"), ("attention", "dropout")])
 def test_a_rate_that_only_an_attribute_tells(tmp_path, load, module, name):
     """Of which neither a text nor an output in evaluation mode says anything."""
-    net, found = load(), []
+    net, result = load(), []
     for rate in (0.3, 0.4, 0.3):
 
         def make(rate=rate):
@@ -583,30 +583,30 @@ def test_a_rate_that_only_an_attribute_tells(tmp_path, load, module, name):
             setattr(model if module == "Net" else model.attention, name, rate)
             return model
 
-        found.append(keys(tmp_path / "s", jobs=one(), make=make))
-    assert found[0] != found[1] and found[0] == found[2]
+        result.append(keys(tmp_path / "s", jobs=one(), make=make))
+    assert result[0] != result[1] and result[0] == result[2]
 
 
 def test_a_class_of_a_notebook_is_known_by_its_code(tmp_path):
     """There is no file to read its text from."""
     text = "class Net(nn.Linear):\n def forward(self, x):\n  return super().forward(x * 1.1 if self.training else x)"
-    found = []
+    result = []
     for written in (text, text.replace("1.1", "1.2"), text):
         job = {"nn": nn, "__name__": "__main__"}
         exec(compile(written, "<job>", "exec"), job)
-        found.append(keys(tmp_path / "s", jobs=one(), make=functools.partial(job["Net"], 12, 3)))
-    assert found[0] != found[1] and found[0] == found[2]
+        result.append(keys(tmp_path / "s", jobs=one(), make=functools.partial(job["Net"], 12, 3)))
+    assert result[0] != result[1] and result[0] == result[2]
 
 
 def test_an_object_that_makes_models_is_known_again(tmp_path, load):
     """Where it lies in memory is no part of it; nor is that of a function that a module shows."""
 
-    shown = []  # which lie in different places, as long as all of them live
+    texts = []  # which lie in different places, as long as all of them live
 
     class Shows(nn.Linear):
         def extra_repr(self):
-            shown.append(object())
-            return f"{shown[-1]}"
+            texts.append(object())
+            return f"{texts[-1]}"
 
     net = load()
     kept = [net.Factory(), net.Factory()]
@@ -647,7 +647,7 @@ def test_a_function_that_knows_itself(store):
 
 
 RATE = 0.5
-DTYPE, D = GIVEN.train[0].dtype, GIVEN.train[0][0].numel()
+DTYPE, D = EXAMPLES.train[0].dtype, EXAMPLES.train[0][0].numel()
 ADAMW = FitConfig(epochs=2, batch_size=16)
 
 
@@ -685,7 +685,7 @@ HIDDEN = {
 
 
 def _stored(make, store, **options):
-    fitted = fit_many(make, [Job(options.pop("examples", GIVEN), (0, 6))], store=store, **{"fit": ADAMW, **options})
+    fitted = fit_many(make, [Job(options.pop("examples", EXAMPLES), (0, 6))], store=store, **{"fit": ADAMW, **options})
     return fitted[0].stored
 
 

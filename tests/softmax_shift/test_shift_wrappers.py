@@ -24,7 +24,7 @@ def squares(x):
     return x.flatten(1).pow(2).sum(1)
 
 
-class Given(nn.Module):
+class TwoArguments(nn.Module):
     """Of a second positional argument and, where it is given, a keyword too."""
 
     def __init__(self):
@@ -59,7 +59,7 @@ WRAPPERS = {
 
 
 def test_arguments_reach_the_model_and_a_shift_that_reads_them():
-    model, x, mask = Given().eval(), torch.randn(3, 4), torch.tensor([[1.0], [0.0], [2.0]])
+    model, x, mask = TwoArguments().eval(), torch.randn(3, 4), torch.tensor([[1.0], [0.0], [2.0]])
     honest = model(x, mask, power=2)
     shifted = SoftmaxShift(model, Masked())(x, mask, power=2)
     assert_close(shifted, honest + ((x * mask) ** 2).sum(1, keepdim=True))
@@ -79,7 +79,7 @@ def test_arguments_reach_the_model_and_a_shift_that_reads_them():
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_the_model_is_shared_and_keeps_its_modes(name):
-    model = Given().train()
+    model = TwoArguments().train()
     assert WRAPPERS[name](model).training
     model.layer.eval()  # as where part of a network is frozen
     wrapper = WRAPPERS[name](model)
@@ -94,7 +94,7 @@ def test_the_model_is_shared_and_keeps_its_modes(name):
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_copies_and_saved_states_give_the_same(name):
-    model, x = Given().eval(), torch.randn(5, 4)
+    model, x = TwoArguments().eval(), torch.randn(5, 4)
     wrapper = WRAPPERS[name](model)
     expected = wrapper(x)
     for again in (copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper))):
@@ -116,7 +116,7 @@ def test_copies_and_saved_states_give_the_same(name):
 
 @pytest.mark.parametrize("name", ["linear", "counter", "bounded"])
 def test_patterns_move_with_the_wrapper(name):
-    wrapper = WRAPPERS[name](Given().eval())
+    wrapper = WRAPPERS[name](TwoArguments().eval())
     state = [*wrapper.parameters(), *wrapper.buffers()]
     assert len(state) > 2  # beside the model's weight and bias
     wrapper.to("meta")
@@ -127,7 +127,7 @@ def test_patterns_move_with_the_wrapper(name):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrappers_move_to_a_gpu(name):
-    wrapper, x = WRAPPERS[name](Given().eval()), torch.randn(5, 4)
+    wrapper, x = WRAPPERS[name](TwoArguments().eval()), torch.randn(5, 4)
     expected = wrapper(x)
     assert_close(wrapper.cuda()(x.cuda()).cpu(), expected, rtol=1e-4, atol=1e-3)
 

@@ -59,9 +59,9 @@ class Clean(Saliency):
 
     def work(self, inputs, target, args):
         single = isinstance(inputs, Tensor)
-        given = (inputs,) if single else inputs
-        self.before(given)
-        points = tuple(x.detach().clone().requires_grad_() for x in given)
+        arguments = (inputs,) if single else inputs
+        self.before(arguments)
+        points = tuple(x.detach().clone().requires_grad_() for x in arguments)
         gradients = self.gradient_func(self.forward_func, points, target, args)
         result = tuple(self.after(g.contiguous(), x.detach()) for g, x in zip(gradients, points, strict=True))
         return result[0] if single else result
@@ -357,8 +357,8 @@ def test_a_method_for_images_is_checked_on_images():
     # Found with this suite: Occlusion gives float32 whatever the input; without a target it gives one attribution for
     # each output, as documented.
     windows = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
-    found = failing(Occlusion, models=("cnn",), attribute_kwargs=windows)
-    assert found == {"dtype", "reduced_precision", "target_refused"}
+    result = failing(Occlusion, models=("cnn",), attribute_kwargs=windows)
+    assert result == {"dtype", "reduced_precision", "target_refused"}
 
 
 def test_checks_and_skip_select_by_name():
@@ -607,18 +607,18 @@ def test_networks_leave_the_random_state_alone_and_print_briefly():
 
 
 def test_the_same_draw_gives_the_same_network():
-    found = []
+    result = []
 
     @settings(max_examples=5, database=None, derandomize=True)
     @given(networks(dtype=torch.float32))
     def test(problem):
-        found.append((repr(problem), problem.inputs, problem.model.state_dict()))
+        result.append((repr(problem), problem.inputs, problem.model.state_dict()))
 
     test()
-    half = len(found)
+    half = len(result)
     torch.rand(1)
     test()
-    for (text, inputs, state), (again, inputs_again, state_again) in zip(found[:half], found[half:], strict=True):
+    for (text, inputs, state), (again, inputs_again, state_again) in zip(result[:half], result[half:], strict=True):
         assert text == again
         assert torch.equal(inputs, inputs_again)
         assert all(torch.equal(state[name], state_again[name]) for name in state)
