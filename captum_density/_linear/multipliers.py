@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,16 +83,31 @@ def _followed(batch: ModelOnBatch, baselines: Sequence[Tensor], start: Tensor) -
 
 def _run(mode: TwoPointsMode, batch: ModelOnBatch, baselines: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
     """m, f(x), and f(x') as the counterpart of f(x)."""
-    with mode.watching(), mode:
+    with mode.watching(), mode, _derivatives():
         leaves, copies = mode.track(batch.inputs, baselines)
         output = batch.selected(copies)
         other = mode.counterpart(output)
     other = output.detach() if other is None else other
     values = [torch.zeros_like(x) for x in leaves]
     if output.requires_grad:
-        gradients = torch.autograd.grad(output, leaves, torch.ones_like(output), allow_unused=True)
+        with _derivatives():
+            gradients = torch.autograd.grad(output, leaves, torch.ones_like(output), allow_unused=True)
         values = [m if g is None else g for m, g in zip(values, gradients, strict=True)]
     return values, output.detach(), other
+
+
+@contextlib.contextmanager
+def _derivatives() -> Iterator[None]:
+    """Within, PyTorch's lack of a derivative comes with what to do."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if "derivative" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"an operation has no derivative, which a discrete gradient needs ({str(error).rstrip('.')}); write it "
+            "with others, or take captum.attr.FeatureAblation, which needs none"
+        ) from error
 
 
 def _as_one_step(

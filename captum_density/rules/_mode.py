@@ -306,7 +306,10 @@ class RuleMode(TorchFunctionMode):
             factors = [u for u in call.activations if u is not added]
             if len(factors) > 1 or call.name == "prod":
                 return self._product(call, factors, added)
-        return self._mark_all(call.run(), self._after(call))
+        result = call.run()
+        if call.name not in ROWS:
+            self._unseen(lambda: _refuse_without_derivative(call, result))
+        return self._mark_all(result, self._after(call))
 
     def _after(self, call: _Call) -> _Mark:
         """The mark of what an operation of no particular kind returns: a gate that is moved or scaled remains one."""
@@ -362,7 +365,7 @@ class RuleMode(TorchFunctionMode):
         at_zero = float(probe[0])
         of_origin = _Call(call.name, call.func, call.args, call.kwargs, [origin], call.rules)
         return self._told(
-            of_origin, result, own, lambda: torch.full((1,) * result.ndim, at_zero).to(result) if at_zero else None
+            of_origin, result, own, lambda: result.new_full((1,) * result.ndim, at_zero) if at_zero else None
         )
 
     def _probe(self, call: _Call, at_points: Callable[[Tensor], Tensor | None]) -> Tensor | None:
@@ -585,7 +588,25 @@ _QUERIES = frozenset(
 )
 
 
-# -- what hides operations from the rules
+# -- what hides operations from the rules, or has no derivative
+
+
+def _refuse_without_derivative(call: _Call, result: Any) -> None:
+    """An operation that is in no table: whether PyTorch can send a gradient back through it."""
+    outputs = [y for y in tensors_in(result) if y.grad_fn is not None]
+    nodes = [y.grad_fn.name() for y in outputs if y.grad_fn is not None]
+    reason = next((name for name in nodes if name.endswith("NotImplemented")), None)
+    try:
+        if outputs and reason is None:
+            zeros = [torch.zeros_like(y) for y in outputs]
+            torch.autograd.grad(outputs, call.activations, zeros, retain_graph=True, allow_unused=True)
+    except NotImplementedError as error:
+        reason = str(error)
+    if reason is not None:
+        raise NotImplementedError(
+            f"{call.name} has no derivative ({reason.rstrip('.')}); give it a rule, as in BalancedGradients(model, "
+            f"{{{call.name!r}: rule}}), or explain the model as it was before it was quantised"
+        )
 
 
 def _refuse_checkpoint() -> None:

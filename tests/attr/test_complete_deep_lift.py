@@ -1,6 +1,7 @@
 """CompleteDeepLift: the sum is met on any model, and nothing else about it surprises a user of Captum's DeepLift."""
 
 import copy
+import dataclasses
 import functools
 import math
 import warnings
@@ -11,11 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import DeepLift, DeepLiftShap
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_density.attr import CompleteDeepLift, CompleteDeepLiftShap
-from captum_density.testing import check_attribution
+from captum_density.testing import check_attribution, networks
 from tests._linear.architectures import build
 from tests.rules.networks import IMAGES, TOKENS
 
@@ -72,6 +75,18 @@ def test_complete_on_architectures(name):
     attributor = CompleteDeepLift(case.model)
     attributions, delta = attributor.attribute(case.inputs, baseline, case.target, return_convergence_delta=True)
     assert (delta.abs() <= 1e-10 * attributions.flatten(1).abs().sum(1)).all()
+
+
+@settings(max_examples=20)
+@given(networks(), st.sampled_from([0.0, 0.5, "other"]))
+def test_complete_on_random_networks(problem, baseline):
+    x = problem.inputs
+    start = x.flip(-1) * 0.5 if baseline == "other" else torch.full_like(x, baseline)
+    attributions = CompleteDeepLift(problem.model).attribute(x, start, problem.target)
+    ends = [dataclasses.replace(problem, inputs=at).output().detach() for at in (x, start)]
+    gap = (attributions.flatten(1).sum(1) - (ends[0] - ends[1])).abs()
+    rounding = 1e-14 * (1 + ends[0].abs() + ends[1].abs())
+    assert (gap <= 1e-10 * attributions.flatten(1).abs().sum(1) + rounding).all()
 
 
 # What Captum's and SHAP's users reported: sums that are missed by DeepLift on ordinary models.
@@ -534,6 +549,12 @@ def test_refusals():
         model = functools.partial(checkpoint, nn.Linear(4, 3).double(), use_reentrant=reentrant)
         with pytest.raises(NotImplementedError, match="switch it off"):
             CompleteDeepLift(lambda x, model=model: model(x)).attribute(x, 0, 1)
+    with pytest.raises(NotImplementedError, match="FeatureAblation"):
+        CompleteDeepLift(lambda x: torch.igamma(x.exp(), x.exp() + 1)).attribute(x, 0, 1)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        scripted = torch.jit.script(nn.Linear(4, 3))
+    with pytest.raises(TypeError, match="it was made from"):
+        CompleteDeepLift(scripted).attribute(x, 0, 1)
     with pytest.raises(ValueError, match="broadcast"):
         CompleteDeepLift(nn.Linear(4, 3).double()).attribute(x, double(2, 3), 1)
     with pytest.raises(TypeError, match="function"):

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from captum.attr import (
     NoiseTunnel,
     Saliency,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from captum_density.attr import FullGrad
 from captum_density.rules import BalancedGradients
 from captum_density.softmax_shift import CenteredLogits, LinearShift, SoftmaxShift
-from captum_density.testing import CAPTUM_DEPARTURES, assert_complete, check_attribution
+from captum_density.testing import CAPTUM_DEPARTURES, assert_complete, check_attribution, networks
 from tests.rules.networks import IMAGES, TOKENS, Attention, Block, Gated, RMSNorm, without_additive_parameters
 
 REFERENCE = Path(__file__).parents[1] / "data" / "attnlrp_reference.npz"
@@ -98,6 +99,18 @@ def test_full_grad_sums_to_the_output_under_every_rule(name, rules):
     assert_complete(terms)
     assert not any("Function" in term or "Backward" in term for term in terms.biases)  # nothing had to be guessed
     torch.testing.assert_close(terms.output, model(x)[:, 1])
+
+
+RULES = ("libragrad", "attnlrp", "cp-lrp", {"softmax": "share", "tanh": "jacobian", nn.LayerNorm: "jacobian"})
+
+
+@settings(max_examples=40)
+@given(networks(), st.sampled_from(RULES))
+def test_on_random_networks_values_stay_and_full_grad_is_complete(problem, rules):
+    balanced = BalancedGradients(problem.model, rules)
+    x = problem.inputs.requires_grad_()
+    assert torch.equal(balanced(x), problem.model(x))
+    assert_complete(FullGrad(balanced).decompose(problem.inputs, problem.target))
 
 
 def test_a_remainder_is_what_the_rule_leaves():
@@ -395,6 +408,11 @@ def test_conforms():
     check_attribution(lambda model: InputXGradient(BalancedGradients(model)), skip=departures)
 
 
+@pytest.mark.slow
+def test_full_grad_of_it_conforms():
+    assert check_attribution(lambda model: FullGrad(BalancedGradients(model), complete=True))
+
+
 def test_with_shifts_and_centered():
     model, x = Small().double(), torch.randn(2, 1, 6, 6, dtype=torch.float64)
     shift = LinearShift(torch.randn(1, 6, 6, dtype=torch.float64))
@@ -503,6 +521,26 @@ def test_what_hides_operations_is_refused():
     (g,) = torch.autograd.grad(BalancedGradients(F.gelu)(x).sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="jacobian"):
         g.sum().backward()
+
+
+def test_an_operation_without_derivative_is_refused_and_can_be_given_a_rule():
+    def model(x):
+        return torch.igamma(x, x + 1) * x
+
+    def half(call):
+        u = call.args[0]
+        return call().detach() + 0.5 * (u - u.detach())
+
+    x = torch.rand(3) + 0.5
+    with pytest.raises(NotImplementedError, match=r"igamma.*give it a rule"):
+        gradient(BalancedGradients(model), x)
+    torch.testing.assert_close(gradient(BalancedGradients(model, {"igamma": half, "default": "jacobian"}), x),
+                               model(x) / x + 0.5 * x)  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all of quantisation is deprecated
+        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 2)), {nn.Linear})
+        with pytest.raises(NotImplementedError, match="before it was quantised"):
+            gradient(BalancedGradients(quantised), torch.rand(2, 3))
 
 
 def test_a_custom_function_has_its_own_derivative_and_is_named():
