@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_density._model.generators import pinned
 from captum_density.datasets import BlockImages, digits
 from captum_density.metrics import RetrainingResult, diff_roar
 from captum_density.retraining import FitConfig, adversarial_fit
@@ -278,7 +277,7 @@ def compared(title: str, experiment: Experiment, runs: int, device: str) -> tupl
 def plain_diff_roar(experiment: Experiment, data: Data, threads: int) -> Tensor:
     """Mean predictive power of top side and bottom side, as published code finds it."""
     accuracies: dict[str, list[float]] = {"top": [], "bottom": []}
-    with pinned(threads):
+    with settings(threads):
         for side in ("top", "bottom"):
             for fraction in experiment.fractions:
                 masked = [
@@ -333,7 +332,7 @@ def _faster_threads(experiment: Experiment, data: Data) -> int:
     for _ in range(5):
         for threads in seconds:
             start = time.perf_counter()
-            with pinned(threads):
+            with settings(threads):
                 train_and_test(short, data.train, data.test)
             seconds[threads] = max(seconds[threads], time.perf_counter() - start)
     return min(seconds, key=lambda threads: seconds[threads])

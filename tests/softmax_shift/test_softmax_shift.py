@@ -70,7 +70,7 @@ SHIFTS = {
 
 
 class TestPredictions:
-    @settings(max_examples=150)
+    @settings(max_examples=60)
     @given(networks(), st.sampled_from(sorted(SHIFTS)), SIZES, SIZES)
     def test_are_the_models_own(self, problem, kind, logit_size, shift_size):
         torch.manual_seed(problem.seed)
@@ -84,7 +84,7 @@ class TestPredictions:
         assert torch.equal(fooled.topk(3).indices, honest.topk(3).indices)
         assert_close(fooled - honest, shift(x).detach().reshape(-1, 1).expand(-1, 3), rtol=0, atol=1e-12)
 
-    @settings(max_examples=100)
+    @settings(max_examples=50)
     @given(
         st.sampled_from([((), 1), ((), -1), ((3, 2), 1), ((4,), 2), ((4,), -1), ((3, 2), 2)]),
         st.sampled_from(["example", "example, kept", "position", "position, kept", "predicted class"]),
@@ -117,7 +117,7 @@ class TestPredictions:
     @pytest.mark.parametrize("device", DEVICES)
     @pytest.mark.parametrize("dtype", UNIT)
     def test_stay_within_rounding_in_low_precision(self, dtype, device):
-        @settings(max_examples=100)
+        @settings(max_examples=50)
         @given(st.integers(2, 20), st.integers(-6, 6), st.integers(-6, 8), SEEDS)
         def test(classes, logit_exponent, shift_exponent, seed):
             torch.manual_seed(seed)
@@ -161,7 +161,7 @@ def within_rounding(honest, fooled, g):
 
 
 class TestGradients:
-    @settings(max_examples=100)
+    @settings(max_examples=50)
     @given(networks(), st.sampled_from(sorted(SHIFTS)), SIZES)
     def test_are_the_models_plus_the_shifts(self, problem, kind, size):
         torch.manual_seed(problem.seed)

@@ -22,13 +22,13 @@ class Items(Dataset):
     """A data set of items, of which those that are errors are raised."""
 
     def __init__(self, items):
-        self.items, self.asked = items, []
+        self.items, self.reads = items, []
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, i):
-        self.asked.append(i)
+        self.reads.append(i)
         if isinstance(self.items[i], Exception):
             raise self.items[i]
         return self.items[i]
@@ -36,11 +36,11 @@ class Items(Dataset):
 
 class Stream(IterableDataset):
     def __init__(self, batches):
-        self.batches, self.given = batches, 0
+        self.batches, self.n_batches = batches, 0
 
     def __iter__(self):
         for batch in self.batches:
-            self.given += 1
+            self.n_batches += 1
             yield batch
 
 
@@ -111,12 +111,12 @@ def test_without_labels(data):
 
 def test_no_more_is_read_than_is_needed():
     stream = Stream(BATCHES)
-    assert len(draw_sample(stream, 9, 0).inputs) == 9 and stream.given == 2
+    assert len(draw_sample(stream, 9, 0).inputs) == 9 and stream.n_batches == 2
     stream = Stream(BATCHES)
-    assert len(draw_sample(stream, 8, 0).inputs) == 8 and stream.given == 1
+    assert len(draw_sample(stream, 8, 0).inputs) == 8 and stream.n_batches == 1
     items = Items(PAIRS)
     draw_sample(items, 4, 0)
-    assert len(items.asked) == len(set(items.asked)) == 4
+    assert len(items.reads) == len(set(items.reads)) == 4
 
 
 def test_examples_that_cannot_be_read_are_skipped_and_named():
