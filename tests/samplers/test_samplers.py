@@ -452,6 +452,25 @@ def test_numbers_out_of_range(kind, change, words):
         kind(**{"forward_func": standard, "step_size": 0.1, **change})
 
 
+@pytest.mark.parametrize("options", [{"metropolis": False}, {"metropolis": True}, None])
+def test_bounds_may_differ_by_element(options):
+    def sample(bounds):
+        if options is None:
+            return ActivationMaximization(lambda x: 9 * standard(x - 1), 0.5, 5, bounds=bounds).sample(x)
+        return LangevinSampler(standard, 2.0, 5, bounds=bounds, generator=seeded(), **options).sample(x)
+
+    x = torch.zeros(40, 2, 3, 3)
+    assert_close(sample((torch.full((2, 1, 1), -1.0), 1)), sample((-1.0, 1.0)))
+    low, high = torch.tensor([-0.5, -2.0]).view(2, 1, 1), torch.tensor([0.25, 3.0]).view(2, 1, 1)
+    samples = sample((low, high)).samples
+    assert ((samples >= low) & (samples <= high)).all()
+    assert options == {"metropolis": True} or ((samples[:, 0] == 0.25).any() and (samples[:, 1] > 0.5).any())
+    with pytest.raises(ValueError, match="a tensor that broadcasts to the inputs"):
+        sample((torch.zeros(7), 1.0))
+    with pytest.raises(ValueError, match="low < high"):
+        sample((low, torch.tensor([0.0, -3.0]).view(2, 1, 1)))
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_temperatures_out_of_range(temperature):
     with pytest.raises(ValueError, match="temperature must be positive and finite"):
