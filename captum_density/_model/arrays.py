@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["as_tensors", "takes_arrays"]
 
@@ -17,19 +17,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes_arrays(function: F) -> F:
-    """A function that may be given NumPy arrays wherever it takes tensors; its type says tensors."""
+    """A function that may be given NumPy arrays wherever it takes tensors; its type says tensors.
+
+    They go where the model is: the first module with parameters among the arguments, or which one of them explains.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*map(as_tensors, args), **{name: as_tensors(value) for name, value in kwargs.items()})
+        given = [*args, *kwargs.values()]
+        values = [as_tensors(value) for value in given]
+        if not all(map(operator.is_, values, given)):
+            device = _device_of_model(given)
+            values = [as_tensors(value, device) for value in given]
+        return function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
 
     return cast(F, wrapper)
 
 
-def as_tensors(value: Any) -> Any:
-    """The same value with a tensor on the CPU for each NumPy array, also within tuples, lists and mappings.
+def as_tensors(value: Any, device: torch.device | None = None) -> Any:
+    """The same value with a tensor for each NumPy array, also within tuples, lists and mappings.
 
     NumPy's numbers become Python's, as Captum wants them for targets.
+
+    Args:
+        value: Anything.
+        device: Where the tensors are put; None for the CPU.
 
     Raises:
         TypeError: An array of something else than numbers.
@@ -37,14 +49,14 @@ def as_tensors(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return _as_tensor(value)
+        return _as_tensor(value).to(device)
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (tuple, list):
-        items = [as_tensors(item) for item in value]
+        items = [as_tensors(item, device) for item in value]
         return value if all(map(operator.is_, items, value)) else type(value)(items)
     if isinstance(value, Mapping):
-        converted = {key: as_tensors(item) for key, item in value.items()}
+        converted = {key: as_tensors(item, device) for key, item in value.items()}
         return value if all(map(operator.is_, converted.values(), value.values())) else converted
     return value
 
@@ -58,3 +70,13 @@ def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def _device_of_model(values: Iterable[Any]) -> torch.device | None:
+    for value in values:
+        model = getattr(value, "forward_func", value)
+        is_made = isinstance(model, nn.Module) and hasattr(model, "_parameters")  # and not on its way to be
+        parameter = next(model.parameters(), None) if is_made else None
+        if parameter is not None:
+            return parameter.device
+    return None

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from captum.attr import Saliency
+from torch import nn
 from torch.testing import assert_close
 
 from captum_density._model.arrays import as_tensors, takes_arrays
@@ -59,6 +61,17 @@ def test_numbers_are_pythons():
 def test_what_is_no_number_is_refused(array):
     with pytest.raises(TypeError, match=r"array\.astype"):
         as_tensors(array)
+
+
+def test_arrays_go_where_the_model_is():
+    @takes_arrays
+    def devices(*args, **kwargs):
+        return [value.device.type for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+
+    model, tensor = nn.Linear(3, 2, device="meta"), torch.ones(1)
+    assert devices(nn.ReLU(), model, X, tensor, y=X) == ["meta", "cpu", "meta"]
+    assert devices(Saliency(model), X) == devices(X, model=model) == ["meta"]
+    assert devices(nn.ReLU(), X) == ["cpu"]
 
 
 def test_arguments_by_position_and_by_name():
