@@ -6,6 +6,7 @@ map's coefficients count as constants: what asks for their derivative is refused
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,17 +57,24 @@ class Secant(torch.autograd.Function):
     r"""y = sigma(u), elementwise, with the slope of the secant through (0, sigma(0)) for its derivative.
 
     .. math:: A = (\sigma(u) - \sigma(0)) / u
+
+    `forward` takes u, the value y, sigma at the points of `probe_points`, and sigma itself, to compute y with a second
+    time in place of keeping the slope, which would take memory that a plain gradient does not; None to keep it.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, y: Tensor, probe: Tensor) -> Tensor:
-        ctx.save_for_backward(u, _slope(u, y, probe))
+    def forward(ctx: Any, u: Tensor, y: Tensor, probe: Tensor, function: Callable[[Tensor], Tensor] | None) -> Tensor:
+        ctx.probe, ctx.function = probe, function
+        ctx.save_for_backward(u, None if function else _slope(u, y, probe))
         return y.clone() if y is u else y.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         u, slope = ctx.saved_tensors
-        return (gradient * _fixed(slope, u)).to(u.dtype), None, None
+        if slope is None:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                slope = _slope(u, ctx.function(u), ctx.probe)
+        return (gradient * _fixed(slope, u)).to(u.dtype), None, None, None
 
 
 def _slope(u: Tensor, y: Tensor, probe: Tensor) -> Tensor:
@@ -87,27 +95,29 @@ def _slope(u: Tensor, y: Tensor, probe: Tensor) -> Tensor:
 
 
 class Normalised(torch.autograd.Function):
-    """A normalisation whose divisor is a constant: y = (u - mean u) * factor + bias, or without the mean.
+    """A normalisation whose divisor is a constant: y = (u - mean u) * factor * weight + bias, or without the mean.
 
-    `forward` takes u, the value y, the factor, the shape in which u is grouped for it, and the dimensions of that shape
-    over which the mean is taken, none for a normalisation without mean.
+    `forward` takes u, the value y, the factor and the weight (None for 1), the shape in which u is grouped for these,
+    and the dimensions of that shape over which the mean is taken, none for a normalisation without mean.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, y: Tensor, factor: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]
-    ) -> Tensor:
-        ctx.save_for_backward(u, factor)
+        ctx: Any, u: Tensor, y: Tensor, factor: Tensor, weight: Tensor | None, shape: tuple[int, ...],
+        dims: tuple[int, ...],
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(u, factor, weight)  # not their product, which is as large as u
         ctx.shape, ctx.dims = shape, dims
         return y.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        u, factor = ctx.saved_tensors
-        back = gradient.reshape(ctx.shape) * _fixed(factor, u)
+        u, factor, weight = ctx.saved_tensors
+        back = gradient.reshape(ctx.shape)
+        back = (back if weight is None else back * weight.detach()) * _fixed(factor, u)
         if ctx.dims:
             back = back - back.mean(ctx.dims, keepdim=True)
-        return back.reshape(u.shape).to(u.dtype), None, None, None, None
+        return back.reshape(u.shape).to(u.dtype), None, None, None, None, None
 
 
 def _fixed(coefficient: Tensor, u: Tensor) -> Tensor:

@@ -360,13 +360,27 @@ class RuleMode(TorchFunctionMode):
         origin = root
         if uses == 1 and start == 0:  # secants of parts that are 0 at 0 compose
             origin, probe = u, probe if mark.root is None else self._probe(call, lambda t: self._points)
-        result = self._unseen(lambda: Secant.apply(origin, call.value(), probe))
+        function = self._function(call, u) if uses == 1 and origin is u else None
+        result = self._unseen(lambda: Secant.apply(origin, call.value(), probe, function))
         assert probe is not None
         at_zero = float(probe[0])
         of_origin = _Call(call.name, call.func, call.args, call.kwargs, [origin], call.rules)
         return self._told(
             of_origin, result, own, lambda: result.new_full((1,) * result.ndim, at_zero) if at_zero else None
         )
+
+    def _function(self, call: _Call, u: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The call as a function of u, which it does not keep; None where it would not give the same value again."""
+        if call.name == "rrelu" or torch.is_autocast_enabled(u.device.type):
+            return None
+        place, func = self._points, call.func
+        args, kwargs = (map_tensors(lambda t: place if t is u else t, part) for part in (call.args, call.kwargs))
+
+        def function(t: Tensor) -> Tensor:
+            positional, named = (map_tensors(lambda a: t if a is place else a, part) for part in (args, kwargs))
+            return func(*positional, **named)
+
+        return function
 
     def _probe(self, call: _Call, at_points: Callable[[Tensor], Tensor | None]) -> Tensor | None:
         """The chain's function at the probe's points, in float64 on the host."""

@@ -28,8 +28,7 @@ def _layer_norm(
             u = input.float()
             weight, bias = (None if t is None else t.float() for t in (weight, bias))
         y, _, rstd = torch.native_layer_norm(u, list(normalized_shape), weight, bias, eps)
-        factor = rstd if weight is None else rstd * weight
-    return Normalised.apply(input, y, factor, tuple(input.shape), tuple(range(-len(normalized_shape), 0)))
+    return Normalised.apply(input, y, rstd, weight, tuple(input.shape), tuple(range(-len(normalized_shape), 0)))
 
 
 def _rms_norm(
@@ -41,8 +40,7 @@ def _rms_norm(
         y = function(input, normalized_shape, weight, eps)
         added = torch.finfo(input.dtype).eps if eps is None else eps
         factor = (input.square().mean(dims, keepdim=True) + added).rsqrt()
-        factor = factor if weight is None else factor * weight
-    return Normalised.apply(input, y, factor, tuple(input.shape), ())
+    return Normalised.apply(input, y, factor, weight, tuple(input.shape), ())
 
 
 def _group_norm(
@@ -71,8 +69,8 @@ def _grouped(input: Tensor, y: Tensor, groups: int, weight: Tensor | None, eps: 
     grouped = input.detach().reshape(len(input), groups, input.shape[1] // groups, -1)
     with torch.no_grad():
         factor = (grouped.var((2, 3), correction=0, keepdim=True) + eps).rsqrt()
-        factor = factor if weight is None else factor * weight.view(1, groups, -1, 1)
-    return Normalised.apply(input, y, factor, tuple(grouped.shape), (2, 3))
+    weight = None if weight is None else weight.view(1, groups, -1, 1)
+    return Normalised.apply(input, y, factor, weight, tuple(grouped.shape), (2, 3))
 
 
 NORMALISATIONS: dict[str, Callable[..., Tensor]] = {

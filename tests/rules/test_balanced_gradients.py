@@ -471,6 +471,25 @@ def test_captums_llm_attribution_takes_it():
     assert result.token_attr.abs().sum() > 0
 
 
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.LayerNorm(64), nn.RMSNorm(64), nn.GroupNorm(1, 50)], ids=str)
+def test_the_backward_pass_keeps_no_more_than_that_of_the_model(layer):
+    model, x = nn.Sequential(nn.Linear(32, 64), layer, nn.Linear(64, 32)), torch.randn(2, 50, 32, requires_grad=True)
+
+    def kept(function):
+        sizes = {}
+
+        def pack(t):
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = function(x)  # which lives, so that no memory is counted twice
+        assert y.requires_grad
+        return sum(sizes.values())
+
+    assert kept(BalancedGradients(model)) <= 1.05 * kept(model)
+
+
 def test_nothing_is_left_behind():
     class Raises(nn.Module):
         def forward(self, x):
