@@ -49,7 +49,7 @@ def as_tensors(value: Any, device: torch.device | None = None) -> Any:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return _as_tensor(value).to(device)
+        return _as_tensor(value).to(device=device)
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (tuple, list):
