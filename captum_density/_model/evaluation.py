@@ -52,8 +52,8 @@ def without_compilation(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def _can_compile() -> bool:
-    # torch._dynamo is torch.compile's, and slow to import. Whether the compiler is at work comes first, as it would else
-    # trace a look at the thousands of names in sys.modules, which takes half the time of compiling a step.
+    # torch._dynamo is torch.compile's, and slow to import. Whether the compiler is at work comes first, as it would
+    # else trace a look at the thousands of names in sys.modules, which takes half the time of compiling a step.
     return torch.compiler.is_compiling() or "torch._dynamo" in sys.modules
 
 
