@@ -12,6 +12,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from captum_density._linear.layouts import (
+    CONVOLUTION,
+    EINSUM,
+    LAST_MIXED,
+    MODULE_ATTENTION,
+    PRODUCT,
+    RECURRENT,
+    TRANSPOSED,
+    Layout,
+    assigned,
+    attention,
+    concatenated,
+    contracted,
+    copied,
+    expanded,
+    indexed,
+    kept,
+    mixed,
+    moved,
+    nowhere,
+    padded,
+    paired,
+    patches,
+    permuted,
+    pooled,
+    reduced,
+    repeated,
+    reshaped,
+    rolled,
+    shared,
+    unknown,
+)
 from captum_density._linear.remainders import (
     Remainder,
     affine,
@@ -30,31 +62,7 @@ from captum_density._linear.remainders import (
 )
 from captum_density._model.calls import Call
 
-__all__ = ["ROWS", "UNKNOWN", "Balance", "Difference", "Layout", "Row", "row"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the elements of an operation's output lie on the grid of its input.
-
-    Attributes:
-        kind: "kept": where they lay, as far as the shapes agree. "channels first", "channels last": the same, and it
-            shows which dimension of the input holds channels. "mixed last": the last dimension is mixed, the others
-            are kept. "permuted", "reshaped", "selected": elements are moved about, in the first two without one
-            appearing or vanishing, in the first dimension by dimension. "spatial": a regular map (N, C, *grid) of its
-            own resolution.
-        rank: For "spatial", the number of dimensions of the grid; 0 for that of the input.
-    """
-
-    kind: Literal[
-        "kept", "channels first", "channels last", "mixed last", "permuted", "reshaped", "selected", "spatial"
-    ]
-    rank: int = 0
-
-    @property
-    def moves(self) -> bool:
-        """Whether the operation only moves elements about."""
-        return self.kind in ("permuted", "reshaped", "selected")
+__all__ = ["ROWS", "UNKNOWN", "Balance", "Difference", "Row", "row"]
 
 
 # What an operation is where a balanced map stands for its Jacobian: a nonlinear function of each element, or a linear
@@ -94,9 +102,19 @@ class Row:
     difference: Difference = "any"
 
 
-_KEPT, _FIRST, _LAST, _MIXED = Layout("kept"), Layout("channels first"), Layout("channels last"), Layout("mixed last")
-_PERMUTED, _RESHAPED, _SELECTED = Layout("permuted"), Layout("reshaped"), Layout("selected")
-_MAP, _MAP1, _MAP2, _MAP3 = (Layout("spatial", rank) for rank in range(4))
+_KEEP, _OPAQUE, _LOST = Layout(kept), Layout(unknown, reads=True), Layout(nowhere)
+_TURN, _VIEW, _INDEX = Layout(permuted), Layout(reshaped), Layout(indexed, reads=True)
+_ALONG1, _ALONG2 = Layout(moved(1), reads=True), Layout(moved(2), reads=True)
+_SHIFT, _WHOLE = Layout(moved(rolled)), Layout(moved(lambda call: None), reads=True)
+_WIDEN, _TILE, _PAD = Layout(expanded), Layout(repeated), Layout(padded)
+_WRITE, _COPY, _PATCH = Layout(assigned, reads=True), Layout(copied), Layout(patches)
+_JOIN, _STACK, _ACROSS = Layout(concatenated()), Layout(concatenated(new=True)), Layout(concatenated(1))
+_OVER1, _OVER2, _OVER_ALL = Layout(reduced(1)), Layout(reduced(2)), Layout(reduced(None))
+_FFT1, _FFT2 = Layout(contracted(-1)), Layout(contracted(-2, -1))
+_DENSE, _DOT, _SUMMED, _STEP = LAST_MIXED, PRODUCT, EINSUM, RECURRENT
+_QUERY, _HEADS = Layout(attention), MODULE_ATTENTION
+_CONV, _TCONV, _POOL, _SHARE, _PAIRS = CONVOLUTION, TRANSPOSED, Layout(pooled), Layout(shared), Layout(paired)
+_MIX1, _MIX2 = Layout(mixed(1)), Layout(mixed(2))
 
 _OWN: Balance = "own"
 _SECANT: Balance = "nonlinear"
@@ -123,125 +141,155 @@ _CLOSED: Difference = "closed"
 _PIECES: Difference = "pieces"
 _ANY: Difference = "any"
 
-UNKNOWN = Row(_KEPT, any_call)
+UNKNOWN = Row(_OPAQUE, any_call)
 
 # fmt: off
 _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, str], ...] = (
-    # layout     remainder          balance    difference operations
+    # layout   remainder          balance    difference operations
     # elementwise
-    (_KEPT,      linear,            _SECANT,   _CHORD,   "relu leaky_relu abs absolute"),
-    (_KEPT,      linear,            _OWN,      _CHORD,   "prelu rrelu"),
-    (_KEPT,      linear,            _SCALE,    _LINEAR,  "neg negative positive"),
-    (_KEPT,      linear,            _SAME,     _LINEAR,  "dropout dropout1d dropout2d dropout3d feature_dropout"),
-    (_KEPT,      linear,            _SAME,     _LINEAR,  "alias clone contiguous identity to type type_as cpu cuda"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "requires_grad"),
-    (_KEPT,      linear,            _SAME,     _LINEAR,  "float double half bfloat16"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "real imag complex view_as_real view_as_complex"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "sigmoid hardsigmoid logsigmoid log_sigmoid tanh"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "softsign tanhshrink"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "silu mish hardswish gelu elu selu celu softplus"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "relu6 hardtanh"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "threshold hardshrink softshrink clamp clip"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "clamp_min clamp_max"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "erf erfc erfinv exp exp2 expm1 log log1p log2 log10 logit"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "special_expit special_erf special_erfc"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "special_exp2 special_expm1"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "special_log1p special_ndtr sinc special_sinc"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "sin cos tan asin acos atan sinh cosh asinh acosh atanh"),
-    (_KEPT,      symmetric,         _SECANT,   _CHORD,   "arcsin arccos arctan arcsinh arccosh arctanh"),
-    (_KEPT,      homogeneous(2),    _SECANT,   _CHORD,   "square"),
-    (_KEPT,      homogeneous(0.5),  _SECANT,   _CHORD,   "sqrt"),
-    (_KEPT,      homogeneous(-0.5), _SECANT,   _CHORD,   "rsqrt"),
-    (_KEPT,      homogeneous(-1),   _SECANT,   _CHORD,   "reciprocal"),
-    (_KEPT,      power,             _SECANT,   _CHORD,   "pow float_power"),
-    (_KEPT,      any_call,          _SECANT,   _CHORD,   "rpow rdiv"),
-    (_KEPT,      multilinear,       _PRODUCT,  _MIDDLE,  "mul"),
-    (_KEPT,      quotient,          _DIVIDE,   _PIECES,  "div"),
-    (_KEPT,      any_call,          _PARTS,    _PIECES,  "glu softmin addcmul addcdiv lerp"),
-    (_KEPT,      affine,            _SCALE,    _LINEAR,  "add sub rsub"),
-    (_KEPT,      affine,            _MOVE,     _CHOICE,  "where masked_fill"),
-    (_KEPT,      affine,            _OWN,      _LINEAR,  "masked_scatter zero fill new_tensor copy setitem"),
-    (_KEPT,      affine,            _MOVE,     _LINEAR,  "scatter"),
-    (_KEPT,      affine,            _OWN,      _LINEAR,  "index_put index_copy index_add index_fill scatter_add"),
-    (_KEPT,      affine,            _OWN,      _LINEAR,  "slice_scatter select_scatter"),
-    (_KEPT,      any_call,          _MOVE,     _CHORD,   "nan_to_num"),
+    (_KEEP,     linear,            _SECANT,   _CHORD,   "relu leaky_relu abs absolute"),
+    (_KEEP,     linear,            _OWN,      _CHORD,   "prelu rrelu"),
+    (_KEEP,     linear,            _SCALE,    _LINEAR,  "neg negative positive"),
+    (_KEEP,     linear,            _SAME,     _LINEAR,  "dropout dropout1d dropout2d dropout3d feature_dropout"),
+    (_KEEP,     linear,            _SAME,     _LINEAR,  "alias clone contiguous identity to type type_as cpu cuda"),
+    (_KEEP,     linear,            _OWN,      _LINEAR,  "requires_grad"),
+    (_KEEP,     linear,            _SAME,     _LINEAR,  "float double half bfloat16"),
+    (_KEEP,     linear,            _OWN,      _LINEAR,  "real imag complex"),
+    (_PAIRS,    linear,            _OWN,      _LINEAR,  "view_as_real view_as_complex"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "sigmoid hardsigmoid logsigmoid log_sigmoid tanh"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "softsign tanhshrink"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "silu mish hardswish gelu elu selu celu softplus"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "relu6 hardtanh"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "threshold hardshrink softshrink clamp clip"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "clamp_min clamp_max"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "erf erfc erfinv exp exp2 expm1 log log1p log2 log10 logit"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "special_expit special_erf special_erfc"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "special_exp2 special_expm1"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "special_log1p special_ndtr sinc special_sinc"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "sin cos tan asin acos atan sinh cosh asinh acosh atanh"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "arcsin arccos arctan arcsinh arccosh arctanh"),
+    (_KEEP,     homogeneous(2),    _SECANT,   _CHORD,   "square"),
+    (_KEEP,     homogeneous(0.5),  _SECANT,   _CHORD,   "sqrt"),
+    (_KEEP,     homogeneous(-0.5), _SECANT,   _CHORD,   "rsqrt"),
+    (_KEEP,     homogeneous(-1),   _SECANT,   _CHORD,   "reciprocal"),
+    (_KEEP,     power,             _SECANT,   _CHORD,   "pow float_power"),
+    (_KEEP,     any_call,          _SECANT,   _CHORD,   "rpow rdiv"),
+    (_KEEP,     multilinear,       _PRODUCT,  _MIDDLE,  "mul"),
+    (_KEEP,     quotient,          _DIVIDE,   _PIECES,  "div"),
+    (_MIX1,     any_call,          _PARTS,    _PIECES,  "glu"),
+    (_KEEP,     any_call,          _PARTS,    _PIECES,  "softmin addcmul addcdiv lerp"),
+    (_KEEP,     affine,            _SCALE,    _LINEAR,  "add sub rsub"),
+    (_KEEP,     affine,            _MOVE,     _CHOICE,  "where masked_fill"),
+    (_LOST,     affine,            _OWN,      _LINEAR,  "masked_scatter"),
+    (_KEEP,     affine,            _OWN,      _LINEAR,  "zero fill new_tensor"),
+    (_COPY,     affine,            _OWN,      _LINEAR,  "copy"),
+    (_WRITE,    affine,            _OWN,      _LINEAR,  "setitem"),
+    (_LOST,     affine,            _MOVE,     _LINEAR,  "scatter"),
+    (_LOST,     affine,            _OWN,      _LINEAR,  "index_put index_copy index_add index_fill scatter_add"),
+    (_LOST,     affine,            _OWN,      _LINEAR,  "slice_scatter select_scatter"),
+    (_KEEP,     any_call,          _MOVE,     _CHORD,   "nan_to_num"),
     # over dimensions
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "sum nansum mean cumsum trace diff"),
-    (_KEPT,      linear,            _OWN,      _EXTREME, "amax amin"),
-    (_KEPT,      linear,            _MOVE,     _ANY,     "sort topk"),
-    (_KEPT,      extremum,          _OWN,      _EXTREME, "max min maximum minimum"),
-    (_KEPT,      any_call,          _PRODUCT,  _ANY,     "prod"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "fft_rfft2 fft_irfft2"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "fft_fftn fft_ifftn fft_rfftn fft_irfftn"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "fft_fftshift fft_ifftshift"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "stft istft"),
+    (_OVER1,    linear,            _OWN,      _LINEAR,  "sum nansum mean"),
+    (_MIX2,     linear,            _OWN,      _LINEAR,  "diff"),
+    (_KEEP,     linear,            _OWN,      _LINEAR,  "cumsum"),
+    (_LOST,     linear,            _OWN,      _LINEAR,  "trace"),
+    (_OVER1,    linear,            _OWN,      _EXTREME, "amax amin"),
+    (_MIX1,     linear,            _MOVE,     _ANY,     "sort"),
+    (_MIX2,     linear,            _MOVE,     _ANY,     "topk"),
+    (_OVER1,    extremum,          _OWN,      _EXTREME, "max min"),
+    (_KEEP,     extremum,          _OWN,      _EXTREME, "maximum minimum"),
+    (_OVER1,    any_call,          _PRODUCT,  _ANY,     "prod"),
+    (_OVER1,    any_call,          _OWN,      _ANY,     "median std var"),
+    (_OVER2,    any_call,          _OWN,      _ANY,     "norm linalg_norm"),
+    (_FFT1,     linear,            _OWN,      _LINEAR,  "fft_fft fft_ifft fft_rfft fft_irfft"),
+    (_FFT2,     linear,            _OWN,      _LINEAR,  "fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"),
+    (_OVER_ALL, linear,            _OWN,      _LINEAR,  "fft_fftn fft_ifftn fft_rfftn fft_irfftn"),
+    (_WHOLE,    linear,            _OWN,      _LINEAR,  "fft_fftshift fft_ifftshift"),
+    (_LOST,     linear,            _OWN,      _LINEAR,  "stft istft"),
     # elements moved about
-    (_PERMUTED,  linear,            _MOVE,     _LINEAR,  "permute transpose swapaxes movedim roll"),
-    (_RESHAPED,  linear,            _MOVE,     _LINEAR,  "view view_as reshape reshape_as flatten unflatten ravel"),
-    (_RESHAPED,  linear,            _MOVE,     _LINEAR,  "squeeze unsqueeze t T mT H mH adjoint swapdims moveaxis"),
-    (_RESHAPED,  linear,            _MOVE,     _LINEAR,  "flip fliplr flipud"),
-    (_RESHAPED,  linear,            _OWN,      _LINEAR,  "rot90"),
-    (_SELECTED,  linear,            _MOVE,     _LINEAR,  "getitem select narrow index_select gather"),
-    (_SELECTED,  linear,            _MOVE,     _LINEAR,  "take_along_dim diagonal"),
-    (_SELECTED,  linear,            _MOVE,     _LINEAR,  "unfold unbind"),
-    (_SELECTED,  linear,            _MOVE,     _LINEAR,  "chunk split split_with_sizes tensor_split"),
-    (_SELECTED,  linear,            _MOVE,     _LINEAR,  "unsafe_chunk unsafe_split"),
-    (_SELECTED,  linear,            _OWN,      _LINEAR,  "hsplit vsplit dsplit"),
-    (_SELECTED,  linear,            _MOVE,     _LINEAR,  "expand expand_as broadcast_to repeat tile repeat_interleave"),
-    (_SELECTED,  affine,            _MOVE,     _LINEAR,  "cat concat stack"),
-    (_SELECTED,  affine,            _OWN,      _LINEAR,  "concatenate hstack vstack dstack"),
-    (_SELECTED,  padding,           _MOVE,     _LINEAR,  "pad"),
-    (_KEPT,      linear,            _MOVE,     _LINEAR,  "take tril triu as_strided"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "masked_select diag diag_embed fold channel_shuffle"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "atleast_1d atleast_2d atleast_3d"),
-    (_KEPT,      affine,            _OWN,      _LINEAR,  "column_stack block_diag"),
-    (_KEPT,      any_call,          _OWN,      _LINEAR,  "pack_padded_sequence pad_packed_sequence"),
+    (_TURN,     linear,            _MOVE,     _LINEAR,  "permute transpose swapaxes movedim"),
+    (_SHIFT,    linear,            _MOVE,     _LINEAR,  "roll"),
+    (_VIEW,     linear,            _MOVE,     _LINEAR,  "view view_as reshape reshape_as flatten unflatten ravel"),
+    (_VIEW,     linear,            _MOVE,     _LINEAR,  "squeeze"),
+    (_TURN,     linear,            _MOVE,     _LINEAR,  "unsqueeze t T mT H mH adjoint swapdims moveaxis"),
+    (_TURN,     linear,            _MOVE,     _LINEAR,  "flip fliplr flipud"),
+    (_WHOLE,    linear,            _OWN,      _LINEAR,  "rot90"),
+    (_INDEX,    linear,            _MOVE,     _LINEAR,  "getitem"),
+    (_ALONG1,   linear,            _MOVE,     _LINEAR,  "select narrow index_select"),
+    (_WHOLE,    linear,            _MOVE,     _LINEAR,  "gather take_along_dim diagonal"),
+    (_PATCH,    linear,            _MOVE,     _LINEAR,  "unfold"),
+    (_ALONG1,   linear,            _MOVE,     _LINEAR,  "unbind"),
+    (_ALONG2,   linear,            _MOVE,     _LINEAR,  "chunk split split_with_sizes tensor_split"),
+    (_ALONG2,   linear,            _MOVE,     _LINEAR,  "unsafe_chunk unsafe_split"),
+    (_WHOLE,    linear,            _OWN,      _LINEAR,  "hsplit vsplit dsplit"),
+    (_WIDEN,    linear,            _MOVE,     _LINEAR,  "expand expand_as broadcast_to"),
+    (_TILE,     linear,            _MOVE,     _LINEAR,  "repeat tile"),
+    (_ALONG2,   linear,            _MOVE,     _LINEAR,  "repeat_interleave"),
+    (_JOIN,     affine,            _MOVE,     _LINEAR,  "cat concat"),
+    (_STACK,    affine,            _MOVE,     _LINEAR,  "stack"),
+    (_JOIN,     affine,            _OWN,      _LINEAR,  "concatenate"),
+    (_LOST,     affine,            _OWN,      _LINEAR,  "hstack vstack dstack"),
+    (_PAD,      padding,           _MOVE,     _LINEAR,  "pad"),
+    (_LOST,     linear,            _MOVE,     _LINEAR,  "take as_strided"),
+    (_KEEP,     linear,            _MOVE,     _LINEAR,  "tril triu"),
+    (_WHOLE,    linear,            _OWN,      _LINEAR,  "masked_select channel_shuffle"),
+    (_LOST,     linear,            _OWN,      _LINEAR,  "diag diag_embed fold"),
+    (_VIEW,     linear,            _OWN,      _LINEAR,  "atleast_1d atleast_2d atleast_3d"),
+    (_LOST,     affine,            _OWN,      _LINEAR,  "column_stack block_diag"),
+    (_OPAQUE,   any_call,          _OWN,      _LINEAR,  "pack_padded_sequence pad_packed_sequence"),
     # dense layers and attention
-    (_MIXED,     biased(-1),        _PRODUCT,  _MIDDLE,  "linear"),
-    (_MIXED,     multilinear,       _PRODUCT,  _MIDDLE,  "matmul linalg_matmul mm bmm"),
-    (_MIXED,     any_call,          _PLUS,     _MIDDLE,  "addmm baddbmm addbmm addmv addr"),
-    (_MIXED,     any_call,          _PRODUCT,  _MIDDLE,  "bilinear"),
-    (_MIXED,     any_call,          _STEPS,    _PIECES,  "lstm gru rnn_tanh rnn_relu"),
-    (_MIXED,     any_call,          _ATTEND,   _PIECES,  "scaled_dot_product_attention"),
-    (_MIXED,     any_call,          _OPEN,     _PIECES,  "multi_head_attention_forward"),
-    (_KEPT,      multilinear,       _PRODUCT,  _MIDDLE,  "mv dot inner outer ger vdot kron einsum tensordot"),
-    (_KEPT,      multilinear,       _PRODUCT,  _MIDDLE,  "linalg_multi_dot chain_matmul"),
+    (_DENSE,    biased(-1),        _PRODUCT,  _MIDDLE,  "linear"),
+    (_DOT,      multilinear,       _PRODUCT,  _MIDDLE,  "matmul mm bmm"),
+    (_DOT,      multilinear,       _PRODUCT,  _MIDDLE,  "linalg_matmul"),
+    (_DOT,      any_call,          _PLUS,     _MIDDLE,  "addmm baddbmm"),
+    (_LOST,     any_call,          _PLUS,     _MIDDLE,  "addbmm addmv addr"),
+    (_LOST,     any_call,          _PRODUCT,  _MIDDLE,  "bilinear"),
+    (_STEP,     any_call,          _STEPS,    _PIECES,  "lstm gru rnn_tanh rnn_relu"),
+    (_QUERY,    any_call,          _ATTEND,   _PIECES,  "scaled_dot_product_attention"),
+    (_HEADS,    any_call,          _OPEN,     _PIECES,  "multi_head_attention_forward"),
+    (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "mv dot inner outer ger vdot kron tensordot"),
+    (_SUMMED,   multilinear,       _PRODUCT,  _MIDDLE,  "einsum"),
+    (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "linalg_multi_dot"),
+    (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "chain_matmul"),
     # normalisations
-    (_LAST,      symmetric,         _GATE,     _CLOSED,  "softmax special_softmax"),
-    (_LAST,      any_call,          _OWN,      _CLOSED,  "log_softmax"),
-    (_KEPT,      any_call,          _OPEN,     _PIECES,  "normalize"),
-    (_KEPT,      any_call,          _OWN,      _PIECES,  "linalg_vector_norm"),
-    (_KEPT,      any_call,          _OWN,      _CLOSED,  "logsumexp"),
-    (_KEPT,      any_call,          _PARTS,    _PIECES,  "cosine_similarity local_response_norm"),
-    (_LAST,      any_call,          _NORM,     _CLOSED,  "layer_norm rms_norm"),
-    (_FIRST,     any_call,          _NORM,     _CLOSED,  "instance_norm group_norm"),
-    (_FIRST,     batch_norm,        _OWN,      _LINEAR,  "batch_norm"),
+    (_KEEP,     symmetric,         _GATE,     _CLOSED,  "softmax special_softmax"),
+    (_KEEP,     any_call,          _OWN,      _CLOSED,  "log_softmax"),
+    (_KEEP,     any_call,          _OPEN,     _PIECES,  "normalize"),
+    (_OVER2,    any_call,          _OWN,      _PIECES,  "linalg_vector_norm"),
+    (_OVER1,    any_call,          _OWN,      _CLOSED,  "logsumexp"),
+    (_LOST,     any_call,          _PARTS,    _PIECES,  "cosine_similarity"),
+    (_KEEP,     any_call,          _PARTS,    _PIECES,  "local_response_norm"),
+    (_KEEP,     any_call,          _NORM,     _CLOSED,  "layer_norm rms_norm instance_norm group_norm"),
+    (_KEEP,     batch_norm,        _OWN,      _LINEAR,  "batch_norm"),
     # convolutions and pooling
-    (_MAP,       biased(1),         _PRODUCT,  _MIDDLE,  "convolution"),
-    (_MAP1,      biased(-2),        _PRODUCT,  _MIDDLE,  "conv1d conv_transpose1d"),
-    (_MAP2,      biased(-3),        _PRODUCT,  _MIDDLE,  "conv2d conv_transpose2d"),
-    (_MAP3,      biased(-4),        _PRODUCT,  _MIDDLE,  "conv3d conv_transpose3d"),
-    (_MAP1,      linear,            _OWN,      _LINEAR,  "avg_pool1d adaptive_avg_pool1d"),
-    (_MAP1,      linear,            _OWN,      _WINDOWS, "max_pool1d max_pool1d_with_indices"),
-    (_MAP2,      linear,            _OWN,      _LINEAR,  "avg_pool2d adaptive_avg_pool2d"),
-    (_MAP2,      linear,            _OWN,      _WINDOWS, "max_pool2d max_pool2d_with_indices"),
-    (_MAP3,      linear,            _OWN,      _LINEAR,  "avg_pool3d adaptive_avg_pool3d"),
-    (_MAP3,      linear,            _OWN,      _WINDOWS, "max_pool3d max_pool3d_with_indices"),
-    (_MAP1,      linear,            _OWN,      _WINDOWS, "adaptive_max_pool1d"),
-    (_MAP2,      linear,            _OWN,      _WINDOWS, "adaptive_max_pool2d"),
-    (_MAP2,      linear,            _OWN,      _LINEAR,  "pixel_shuffle pixel_unshuffle"),
-    (_MAP2,      linear,            _OWN,      _ANY,     "grid_sample"),
-    (_MAP3,      linear,            _OWN,      _WINDOWS, "adaptive_max_pool3d"),
-    (_MAP1,      any_call,          _OWN,      _ANY,     "lp_pool1d"),
-    (_MAP2,      any_call,          _OWN,      _ANY,     "lp_pool2d"),
-    (_MAP3,      any_call,          _OWN,      _ANY,     "lp_pool3d"),
-    (_MAP,       linear,            _OWN,      _LINEAR,  "interpolate upsample"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "upsample_nearest upsample_bilinear max_unpool1d"),
-    (_KEPT,      linear,            _OWN,      _LINEAR,  "max_unpool2d max_unpool3d"),
-    (_KEPT,      linear,            _OWN,      _ANY,     "fractional_max_pool2d fractional_max_pool3d"),
+    (_CONV,     biased(1),         _PRODUCT,  _MIDDLE,  "convolution"),
+    (_CONV,     biased(-2),        _PRODUCT,  _MIDDLE,  "conv1d"),
+    (_TCONV,    biased(-2),        _PRODUCT,  _MIDDLE,  "conv_transpose1d"),
+    (_CONV,     biased(-3),        _PRODUCT,  _MIDDLE,  "conv2d"),
+    (_TCONV,    biased(-3),        _PRODUCT,  _MIDDLE,  "conv_transpose2d"),
+    (_CONV,     biased(-4),        _PRODUCT,  _MIDDLE,  "conv3d"),
+    (_TCONV,    biased(-4),        _PRODUCT,  _MIDDLE,  "conv_transpose3d"),
+    (_POOL,     linear,            _OWN,      _LINEAR,  "avg_pool1d"),
+    (_SHARE,    linear,            _OWN,      _LINEAR,  "adaptive_avg_pool1d"),
+    (_POOL,     linear,            _OWN,      _WINDOWS, "max_pool1d max_pool1d_with_indices"),
+    (_POOL,     linear,            _OWN,      _LINEAR,  "avg_pool2d"),
+    (_SHARE,    linear,            _OWN,      _LINEAR,  "adaptive_avg_pool2d"),
+    (_POOL,     linear,            _OWN,      _WINDOWS, "max_pool2d max_pool2d_with_indices"),
+    (_POOL,     linear,            _OWN,      _LINEAR,  "avg_pool3d"),
+    (_SHARE,    linear,            _OWN,      _LINEAR,  "adaptive_avg_pool3d"),
+    (_POOL,     linear,            _OWN,      _WINDOWS, "max_pool3d max_pool3d_with_indices"),
+    (_SHARE,    linear,            _OWN,      _WINDOWS, "adaptive_max_pool1d adaptive_max_pool2d"),
+    (_SHARE,    linear,            _OWN,      _LINEAR,  "pixel_shuffle"),
+    (_WHOLE,    linear,            _OWN,      _LINEAR,  "pixel_unshuffle"),
+    (_LOST,     linear,            _OWN,      _ANY,     "grid_sample"),
+    (_SHARE,    linear,            _OWN,      _WINDOWS, "adaptive_max_pool3d"),
+    (_POOL,     any_call,          _OWN,      _ANY,     "lp_pool1d lp_pool2d lp_pool3d"),
+    (_SHARE,    linear,            _OWN,      _LINEAR,  "interpolate upsample"),
+    (_SHARE,    linear,            _OWN,      _LINEAR,  "upsample_nearest upsample_bilinear"),
+    (_LOST,     linear,            _OWN,      _LINEAR,  "max_unpool1d max_unpool2d max_unpool3d"),
+    (_LOST,     linear,            _OWN,      _ANY,     "fractional_max_pool2d fractional_max_pool3d"),
     # what hides operations
-    (_KEPT,      autograd,          _OWN,      _ANY,     "grad"),
+    (_KEEP,     autograd,          _OWN,      _ANY,     "grad"),
 )
 # fmt: on
 

@@ -1,320 +1,599 @@
-"""Where on the input grid each element of an activation sits.
+"""Where the elements of an activation lie along each dimension of each input, the examples' among them.
 
-Reading a bias term as a picture needs to know which pixel, token or sample it belongs to. Shapes alone cannot tell: a
-(N, 64, 49, 96) tensor is 64 channels of a map, or 64 windows of 49 positions. So the numbers of the grid cells are
-pushed through the same reshapes, permutations, rolls, slices and concatenations as the activations themselves.
-
-The rest of the engine knows no more of this than: a `Source` makes the place of an input, `propagate` makes those of a
-call's outputs, and a `Place` says what a sweep and its maps ask of it.
+Shapes alone cannot tell: a (N, 64, 49, 96) tensor is 64 channels of a map, or 64 windows of 49 positions. So every
+activation carries, for each dimension of each input, an `Axis`: small integers that say for each of its elements which
+interval of positions along that dimension it stands over. They go through the same reshapes, rolls and
+concatenations as the activation itself (`layouts`), on the host, once for each shape (`propagation`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+from weakref import WeakValueDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._linear.operations import row
-from captum_density._model.calls import Call, map_tensors, tensors_in
+from captum_density._linear.grids import Cells, resize
 
-__all__ = ["Place", "Source", "propagate"]
+__all__ = [
+    "NOWHERE",
+    "Axis",
+    "Lie",
+    "Place",
+    "Spread",
+    "compact",
+    "encoded",
+    "exact",
+    "hull",
+    "input_place",
+    "join",
+    "merged",
+]
+
+CONSTANT = -1
+_SPARSE = 16  # cells for each element that make a table too large,
+_SMALL = 2**14  # unless they are as few as this
+_WORKING_SET = 2**22  # elements
 
 
-@dataclass
-class Source:
-    """One input of the model, and which of its dimensions are positions: the others but the batch are channels.
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Where elements lie along one dimension of one input.
 
-    (N, F) features, (N, C, H, W) images and (N, C, T, H, W) volumes tell by their number of dimensions. (N, C, L)
-    signals and (N, L, E) embeddings do not: `positions` is None until an operation shows which of the two they are.
+    Attributes:
+        codes: Which of the cells each element stands over, -1 for one that is the same whatever stands there. Of the
+            activation's number of dimensions, of size 1 along those that it does not depend on; on the host.
+        cells: The intervals.
     """
 
-    index: int
-    shape: torch.Size
-    positions: tuple[int, ...] | None
+    codes: Tensor
+    cells: Cells
 
-    @classmethod
-    def of(cls, index: int, tensor: Tensor) -> Source:
-        positions = {2: (1,), 4: (2, 3), 5: (2, 3, 4)}
-        return cls(index, tensor.shape, None if tensor.ndim == 3 else positions.get(tensor.ndim, ()))
+    def with_codes(self, codes: Tensor) -> Axis:
+        return Axis(codes, self.cells)
 
-    def final_positions(self) -> tuple[int, ...]:
-        """The position dimensions, reading a 3-D input that nothing has settled as (N, L, E)."""
-        return (1,) if self.positions is None else self.positions
+    def canonical(self) -> Axis:
+        """The one axis with these codes and cells."""
+        return _axes.setdefault((self.cells, self.codes.shape, self.codes.numpy().tobytes()), self)
+
+    @cached_property
+    def varies(self) -> bool:
+        return self.codes.numel() > 1
+
+    @cached_property
+    def has_constants(self) -> bool:
+        return bool((self.codes < 0).any())
+
+    @cached_property
+    def tells(self) -> bool:
+        """Whether any element stands over less than the whole dimension."""
+        return bool(self.known.any())
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Of the codes' shape, whether an element stands over less than the whole dimension."""
+        return (self.codes >= 0) & ~self.cells.whole[self.codes.clamp(min=0).long()]
+
+    @cached_property
+    def is_raw(self) -> bool:
+        """Whether elements lie one by one in the dimension's own order, along one of the activation's."""
+        k = self.cells.size
+        return (
+            self.codes.numel() == k == len(self.cells)
+            and k in self.codes.shape
+            and bool((self.cells.bounds[:, 0] == torch.arange(k, dtype=torch.float64, device="cpu")).all())
+            and bool((self.cells.bounds[:, 1] - self.cells.bounds[:, 0] == 1).all())
+            and bool((self.codes.flatten() == torch.arange(k, device="cpu")).all())
+        )
+
+
+# The dimension of an input, and the axes along it: one, or several where a reshape has split it as 784 to 28, 28.
+Axes = Mapping[tuple[int, int], tuple[Axis, ...]]
+Arrange = Callable[[Tensor], Tensor]
+
+
+class Place:
+    """Where the elements of an activation lie: axes by (input, dimension); those of other inputs are constant."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self._spreads: dict[object, Spread | None] = {}
+        self._arranges: dict[object, Arrange | None] = {}
+
+    @cached_property
+    def telling(self) -> frozenset[tuple[int, int]]:
+        """The dimensions, but for those of examples, along which elements are told apart."""
+        return frozenset(key for key, axes in self.axes.items() if key[1] > 0 and any(a.tells for a in axes))
+
+    @cached_property
+    def everywhere(self) -> bool:
+        """Whether every element has a place."""
+        known = [a.known for key in self.telling for a in self.axes[key]]
+        return bool(known) and bool(_any(known).all())
 
     @property
-    def grid(self) -> tuple[int, ...]:
-        """Sizes of the input's own grid."""
-        return tuple(self.shape[d] for d in self.final_positions())
+    def is_flat(self) -> bool:
+        """Whether it is that of one dimension of features beside the examples, in one piece."""
+        return all(key[1] <= 1 and len(axes) == 1 for key, axes in self.axes.items())
 
-    def place(self, device: torch.device) -> Place:
-        """The place of the input itself."""
-        dims = (1, 2) if self.positions is None else self.positions
-        grid = tuple(self.shape[d] for d in dims)
-        shape = [self.shape[d] if d in dims else 1 for d in range(len(self.shape))]
-        cells = torch.arange(math.prod(grid), dtype=torch.int32, device=device).view(shape)
-        return Place(self, grid, cells, unsettled=self.positions is None, regular=True)
+    @property
+    def nbytes(self) -> int:
+        return sum(4 * a.codes.numel() for axes in self.axes.values() for a in axes)
+
+    def spread(self, shape: torch.Size, n: int, positions: Sequence[Sequence[int]]) -> Spread | None:
+        """How terms of that shape, of n examples, lie on the inputs; None if their examples are not told apart.
+
+        Args:
+            shape: That of the activation.
+            n: The number of examples.
+            positions: For each input, the dimensions that are positions.
+        """
+        arrange = self._arrange(shape, n)
+        key = shape if arrange is not _as_they_are else None, n, tuple(tuple(p) for p in positions)
+        if key not in self._spreads:
+            self._spreads[key] = None if arrange is None else _spread(self, arrange, positions)
+        return self._spreads[key]
+
+    def _arrange(self, shape: torch.Size, n: int) -> Arrange | None:
+        """What brings a tensor of that shape into the form (N, ...); None if its examples are not told apart."""
+        key = shape, n
+        if key not in self._arranges:
+            self._arranges[key] = _by_examples(self, shape, n) or by_shape(shape, n)
+        return self._arranges[key]
+
+    def canonical(self) -> Place:
+        """The one place with these axes, which remembers what has been made of it."""
+        axes = {key: tuple(a.canonical() for a in own) for key, own in self.axes.items()}
+        return _places.setdefault(tuple(axes.items()), Place(axes))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Cell numbers of an activation on a grid laid over a source, -1 for elements that have no place.
+_axes: WeakValueDictionary[object, Axis] = WeakValueDictionary()
+_places: WeakValueDictionary[object, Place] = WeakValueDictionary()
 
-    `cells` has the activation's number of dimensions, of size 1 wherever the cell does not depend on them.
-    """
+NOWHERE = Place({})
 
-    source: Source
-    grid: tuple[int, ...]
-    cells: Tensor
-    unsettled: bool = False
-    partial: bool = False  # whether some elements have no place
-    regular: bool = False  # whether the cells are 0, 1, 2, ... in this order
 
-    # -- what a sweep asks
+def input_place(index: int, shape: Sequence[int]) -> Place:
+    """The place of an input itself."""
+    axes = {}
+    for dim, size in enumerate(shape):
+        view = [size if d == dim else 1 for d in range(len(shape))]
+        codes = torch.arange(size, dtype=torch.int32, device="cpu").view(view)
+        axes[index, dim] = (Axis(codes, Cells.even(size, size)),)
+    return Place(axes)
 
-    def runs_along(self, dim: int) -> bool:
-        """Whether elements along a dimension sit in different cells."""
-        return self.cells.size(dim) > 1
 
-    def rearranged(self, layout: Callable[[Tensor], Tensor]) -> Place:
-        """The place of the same elements in another layout."""
-        return replace(self, cells=layout(self.cells))
+# -- what rules are made of
 
-    # -- what maps ask
 
-    def is_channels_first(self, shape: torch.Size) -> bool:
-        """Whether elements of that shape, examples first, lie on a regular map (N, C, *grid) without gaps."""
-        return self.regular and not self.partial and len(shape) > 2 and self.cells.shape == (1, *shape[2:])
+def compact(codes: Tensor, dims: Iterable[int] | None = None) -> Tensor:
+    """Cut every dimension along which the codes do not change to size 1."""
+    for dim in range(codes.ndim) if dims is None else dims:
+        if codes.size(dim) > 1:
+            head = codes.narrow(dim, 0, 1)
+            if codes.stride(dim) == 0 or bool((codes == head).all()):
+                codes = head
+    return codes
 
-    def sums(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sums of values (N, ...) over the elements of each cell (N, cells), and over those without a place (N,)."""
-        crowd = [d + 1 for d in range(self.cells.ndim) if self.cells.size(d) == 1 and values.size(d + 1) > 1]
-        summed = values.sum(crowd, keepdim=True) if crowd else values
-        if self.regular:
-            return summed.reshape(len(summed), -1), None
-        index = self.cells.flatten().long() + 1
-        table = summed.new_zeros(len(summed), math.prod(self.grid) + 1).index_add(
-            1, index, summed.reshape(len(summed), -1)
+
+def encoded(lo: Tensor, hi: Tensor, size: int, extent: tuple[float, float]) -> Axis:
+    """The axis of elements that lie from lo to hi; where hi <= lo they are constant."""
+    constant = hi <= lo
+    lows, low = torch.unique(lo.masked_fill(constant, 0), return_inverse=True)
+    highs, high = torch.unique(hi.masked_fill(constant, size), return_inverse=True)
+    pairs, codes = torch.unique((low * len(highs) + high).masked_fill(constant, -1), return_inverse=True)
+    if len(pairs) and int(pairs[0]) < 0:
+        pairs, codes = pairs[1:], codes - 1
+    bounds = torch.stack([lows[pairs // len(highs)], highs[pairs % len(highs)]], 1)
+    return Axis(compact(codes.int()), Cells.of(size, bounds, extent))
+
+
+def bounds(axis: Axis, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(lo, hi) of elements, inf and -inf of constants."""
+    codes = axis.codes if codes is None else codes
+    if not len(axis.cells):
+        return torch.full_like(codes, math.inf, dtype=torch.float64), torch.full_like(
+            codes, -math.inf, dtype=torch.float64
         )
-        return table[:, 1:], table[:, 0]
-
-    def counts(self, values: Tensor) -> Tensor | int:
-        """How many elements of an example each cell sums up."""
-        elements = math.prod(values.shape[1:])
-        if self.regular:
-            return elements // max(self.cells.numel(), 1)
-        index = self.cells.flatten().long() + 1
-        count = values.new_full((len(index),), elements // max(len(index), 1))
-        return values.new_zeros(math.prod(self.grid) + 1).index_add(0, index, count)[1:]
-
-    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 1) smallest and largest value (>= 0) of each example, among the elements that have a place."""
-        if not self.partial:
-            flat = values.reshape(len(values), -1)
-            return flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-        nowhere = self.cells < 0
-        low = values.masked_fill(nowhere, math.inf).flatten(1).amin(1, keepdim=True)
-        return low, values.masked_fill(nowhere, 0.0).flatten(1).amax(1, keepdim=True)
-
-    # -- inputs of three dimensions
-
-    def settled(self) -> Place:
-        """The same place after the source has found out which of its dimensions are positions."""
-        if not self.unsettled or self.source.positions is None:
-            return self
-        return self._reduced(self.source.positions)
-
-    def final(self) -> Place:
-        """The same place, its source read as (N, L, E) where nothing has settled it."""
-        return self._reduced(self.source.final_positions()) if self.unsettled else self
-
-    def _reduced(self, positions: tuple[int, ...]) -> Place:
-        width = self.grid[1]
-        cells = self.cells.div(width, rounding_mode="floor") if positions == (1,) else self.cells % width
-        cells = torch.where(self.cells < 0, self.cells, cells)
-        return Place(self.source, (self.grid[positions[0] - 1],), _compact(cells), partial=self.partial)
+    both = axis.cells.bounds[codes.clamp(min=0).long()]
+    constant = codes < 0
+    return both[..., 0].masked_fill(constant, math.inf), both[..., 1].masked_fill(constant, -math.inf)
 
 
-def _settle(call: Call, place: Place) -> None:
-    """Learn from an operation that tells channels from positions which dimensions of a 3-D input are which."""
-    if not place.unsettled or place.source.positions is not None:
-        return
-    cells, kind = place.cells, row(call).layout.kind
-    if cells.ndim < 2:
-        return
-    if kind in ("spatial", "channels first") and cells.ndim == 3:
-        channel = 1
-    elif kind in ("mixed last", "channels last"):
-        channel = cells.ndim - 1
-    else:
-        return
-    if cells.size(channel) > 1:
-        first, second = cells.flatten().gather(0, _first_two(cells, channel))
-        place.source.positions = (1,) if int(second - first) == 1 else (2,)
+def extent(axis: Axis) -> tuple[float, float]:
+    """What the elements stand over: the extent of their cells, or less of it where some were cut away."""
+    used = torch.unique(axis.codes[axis.codes >= 0])
+    if len(used) in (0, len(axis.cells)):
+        return axis.cells.extent
+    lo, hi = bounds(axis, used)
+    return float(lo.min()), float(hi.max())
 
 
-def _first_two(cells: Tensor, dim: int) -> Tensor:
-    """Flat indices of the first two elements along a dimension."""
-    return torch.tensor([0, math.prod(cells.shape[dim + 1 :])], device=cells.device)
+def hull(axis: Axis, dims: Sequence[int]) -> Axis:
+    """The axis of what mixes all elements along some dimensions, which are kept with size 1."""
+    mixed = [d for d in dims if axis.codes.size(d) > 1]
+    if not mixed:
+        return axis
+    lo, hi = bounds(axis)
+    lo, hi = _to_ends(axis.cells, lo.amin(mixed, keepdim=True), hi.amax(mixed, keepdim=True))
+    return encoded(lo, hi, axis.cells.size, axis.cells.extent)
 
 
-def propagate(
-    call: Call, places: Sequence[Place | None], outputs: Sequence[Tensor], sources: Sequence[Source]
-) -> list[Place | None]:
-    """The places of a call's outputs.
+def _to_ends(cells: Cells, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """What takes in all cells stands over all that they do: centres of windows leave out the borders."""
+    if not len(cells):
+        return lo, hi
+    everything = (lo <= cells.bounds[:, 0].min()) & (hi >= cells.bounds[:, 1].max())
+    return lo.masked_fill(everything, cells.extent[0]), hi.masked_fill(everything, cells.extent[1])
 
-    Args:
-        call: The call.
-        places: Those of its activations, in order.
-        outputs: What it returned or wrote.
-        sources: The model's inputs.
+
+def resampled(axis: Axis, dim: int, starts: Tensor, ends: Tensor) -> Axis:
+    """The axis of elements of which each stands over [start, end) along a dimension, in its elements and broken."""
+    n = axis.codes.size(dim)
+    if n == 1:
+        return axis
+    edges = torch.arange(n + 1, dtype=torch.float64, device="cpu")
+    if torch.equal(starts, edges[:-1]) and torch.equal(ends, edges[1:]):
+        return axis
+    first = starts.floor().long().clamp(0, n - 1)
+    last = (ends.ceil().long() - 1).clamp(0, n - 1).maximum(first)
+    a, b = axis.codes.index_select(dim, first), axis.codes.index_select(dim, last)
+    for step in range(1, n):  # constants that were padded: the nearest element within that is not
+        if not bool(((a < 0) | (b < 0)).any()) or step > int((last - first).max()):
+            break
+        a = torch.where(a < 0, axis.codes.index_select(dim, (first + step).minimum(last)), a)
+        b = torch.where(b < 0, axis.codes.index_select(dim, (last - step).maximum(first)), b)
+    view = [-1 if d == dim else 1 for d in range(a.ndim)]
+    before, after = (starts - first).view(view), (ends - last).view(view)
+    (lo_a, hi_a), (lo_b, hi_b) = bounds(axis, a), bounds(axis, b)
+    wide_a, wide_b = hi_a - lo_a, hi_b - lo_b
+    backwards = lo_a > lo_b
+    lo = torch.where(backwards, hi_b - after * wide_b, lo_a + before * wide_a)
+    hi = torch.where(backwards, hi_a - before * wide_a, lo_b + after * wide_b)
+    lo, hi = lo.masked_fill((a < 0) | (b < 0), math.inf), hi.masked_fill((a < 0) | (b < 0), -math.inf)
+    lo, hi = _to_ends(axis.cells, lo, hi)
+    return encoded(lo, hi, axis.cells.size, extent(axis))
+
+
+def join(axes: Sequence[Axis], rank: int) -> Axis:
+    """The axis of elements made of several that broadcast: an interval within the others wins, otherwise the hull."""
+    joined = _ranked(axes[0], rank)
+    for axis in axes[1:]:
+        joined = _join(joined, _ranked(axis, rank))
+    return joined
+
+
+def _ranked(axis: Axis, rank: int) -> Axis:
+    missing = rank - axis.codes.ndim
+    return axis if missing <= 0 else axis.with_codes(axis.codes[(None,) * missing])
+
+
+def _join(a: Axis, b: Axis) -> Axis:
+    if a.cells is b.cells and (a.codes is b.codes or torch.equal(a.codes, b.codes)):
+        return a
+    for one, other in ((a, b), (b, a)):
+        if not one.tells and (not other.has_constants or not bool((one.codes >= 0).any())):
+            return other  # the whole contains everything, and a constant adds nothing
+    lo_a, hi_a = bounds(a)
+    lo_b, hi_b = bounds(b)
+    pair = (a.codes.long() + 1) * (len(b.cells) + 1) + b.codes + 1
+    pairs, which = torch.unique(pair, return_inverse=True)
+    (lo_a, hi_a), (lo_b, hi_b) = bounds(a, pairs // (len(b.cells) + 1) - 1), bounds(b, pairs % (len(b.cells) + 1) - 1)
+    first = (hi_b <= lo_b) | ((lo_b <= lo_a) & (hi_a <= hi_b) & (lo_a < hi_a))
+    second = ~first & ((hi_a <= lo_a) | ((lo_a <= lo_b) & (hi_b <= hi_a)))
+    lo = torch.where(first, lo_a, torch.where(second, lo_b, torch.minimum(lo_a, lo_b)))
+    hi = torch.where(first, hi_a, torch.where(second, hi_b, torch.maximum(hi_a, hi_b)))
+    constant = hi <= lo
+    table = encoded(lo, hi, a.cells.size, _wider(a.cells.extent, b.cells.extent))
+    codes = table.codes.expand(lo.shape).masked_fill(constant, CONSTANT)
+    return table.with_codes(compact(codes[which]))
+
+
+def _wider(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def merged(axes: Sequence[Axis]) -> Axis:
+    """One axis of a dimension that had been split."""
+    whole = axes[0]
+    for axis in axes[1:]:
+        rows, columns = whole.cells.size, axis.cells.size
+        (lo_a, hi_a), (lo_b, hi_b) = bounds(whole), bounds(axis)
+        constant = torch.isinf(lo_a) & torch.isinf(lo_b)
+        lo_a, hi_a = _filled(lo_a, hi_a, rows)
+        lo_b, hi_b = _filled(lo_b, hi_b, columns)
+        lo, hi = lo_a * columns + lo_b, (hi_a - 1) * columns + hi_b
+        lo, hi, constant = torch.broadcast_tensors(lo, hi, constant)
+        whole = encoded(
+            lo.masked_fill(constant, math.inf), hi.masked_fill(constant, -math.inf), rows * columns,
+            (0.0, float(rows * columns)),
+        )  # fmt: skip
+    return whole
+
+
+def exact(axes: Sequence[Axis]) -> Sequence[Axis]:
+    """One axis for several of a dimension that had been split, where that says the same; otherwise as they are.
+
+    Several along different dimensions are rows and columns of a flat image, which are not to be strung together.
     """
-    for place in places:
-        if place is not None:
-            _settle(call, place)
-    operands = [(u, p.settled()) for u, p in zip(call.activations, places, strict=True) if p is not None]
-    layout = row(call).layout
-    if layout.moves and operands:
-        # Of x.t_() and its like the shape it had is gone.
-        return [None] * len(outputs) if call.mutated else _moved(call, operands, outputs)
-    if layout.kind == "spatial":
-        source = operands[0][1].source if operands else sources[0] if len(sources) == 1 else None
-        return [_regular(layout.rank, source, operands, y) for y in outputs]
-    return [_carried(call, operands, y) for y in outputs]
+    if len({tuple(c > 1 for c in a.codes.shape) for a in axes if a.varies}) > 1 or len(axes) < 2:
+        return axes
+    whole = axes[0]
+    for axis in axes[1:]:
+        (lo_a, hi_a), (lo_b, hi_b) = bounds(whole), bounds(axis)
+        alike = (hi_a - lo_a == 1) | ((lo_b <= 0) & (hi_b >= axis.cells.size))
+        if whole.has_constants or axis.has_constants or not bool(alike.all()):
+            return axes
+        whole = merged([whole, axis])
+    return [whole]
 
 
-def _regular(
-    rank: int, source: Source | None, operands: Sequence[tuple[Tensor, Place]], output: Tensor
-) -> Place | None:
-    """A channels-first map (N, C, *grid): of the grid it had, or of a new one in row-major order."""
-    for u, place in operands:
-        if u.ndim < 3 or place.runs_along(1):
-            continue
-        if u.shape[:1] + u.shape[2:] == output.shape[:1] + output.shape[2:]:
-            return place
-    if source is None or output.ndim - 2 != len(source.final_positions()) or rank not in (0, output.ndim - 2):
-        return None
-    if output.shape[0] != source.shape[0]:
-        return None
-    grid = tuple(output.shape[2:])
-    cells = torch.arange(math.prod(grid), dtype=torch.int32, device=output.device)
-    return Place(source, grid, cells.view(1, 1, *grid), regular=True)
+def _filled(lo: Tensor, hi: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Constants stand over everything."""
+    return lo.masked_fill(torch.isinf(lo), 0), hi.masked_fill(torch.isinf(hi), size)
 
 
-def _carried(call: Call, operands: Sequence[tuple[Tensor, Place]], output: Tensor) -> Place | None:
-    """Other operations keep the positions they do not mix: elementwise all, a dense layer all but the last."""
-    if row(call).layout.kind == "mixed last":
-        operands = [(u, mixed) for u, place in operands if (mixed := _mixed(place)) is not None]
-    for u, place in operands:
-        if u.shape == output.shape:
-            return place
-    dim = call.argument(1, "dim")
-    for u, place in sorted(operands, key=lambda pair: -pair[1].cells.numel()):
-        if _broadcasts(place.cells, output):
-            return place
-        if type(dim) is int and -u.ndim <= dim < u.ndim and place.cells.size(dim) == 1:
-            reduced = replace(place, cells=place.cells.squeeze(dim))
-            if _broadcasts(reduced.cells, output) and output.numel() * u.size(dim) == u.numel():
-                return reduced
+# -- how terms lie on the inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Lie:
+    """How the elements of one example's terms lie on an input: a table of cells along its positions.
+
+    The table is the product of the cells along each dimension, as those of a map are, unless it were far larger than
+    what lies in it (where rows depend on columns, as in x + x.mT): then it is a list of the cells that occur.
+
+    Attributes:
+        index: Which of the table's cells an element adds to, 0 for none and counted from 1; for (N, ...), of size 1
+            along dimensions that do not matter.
+        axes: Along each dimension of the table.
+        dims: Which dimension of the input each belongs to; one that was split has several.
+        regular: Whether the cells are 1, 2, ... in this order.
+        share: What an element's term is multiplied by where it lies on several inputs.
+        listed: Of a list, which cell of each axis its cells stand over, counted from the one for constants.
+    """
+
+    index: Tensor
+    axes: tuple[Axis, ...]
+    dims: tuple[int, ...]
+    regular: bool
+    share: Tensor | None
+    listed: tuple[Tensor, ...] | None = None
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Cells along each dimension of the table, after one for constants if there are any; of a list, its length."""
+        return _table(self.axes) if self.listed is None else (len(self.listed[0]),)
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for those whose sums can be added."""
+        listed = None if self.listed is None else tuple(codes.numpy().tobytes() for codes in self.listed)
+        return self.dims, tuple((a.cells, a.has_constants) for a in self.axes), listed
+
+    def on_positions(self, sums: Tensor, kind: Literal["area", "linear"]) -> Tensor:
+        """From sums by cell (N, *cells) to values at the positions along each axis, (N, *positions)."""
+        matrices = [a.cells.matrix(kind, a.has_constants, sums) for a in self.axes]
+        if self.listed is None:
+            return resize(sums, matrices)
+        columns = [m[:, codes.to(m.device)] for m, codes in zip(matrices, self.listed, strict=True)]
+        result = sums.new_zeros(len(sums), *(len(m) for m in matrices))
+        step = max(1, _WORKING_SET // math.prod([len(sums), *(len(m) for m in matrices[:-1])]))
+        for start in range(0, sums.size(1), step):
+            *others, last = (c[:, start : start + step] for c in columns)
+            part = sums[:, start : start + step]
+            for other in others:
+                part = part.unsqueeze(-2) * other
+            result = result + part @ last.T
+        return result
+
+    @cached_property
+    def _copies(self) -> dict[object, Tensor]:
+        return {}
+
+    def _on(self, what: str, make: Callable[[], Tensor], device: torch.device) -> Tensor:
+        key = what, device
+        if key not in self._copies:
+            self._copies[key] = make().to(device)
+        return self._copies[key]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums of values (N, ...) over the elements of each cell, (N, *cells)."""
+        if self.share is not None:
+            values = values * self._on("share", lambda: self.share, values.device).to(values)  # type: ignore[arg-type, return-value]
+        crowd = [d for d in range(1, values.ndim) if self.index.size(d) == 1 and values.size(d) > 1]
+        summed = values.sum(crowd, keepdim=True) if crowd else values
+        n, cells = len(values), math.prod(self.shape)
+        if self.regular:
+            return summed.reshape(n, *self.shape)
+        if self.index.size(0) == 1:
+            index = self._on("index", lambda: self.index.flatten().long(), values.device)
+            table = summed.new_zeros(n, cells + 1).index_add(1, index, summed.reshape(n, -1))
+        else:  # cells that differ by example
+            index = self._on("rows", lambda: self._rows(), values.device)
+            table = summed.new_zeros(n * (cells + 1)).index_add(0, index, summed.reshape(-1)).view(n, -1)
+        return table[:, 1:].reshape(n, *self.shape)
+
+    def _rows(self) -> Tensor:
+        offsets = torch.arange(len(self.index), device="cpu") * (math.prod(self.shape) + 1)
+        return (self.index.long() + offsets.view(-1, *[1] * (self.index.ndim - 1))).flatten()
+
+    def counts(self, values: Tensor) -> Tensor:
+        """(1 or N, *cells) how many elements of an example each cell sums up."""
+        if self.regular and self.share is None:
+            return values.new_full((1, *[1] * len(self.shape)), values[0].numel() // max(self.index.numel(), 1))
+        rows = values.shape[:1] if self.index.size(0) > 1 else (1,)
+        return self.sums(values.new_ones(()).expand(*rows, *values.shape[1:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How the terms of an operation lie on the inputs.
+
+    Attributes:
+        arrange: What brings tensors that broadcast to the activation into the form (N, ...).
+        lies: By input, of those on which any element has a place.
+        nowhere: (N or 1, ...) which elements have no place; a bool where that holds for none, or for all.
+    """
+
+    arrange: Arrange
+    lies: dict[int, Lie]
+    nowhere: Tensor | bool
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def absent(self, device: torch.device) -> Tensor:
+        """`nowhere`, where it is a tensor."""
+        assert isinstance(self.nowhere, Tensor)
+        if device not in self._copies:
+            self._copies[device] = self.nowhere.to(device)
+        return self._copies[device]
+
+    def is_channels_first(self, shape: torch.Size) -> Lie | None:
+        """The one lie of elements of that shape, examples first, on a regular map (N, C, *cells), if it is one."""
+        if len(self.lies) != 1 or self.nowhere is not False or len(shape) < 3:
+            return None
+        (lie,) = self.lies.values()
+        return lie if lie.regular and lie.share is None and lie.index.shape == (1, 1, *shape[2:]) else None
+
+    def with_pairs(self) -> Spread:
+        """The same of complex numbers, which are pairs of real ones."""
+
+        def wider(t: Tensor) -> Tensor:
+            return t.unsqueeze(-1)
+
+        lies = {
+            i: replace(lie, index=wider(lie.index), share=None if lie.share is None else wider(lie.share))
+            for i, lie in self.lies.items()
+        }
+        nowhere = wider(self.nowhere) if isinstance(self.nowhere, Tensor) else self.nowhere
+        return Spread(self.arrange, lies, nowhere)
+
+    def of_first(self, copies: int) -> Spread:
+        """The same of every so manieth example."""
+        return self if copies == 1 else self._rows(lambda t: t[::copies])
+
+    def of_row(self, i: int) -> Spread:
+        """The same of one example."""
+        return self._rows(lambda t: t[i : i + 1] if len(t) > 1 else t)
+
+    def _rows(self, rows: Callable[[Tensor], Tensor]) -> Spread:
+        lies = {
+            i: replace(lie, index=rows(lie.index), share=None if lie.share is None else rows(lie.share))
+            for i, lie in self.lies.items()
+        }
+        nowhere = rows(self.nowhere) if isinstance(self.nowhere, Tensor) else self.nowhere
+        return Spread(self.arrange, lies, nowhere)
+
+
+def _as_they_are(t: Tensor) -> Tensor:
+    return t
+
+
+def by_shape(shape: torch.Size, n: int) -> Arrange | None:
+    """What brings a tensor of this shape, of n examples, into the form (N, ...), where nothing but the shape tells."""
+    if shape and shape[0] == n:
+        return _as_they_are
+    if len(shape) > 1 and shape[1] == n:
+        return lambda t: t.transpose(0, 1)
+    if n == 1:
+        return lambda t: t.unsqueeze(0)
+    if shape and shape[0] % n == 0 and shape[0] > 0:
+        return lambda t: t.reshape(n if t.shape[0] > 1 else 1, -1, *t.shape[1:])
     return None
 
 
-def _mixed(place: Place) -> Place | None:
-    """The place after an operation has mixed the last dimension.
+def _spread(place: Place, arrange: Arrange, positions: Sequence[Sequence[int]]) -> Spread:
+    known: dict[int, Tensor] = {}
+    tables: dict[int, tuple[tuple[int, ...], tuple[Axis, ...]]] = {}
+    for i, dims in enumerate(positions):
+        found = [(d, a) for d in dims for a in exact(place.axes.get((i, d), ()))]
+        if any(a.tells for _, a in found):
+            axes = tuple(a.with_codes(compact(arrange(a.codes))) for _, a in found)
+            tables[i], known[i] = (tuple(d for d, _ in found), axes), _any([a.known for a in axes])
+    if not tables:
+        return Spread(arrange, {}, True)
+    total = sum((k.int() for k in known.values()), torch.zeros((), dtype=torch.int32, device="cpu"))
+    lies = {i: _lie(*tables[i], known[i], total if len(tables) > 1 else None) for i in tables}
+    nowhere = compact(total == 0)
+    return Spread(arrange, lies, nowhere if bool(nowhere.any()) else False)
 
-    Where that dimension held several cells (patches laid out as channels, merged patches), their mean position counts.
-    Distinct positions make the rows and columns of a coarser grid; if there is but one, nothing is left of the place.
-    """
-    cells = place.cells
-    if cells.ndim == 0 or place.unsettled:
+
+def _table(axes: Sequence[Axis]) -> tuple[int, ...]:
+    return tuple(len(a.cells) + a.has_constants for a in axes)
+
+
+def _lie(dims: tuple[int, ...], axes: tuple[Axis, ...], known: Tensor, inputs: Tensor | None) -> Lie:
+    index = torch.zeros([1] * known.ndim, dtype=torch.int64, device="cpu")
+    for axis, size in zip(axes, _table(axes), strict=True):
+        index = index * size + axis.codes + int(axis.has_constants)
+    index = compact((index + 1) * known)
+    share = None if inputs is None or bool((inputs <= 1).all()) else 1 / inputs.clamp(min=1).double()
+    cells = math.prod(_table(axes))
+    if cells > max(_SMALL, _SPARSE * index.numel()):
+        occurring, index = torch.unique(index, return_inverse=True)
+        if int(occurring[0]):
+            index = index + 1
+        else:
+            occurring = occurring[1:]
+        listed = torch.unravel_index(occurring - 1, _table(axes))
+        return Lie(index.int(), axes, dims, False, share, listed)
+    regular = (
+        index.size(0) == 1
+        and index.numel() == cells
+        and bool((index.flatten() == torch.arange(1, cells + 1, device="cpu")).all())
+    )
+    return Lie(index.int(), axes, dims, regular, share)
+
+
+def _by_examples(place: Place, shape: torch.Size, n: int) -> Arrange | None:
+    """What brings a tensor of this shape into the form (N, ...), by which example each element belongs to."""
+    batch = [a for key, axes in place.axes.items() if key[1] == 0 for a in axes]
+    if n == 1 or not batch:
         return None
-    if cells.size(-1) == 1:
-        return place
-    here = (cells >= 0).double()
-    count = here.sum(-1, keepdim=True)
-    rest, numbers, grid = cells.clamp(min=0).long(), torch.zeros_like(count, dtype=torch.int64), list[int]()
-    for size in reversed(place.grid):  # from the last dimension of the grid to the first, as cells are numbered
-        mean = ((rest % size) * here).sum(-1, keepdim=True) / count
-        distinct, rank = torch.unique(mean[count > 0], return_inverse=True)
-        numbers[count > 0] += rank * math.prod(grid)
-        grid.insert(0, len(distinct))
-        rest = rest.div(size, rounding_mode="floor")
-    numbers[count == 0] = -1
-    if math.prod(grid) <= 1:
+    axis = join(batch, len(shape))
+    lo, hi = bounds(axis)
+    if not bool((hi - lo == 1).all()):
         return None
-    return Place(place.source, tuple(grid), numbers.int(), partial=bool((count == 0).any()))
-
-
-def _moved(call: Call, operands: Sequence[tuple[Tensor, Place]], outputs: Sequence[Tensor]) -> list[Place | None]:
-    first = operands[0][1]
-    if any(place.source is not first.source or place.grid != first.grid for _, place in operands):
-        return [None] * len(outputs)
-    cells = {id(u): place.cells for u, place in operands}
-    for full in (False, True):
-        # Small where that says the same: dimensions that do not matter stay of size 1.
-        moved = _move(call, cells, full)
-        if moved is None or len(moved) != len(outputs):
-            continue
-        if full or all(_broadcasts(c, y) for c, y in zip(moved, outputs, strict=True)):
-            partial = row(call).layout.kind == "selected" or any(place.partial for _, place in operands)
-            return [_checked(replace(first, cells=_compact(c) if full else c, regular=False), partial) for c in moved]
-    return [None] * len(outputs)
-
-
-def _checked(place: Place, partial: bool) -> Place | None:
-    """The place with `partial` as its cells have it; None if no element, or the whole input in one, is placed."""
-    if math.prod(place.grid) == 1:
-        return None  # what a dense layer reads after global pooling
-    if not partial:
-        return place
-    nowhere = place.cells < 0
-    return None if bool(nowhere.all()) else replace(place, partial=bool(nowhere.any()))
-
-
-def _move(call: Call, cells: dict[int, Tensor], full: bool) -> list[Tensor] | None:
-    """Run a moving operation on cell numbers; constants have no place."""
-    if not full and row(call).layout.kind != "permuted" and call.name not in ("getitem", "cat", "pad"):
+    dims = [d for d in range(lo.ndim) if lo.size(d) > 1]
+    if (
+        dims == [0]
+        and lo.numel() == n
+        and torch.equal(lo.flatten(), torch.arange(n, dtype=torch.float64, device="cpu"))
+    ):
+        return _as_they_are
+    sizes = [shape[d] for d in dims]
+    owner = lo.movedim(dims, list(range(len(dims)))).flatten() if dims else lo.flatten()
+    if len(owner) != math.prod(sizes) or len(owner) % n:
         return None
-    if not full and call.name == "getitem" and any(True for _ in tensors_in(call.args[1])):
-        return None  # an index by numbers must meet the sizes it was made for
-
-    if call.name == "unfold":  # which has no integer form, and pads with zeros
-        source = cells[id(call.args[0])].expand(call.args[0].shape) + 1
-        return [(call.func(source.double(), *call.args[1:], **call.kwargs) - 1).int()] if full else None
-
-    def number(t: Tensor) -> Tensor:
-        if id(t) in cells:
-            # As contiguous as the activation, or a view that its layout allows would fail here.
-            full_cells = cells[id(t)].expand(t.shape)
-            return (full_cells.contiguous() if t.is_contiguous() else full_cells) if full else cells[id(t)]
-        if not t.is_floating_point():
-            return t  # an index or a mask
-        return torch.full((1,) * t.ndim, -1, dtype=torch.int32, device=t.device).expand(t.shape)
-
-    args, kwargs = map_tensors(number, (call.args, call.kwargs))
-    if call.name == "cat" and not full:
-        tensors, dim = args[0], call.argument(1, "dim") or 0
-        same = all(t.shape == tensors[0].shape and torch.equal(t, tensors[0]) for t in tensors)
-        return [tensors[0]] if same and tensors[0].size(dim) == 1 else None
-    try:
-        if call.name == "pad":
-            return [F.pad(args[0], args[1], call.argument(2, "mode") or "constant", -1)]
-        return list(tensors_in(call.func(*args, **kwargs)))
-    except (RuntimeError, IndexError, NotImplementedError):
+    each = len(owner) // n
+    order = torch.argsort(owner, stable=True)
+    if not torch.equal(owner[order], torch.arange(n, dtype=torch.float64, device="cpu").repeat_interleave(each)):
         return None
+    in_order = torch.equal(order, torch.arange(len(order), device="cpu"))
+
+    def arrange(t: Tensor) -> Tensor:
+        front = t.movedim(dims, list(range(len(dims))))
+        rest = front.shape[len(dims) :]
+        if all(front.size(d) == 1 for d in range(len(dims))):
+            return front.reshape(1, *([1] if each > 1 else []), *rest)
+        flat = front.expand(*sizes, *rest).reshape(len(owner), *rest)
+        if not in_order:
+            flat = flat.index_select(0, order.to(t.device))
+        return flat if each == 1 else flat.reshape(n, each, *rest)
+
+    return arrange
 
 
-def _broadcasts(cells: Tensor, output: Tensor) -> bool:
-    return cells.ndim == output.ndim and all(c in (1, y) for c, y in zip(cells.shape, output.shape, strict=True))
-
-
-def _compact(cells: Tensor) -> Tensor:
-    """Cut every dimension along which the cells do not change to size 1."""
-    for dim in range(cells.ndim):
-        head = cells.narrow(dim, 0, min(1, cells.size(dim)))
-        if cells.size(dim) > 1 and (cells.stride(dim) == 0 or bool((cells == head).all())):
-            cells = head
-    return cells
+def _any(flags: Sequence[Tensor]) -> Tensor:
+    result = flags[0]
+    for flag in flags[1:]:
+        result = result | flag
+    return result

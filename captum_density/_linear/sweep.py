@@ -1,13 +1,14 @@
 """One checked sweep over a model: run it, and reduce the terms whose sum is f(x), with the batch first.
 
-The batch is not always dimension 0 (`nn.MultiheadAttention` works on (L, N, E), windowed attention folds windows into
-the batch). Where it stands is read from the shape, and the identity itself is the guard: where the terms of an example
-do not sum to its output, the sweep is done again one example at a time, where nothing can be mixed up.
+The batch is not always dimension 0 (`nn.MultiheadAttention` works on (L, N, E) and flattens it, windowed attention
+folds windows into the batch). Which example an element belongs to is followed as its other places are, and read from
+the shape where it cannot be. The identity itself is the guard: where the terms of an example do not sum to its output,
+the sweep is done again one example at a time, where nothing can be mixed up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_density._linear.diagnosis import CulpritTrace, FiniteTrace, RoundingTrace
-from captum_density._linear.places import Place
+from captum_density._linear.places import NOWHERE, Spread
 from captum_density._linear.trace import OpaqueOperationError, Operation, Trace
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType
@@ -41,13 +42,16 @@ class Term:
         name: The operation.
         gradient: (N, ...) df/dy.
         remainder: r, broadcastable to the gradient.
-        place: Where the elements of one example sit, cells broadcastable to `gradient[0]`; None if nowhere.
+        spread: How the elements lie on the inputs.
+        lost: The operation at which some of them lost their place; None if none has, "" if flat features lost it to a
+            dense layer.
     """
 
     name: str
     gradient: Tensor
     remainder: Tensor
-    place: Place | None
+    spread: Spread
+    lost: str | None
 
     @property
     def values(self) -> Tensor:
@@ -65,11 +69,12 @@ class Reduction(Protocol[R]):
     def add(self, term: Term) -> Tensor:
         """Take one term, last operation first; returns its sum per example, (N,)."""
 
-    def result(self, products: list[Tensor]) -> R:
+    def result(self, products: list[Tensor], positions: Sequence[Sequence[int]]) -> R:
         """What has come of the terms, once all are there.
 
         Args:
             products: The input terms df/dx * x, each of its input's shape (N, ...).
+            positions: For each input, which of its dimensions are positions; the others but the first are channels.
         """
 
     def join(self, results: list[R]) -> R:
@@ -96,6 +101,7 @@ def sweep(
     additional_forward_args: object,
     reduction: Callable[[], Reduction[R]],
     create_graph: bool = False,
+    layout: Sequence[Sequence[int] | None] | None = None,
 ) -> Sweep[R]:
     """Sweep over a batch.
 
@@ -107,36 +113,41 @@ def sweep(
         reduction: Makes what takes the terms: one for the batch, or one for each example where they had to be told
             apart.
         create_graph: Whether gradients and terms carry a graph.
+        layout: For each input the dimensions that are positions, None where the model shows them.
 
     Raises:
         IncompleteError: If the terms of an example do not sum to its output.
     """
     batch = _Batch(unwrap(model), inputs, target, additional_forward_args)
-    whole = _terms(batch, reduction, create_graph)
+    whole = _terms(batch, reduction, create_graph, layout)
     if whole is not None and _is_complete(whole, batch):
-        return Sweep(whole.output, whole.reduction.result(whole.products))
+        return Sweep(whole.output, whole.result())
     if batch.n == 1:
         raise _diagnosis(batch, whole)
     with torch.no_grad():
         output = batch.selected() if whole is None else whole.output
-    parts = [_alone(batch, i, float(output[i]), reduction, create_graph) for i in range(batch.n)]
-    results = [part.reduction.result(part.products) for part in parts]
+    parts = [_alone(batch, i, float(output[i]), reduction, create_graph, layout) for i in range(batch.n)]
+    results = [part.result() for part in parts]
     return Sweep(torch.cat([part.output for part in parts]), reduction().join(results))
 
 
 class _Batch(ModelOnBatch):
     """A model and examples to trace it on."""
 
-    def traced(self, kind: type[T], create_graph: bool) -> tuple[T, tuple[Tensor, ...], Tensor]:
+    def traced(
+        self, kind: type[T], create_graph: bool, layout: Sequence[Sequence[int] | None] | None = None
+    ) -> tuple[T, tuple[Tensor, ...], Tensor]:
         """A trace of the model, the inputs as leaves, and f(x) (N,), computed from them."""
         try:
-            return self._traced_by(kind(create_graph))
+            return self._traced_by(kind(create_graph), layout)
         except OpaqueOperationError:
-            return self._traced_by(kind(create_graph, keep_activations=True))
+            return self._traced_by(kind(create_graph, keep_activations=True), layout)
 
-    def _traced_by(self, trace: T) -> tuple[T, tuple[Tensor, ...], Tensor]:
+    def _traced_by(
+        self, trace: T, layout: Sequence[Sequence[int] | None] | None
+    ) -> tuple[T, tuple[Tensor, ...], Tensor]:
         leaves = tuple(_leaf(x, trace.create_graph) for x in self.inputs)
-        tracked = trace.track(leaves)
+        tracked = trace.track(leaves, layout)
         with trace:
             output = self.run(tracked)
         selected = selected_output(output, self.target, self.n)
@@ -167,6 +178,7 @@ class _Terms(Generic[R]):
         total: (N,) sum of all terms, float64.
         scale: (N,) sum over operations and inputs of |sum of the term|, float64: below the sum of absolute values.
         precision: The least precise dtype that an operation computed in, which bounds how well the sum can be met.
+        positions: For each input, the dimensions that are positions.
     """
 
     output: Tensor
@@ -175,6 +187,10 @@ class _Terms(Generic[R]):
     total: Tensor
     scale: Tensor
     precision: torch.dtype
+    positions: Sequence[Sequence[int]]
+
+    def result(self) -> R:
+        return self.reduction.result(self.products, self.positions)
 
     def gap(self) -> Tensor:
         """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
@@ -182,22 +198,28 @@ class _Terms(Generic[R]):
         return (self.total - self.output.double()).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _terms(batch: _Batch, reduction: Callable[[], Reduction[R]], create_graph: bool) -> _Terms[R] | None:
-    """One pass; nothing where an operation's shape does not tell its examples apart."""
+def _terms(
+    batch: _Batch,
+    reduction: Callable[[], Reduction[R]],
+    create_graph: bool,
+    layout: Sequence[Sequence[int] | None] | None = None,
+) -> _Terms[R] | None:
+    """One pass; nothing where nothing tells the examples of an operation apart."""
     reducer, dtype = reduction(), accumulation_dtype(*batch.inputs)
     sums: list[Tensor] = []
     unclear: list[str] = []
     with torch.inference_mode(False), torch.enable_grad():
-        trace, leaves, output = batch.traced(Trace, create_graph)
+        trace, leaves, output = batch.traced(Trace, create_graph, layout)
+        positions = trace.positions.of_all()
         dtypes = {output.dtype, *(x.dtype for x in leaves)}
 
         def take(operation: Operation, gradient: Tensor) -> None:
             dtypes.add(gradient.dtype)
-            parts = _examples_first(operation, gradient, batch.n, dtype)
+            parts = _examples_first(operation, gradient, batch, positions)
             if parts is None:
                 unclear.append(operation.name)
             else:
-                sums.append(reducer.add(Term(operation.name, *parts)))
+                sums.append(reducer.add(Term(operation.name, *parts, operation.lost)))
 
         gradients = trace.backward(output, take)
         if unclear:
@@ -209,46 +231,32 @@ def _terms(batch: _Batch, reduction: Callable[[], Reduction[R]], create_graph: b
     table = torch.stack([s.detach().double() for s in sums])
     precision = max(dtypes & _TOLERANCE.keys(), key=_TOLERANCE.__getitem__)
     output = output if create_graph else output.detach()
-    return _Terms(output, products, reducer, table.sum(0), table.abs().sum(0), precision)
+    return _Terms(output, products, reducer, table.sum(0), table.abs().sum(0), precision, positions)
 
 
 def _examples_first(
-    operation: Operation, gradient: Tensor, n: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Place | None] | None:
-    """df/dy, the factor and the place of an operation, examples first; None if its shape does not tell them apart."""
-    factor, place = operation.factor, operation.place
+    operation: Operation, gradient: Tensor, batch: _Batch, positions: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Spread] | None:
+    """df/dy, the factor and how both lie on the inputs, examples first; None if nothing tells the examples apart."""
+    factor, place, dtype = operation.factor, operation.place, accumulation_dtype(*batch.inputs)
     assert factor is not None
-    place = None if place is None else place.final()
-    layout = _layout(gradient.shape, n, place)
-    if layout is None:
+    spread = (NOWHERE if place is None else place).spread(gradient.shape, batch.n, positions)
+    if spread is None:
         return None
-    gradient, factor = layout(gradient), layout(factor)
-    if place is not None:
-        place = place.rearranged(lambda cells: layout(cells)[0])
+    gradient, factor = spread.arrange(gradient), spread.arrange(factor)
     if gradient.is_complex():  # <df/dy, r> of complex y is that of its real and imaginary parts
         gradient, factor = (torch.view_as_real(t.resolve_conj()) for t in (gradient, factor))
-        place = None if place is None else place.rearranged(lambda cells: cells.unsqueeze(-1))
-    return gradient.to(dtype), factor.to(dtype), place
-
-
-def _layout(shape: torch.Size, n: int, place: Place | None) -> Callable[[Tensor], Tensor] | None:
-    """What brings a tensor of this shape (or one that broadcasts to it) into the form (N, ...)."""
-    second = len(shape) > 1 and shape[1] == n
-    if second and place is not None and place.runs_along(0) and not place.runs_along(1):
-        return lambda t: t.transpose(0, 1)  # positions run along the first dimension, so examples do not
-    if shape and shape[0] == n:
-        return lambda t: t
-    if second:
-        return lambda t: t.transpose(0, 1)
-    if n == 1:
-        return lambda t: t.unsqueeze(0)
-    if shape and shape[0] % n == 0 and shape[0] > 0:
-        return lambda t: t.reshape(n if t.shape[0] > 1 else 1, -1, *t.shape[1:])
-    return None
+        spread = spread.with_pairs()
+    return gradient.to(dtype), factor.to(dtype), spread
 
 
 def _alone(
-    batch: _Batch, i: int, together: float, reduction: Callable[[], Reduction[R]], create_graph: bool
+    batch: _Batch,
+    i: int,
+    together: float,
+    reduction: Callable[[], Reduction[R]],
+    create_graph: bool,
+    layout: Sequence[Sequence[int] | None] | None,
 ) -> _Terms[R]:
     """The pass over example i by itself, whose output in the batch is known.
 
@@ -257,7 +265,7 @@ def _alone(
     """
     one = batch.at(slice(i, i + 1))
     try:
-        terms = _terms(one, reduction, create_graph)
+        terms = _terms(one, reduction, create_graph, layout)
     except Exception as error:
         raise IncompleteError(
             f"the shapes inside the model do not tell its {batch.n} examples apart, and it does not accept example "
@@ -293,7 +301,7 @@ def _is_complete(terms: _Terms[Any], batch: _Batch) -> bool:
     again = _terms(batch, _Magnitude, False)
     if again is None:
         return False
-    if bool((error <= tolerance * again.reduction.result(again.products)).all()):
+    if bool((error <= tolerance * again.result()).all()):
         return True
     # They may also cancel between operations, as in log p of a sure prediction: a difference of large logits, all of
     # whose terms are as small as itself. Then the numbers that the largest operation works with are the scale, of
@@ -316,7 +324,7 @@ class _Magnitude:
         self._total = size if self._total is None else self._total + size
         return per_example(values)
 
-    def result(self, products: list[Tensor]) -> Tensor:
+    def result(self, products: list[Tensor], positions: Sequence[Sequence[int]]) -> Tensor:
         sizes = [per_example(product.double().abs()) for product in products]
         return torch.stack(sizes if self._total is None else [self._total, *sizes]).sum(0)
 
@@ -332,9 +340,10 @@ def _largest_rounding(batch: _Batch) -> Tensor | None:
     sizes: list[Tensor | None] = []
     with torch.inference_mode(False), torch.enable_grad():
         trace, _, output = batch.traced(RoundingTrace, False)
+        positions = trace.positions.of_all()
 
         def take(operation: Operation, gradient: Tensor) -> None:
-            parts = _examples_first(operation, gradient, batch.n, accumulation_dtype(*batch.inputs))
+            parts = _examples_first(operation, gradient, batch, positions)
             sizes.append(None if parts is None else per_example((parts[0] * parts[1]).abs()).double())
 
         trace.backward(output, take)

@@ -25,7 +25,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from captum_density._linear.jacobian import reverse_mode_product
 from captum_density._linear.operations import row
-from captum_density._linear.places import Place, Source, propagate
+from captum_density._linear.places import Place
+from captum_density._linear.propagation import Positions, place_of_input, propagate, unknown_place
 from captum_density._linear.remainders import DERIVATIVE, Remainder
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.modules import ModuleStack, batch_statistics_error
@@ -48,13 +49,15 @@ class Operation:
         output_shape: Shape of its output y.
         factor: What df/dy is to be multiplied by, broadcastable to y: r, unless another kind of trace says otherwise.
             Dropped after the backward pass.
-        place: Where y's elements sit on an input's grid, if anywhere.
+        place: Where y's elements lie on the inputs, None where that could not be followed.
+        lost: The operation at which some of them lost their place, None if none has.
     """
 
     name: str
     output_shape: torch.Size
     factor: Tensor | None
     place: Place | None
+    lost: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class _Mark:
 
     trace: object
     place: Place | None
+    lost: str | None
 
 
 class Trace(TorchFunctionMode):
@@ -78,7 +82,7 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.create_graph = create_graph
         self.keep_activations = keep_activations
-        self.sources: list[Source] = []
+        self.positions = Positions([])
         self.operations: list[Operation] = []
         self._receiver: Callable[[Operation, Tensor], None] | None = None
         self._leaves: list[Tensor] = []
@@ -91,16 +95,20 @@ class Trace(TorchFunctionMode):
 
     # -- inputs and outputs
 
-    def track(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Copies of the leaf inputs to run the model on, known to the trace as activations."""
-        copies = []
-        for index, leaf in enumerate(inputs):
-            copy = leaf.clone()
-            source = Source.of(index, copy)
-            self.sources.append(source)
-            self._leaves.append(leaf)
-            self._mark(copy, source.place(copy.device))
-            copies.append(copy)
+    def track(
+        self, inputs: Sequence[Tensor], layout: Sequence[Sequence[int] | None] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Copies of the leaf inputs to run the model on, known to the trace as activations.
+
+        Args:
+            inputs: The leaves.
+            layout: For each input the dimensions that are positions, None where the model is to show it.
+        """
+        self.positions = Positions(inputs, layout)
+        self._leaves += inputs
+        copies = [leaf.clone() for leaf in inputs]
+        for index, copy in enumerate(copies):
+            self._mark(copy, place_of_input(index, copy.shape), None)
         return tuple(copies)
 
     def backward(self, output: Tensor, receiver: Callable[[Operation, Tensor], None]) -> tuple[Tensor, ...]:
@@ -160,10 +168,10 @@ class Trace(TorchFunctionMode):
 
     def record(self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Tensor | None]) -> None:
         """Take what a call returned for activations; `factors` has r of each output, None for zero."""
-        places = propagate(call, [self._place(u) for u in call.activations], outputs, self.sources)
+        places = self._propagated(call, [self._place(u) for u in call.activations], outputs)
         for y, r, place in zip(outputs, factors, places, strict=True):
             if self._is_new(y):
-                self._add(call.name, y, r, place)
+                self._add(call.name, y, r, place, self._lost(call, place))
 
     # -- what another function mode knows better
 
@@ -214,22 +222,23 @@ class Trace(TorchFunctionMode):
         base_places = [self._place(b) if b is not None else None for b in bases]
         result = call.func(*call.args, **call.kwargs)
         factors = self._factors(remainder, record, call.mutated)
-        new_places = propagate(call, places, call.mutated, self.sources)
-        for t, base, constant, r, place, base_place in zip(
-            call.mutated, bases, constants, factors, new_places, base_places, strict=True
+        new_places = self._propagated(call, places, call.mutated)
+        lost = [self._lost(call, place) for place in new_places]
+        for t, base, constant, r, place, base_place, at in zip(
+            call.mutated, bases, constants, factors, new_places, base_places, lost, strict=True
         ):
             if not t.requires_grad:
                 continue
             if base is None:
-                self._add(call.name, t, r, place)
+                self._add(call.name, t, r, place, at)
                 continue
             whole = torch.zeros_like(base) if constant is None else constant
             if r is not None or constant is not None:
                 region = whole.as_strided(t.shape, t.stride(), t.storage_offset() - base.storage_offset())
                 region.copy_(torch.zeros_like(t) if r is None else r)
-                self._add(call.name, base, whole, base_place)
-            self._mark(base, base_place)
-            self._mark(t, place)
+                self._add(call.name, base, whole, base_place, at)
+            self._mark(base, base_place, at)
+            self._mark(t, place, at)
         return result
 
     def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -243,8 +252,30 @@ class Trace(TorchFunctionMode):
                 f"{self._name(call.name)}: {error}; no full gradient passes through it"
             ) from error
 
-    def _add(self, name: str, y: Tensor, factor: Tensor | None, place: Place | None) -> None:
-        self._mark(y, place)
+    def _propagated(
+        self, call: Call, places: Sequence[Place | None], outputs: Sequence[Tensor]
+    ) -> Sequence[Place | None]:
+        found, mixings = propagate(call, places, outputs)
+        for mixing in mixings:
+            self.positions.learn(mixing)
+        return found
+
+    def _lost(self, call: Call, place: Place | None) -> str | None:
+        """The operation at which elements of an output lost their place: an earlier one, else this.
+
+        "" where it was a dense layer over flat features, of which nothing else can be expected.
+        """
+        if place is not None and place.everywhere:
+            return None
+        before = [getattr(u, _MARK).lost for u in call.activations if self._is_marked(u)]
+        earlier = next((name for name in before if name is not None), None)
+        if earlier is not None:
+            return earlier
+        flat = all(p is not None and p.is_flat for p in map(self._place, call.activations))
+        return "" if flat and row(call).layout.mixes is not None else self._name(call.name)
+
+    def _add(self, name: str, y: Tensor, factor: Tensor | None, place: Place | None, lost: str | None = None) -> None:
+        self._mark(y, place, lost)
         self.dtypes.add(y.dtype)
         if name in _LAYOUT_SENSITIVE and y.device.type == "cpu" and y.shape[:1] == (1,):
             y.register_hook(_in_layout(y.shape, y.stride()))
@@ -253,7 +284,7 @@ class Trace(TorchFunctionMode):
         full = self._name(name)
         self._counts[full] += 1
         unique = full if self._counts[full] == 1 else f"{full}#{self._counts[full]}"
-        operation = Operation(unique, y.shape, factor, place)
+        operation = Operation(unique, y.shape, factor, place, lost)
         self.operations.append(operation)
 
         def hand_over(gradient: Tensor | None) -> None:
@@ -282,8 +313,8 @@ class Trace(TorchFunctionMode):
 
     # -- activations
 
-    def _mark(self, t: Tensor, place: Place | None) -> None:
-        setattr(t, _MARK, _Mark(self, place))
+    def _mark(self, t: Tensor, place: Place | None, lost: str | None) -> None:
+        setattr(t, _MARK, _Mark(self, place, lost))
         if self.keep_activations and t.grad_fn is not None:
             self._kept[t.grad_fn, t.output_nr] = t
 
@@ -325,8 +356,9 @@ class Trace(TorchFunctionMode):
                 f"{self._name(name)} is not made of torch function calls and its backward cannot be differentiated "
                 f"({error}); write that backward with differentiable operations"
             ) from error
-        place = next((self._place(u) for u in operands if u.shape == t.shape), None)
-        self._add(name, t, (t if self.create_graph else t.detach()) - product, place)
+        place = unknown_place(operands, [self._place(u) for u in operands], t)
+        lost = None if place is not None and place.everywhere else self._name(name)
+        self._add(name, t, (t if self.create_graph else t.detach()) - product, place, lost)
         return True
 
     def _operands(self, start: Node) -> list[Tensor]:

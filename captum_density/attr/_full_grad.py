@@ -7,7 +7,8 @@ arXiv:1905.00780. The paper's words here: *full-gradient representation* is `Ful
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NoReturn, overload
 
 import torch
@@ -18,7 +19,13 @@ from captum_density._linear.sweep import per_example
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples, log_usage
 from captum_density._model.precision import accumulation_dtype
-from captum_density.attr._common import FullGradAttribution, finish
+from captum_density.attr._common import (
+    FullGradAttribution,
+    check_placed,
+    finish,
+    warn_of_places,
+    warn_of_unreached,
+)
 from captum_density.attr._full_gradients import FullGradients
 from captum_density.attr._repr import shown
 
@@ -42,9 +49,15 @@ class FullGrad(FullGradAttribution):
         layer: Not taken: there is no form for a layer yet.
         complete: False for the paper's saliency map (equation 4), >= 0; True for signed attributions that sum to f(x).
         forward_func: Captum's name for `model`.
+        layout: Which dimensions of the input are positions, as (2, 3) for (N, C, H, W), where you know better than the
+            model shows: without it they are those that the first operation with weights leaves apart (see
+            `attribute`). One such tuple, or None, for each of several inputs.
+        min_placed: The least share of |terms| that must have a place on the inputs, in [0, 1], for each example; less
+            is refused. None accepts everything.
 
     Raises:
         TypeError: If `model` is not callable, or a second argument is not named.
+        ValueError: If `min_placed` is not in [0, 1].
 
     References:
         S. Srinivas and F. Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
@@ -65,12 +78,19 @@ class FullGrad(FullGradAttribution):
         *layer: NoReturn,
         complete: bool = False,
         forward_func: Callable[..., Any] | None = None,
+        layout: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
+        min_placed: float | None = None,
     ) -> None:
-        super().__init__(model, *layer, forward_func=forward_func)
+        super().__init__(model, *layer, forward_func=forward_func, layout=layout)
+        if min_placed is not None and not 0 <= min_placed <= 1:
+            raise ValueError(f"min_placed is a share of |terms|, in [0, 1], but is {min_placed!r}")
         self.complete = complete
+        self.min_placed = min_placed
 
     def __repr__(self) -> str:
-        return shown(self, self.forward_func, complete=self.complete)
+        given = {"layout": self.layout, "min_placed": self.min_placed}
+        shown_too = {name: value for name, value in given.items() if value is not None}
+        return shown(self, self.forward_func, complete=self.complete, **shown_too)
 
     def has_convergence_delta(self) -> bool:
         """True for `complete=True`, whose delta is the sum minus f(x); the saliency map is not a sum."""
@@ -123,9 +143,10 @@ class FullGrad(FullGradAttribution):
         """Attributions of the inputs' shape.
 
         Args:
-            inputs: Floating-point tensor (N, ...) or tuple of such: images (N, C, H, W), volumes (N, C, D, H, W),
-                signals (N, C, L), embeddings (N, L, E) or features (N, F). Whether a 3-D input has its channels second
-                or last is read from the first operation that tells.
+            inputs: Floating-point tensor (N, ...) or tuple of such, in any layout: images (N, C, H, W) or (N, H, W, C),
+                volumes, signals (N, C, L), embeddings (N, L, E), features (N, F). Its channels are the dimensions of
+                which the first operation with weights leaves nothing apart, the others are positions; all are if that
+                leaves none. `layout` overrides it.
             target: As Captum's `Saliency`: picks the output to explain.
             additional_forward_args: As Captum's: passed on after the inputs.
             return_convergence_delta: Also return the sum of the attributions minus f(x), (N,). Only if `complete`.
@@ -138,23 +159,44 @@ class FullGrad(FullGradAttribution):
             `complete=False`: >= 0, higher is more relevant; summed over channels it is psi(grad * x) + sum over layers
             and channels of psi(bias-gradient), psi = bilinear upsampling of rescaled absolute values.
 
-            `complete=True`: signed; summed over all inputs it is f(x). A bias term that has a place on the input grid
-            is spread over the positions it covers, any other evenly over all elements of all inputs.
+            `complete=True`: signed; summed over all inputs it is f(x). A bias term that has a place is spread over the
+            positions it covers, and evenly over channels; any other evenly over all elements of all inputs. A term that
+            has a place on several inputs is shared equally among them.
+
+            Each element of an operation is followed back to an interval of positions, through whatever moves, mixes
+            and pools it. It has no place where those are all of the input (after a dense layer over everything, global
+            pooling, a Fourier transform), where it is constant (a class token), and where the operation scatters by
+            index or is out of sight (inside `torch.vmap`, unless derivatives show it to be elementwise). Dense layers
+            over features (N, F) leave no place: only `complete=True` shows their biases.
+
+        Warns:
+            UserWarning: If more than half of |terms| has no place (`complete=True`), or no bias term reaches the
+                saliency map; names the operation that lost it. Not of dense layers over features (N, F). The share is
+                estimated from a sample of elements; exact with `min_placed`, and in `decompose`.
 
         Raises:
             ValueError: Empty batch, NaN or infinity, another device than the model's, a convergence delta of the
                 saliency map, batch norm in training mode.
             TypeError: Inputs that are not floating-point tensors, TorchScript, a model that returns no tensor.
-            RuntimeError: If f(x) is not the sum of the terms; names the operation responsible.
+            RuntimeError: If f(x) is not the sum of the terms; names the operation responsible. If less than
+                `min_placed` of |terms| has a place.
+            NotImplementedError: If an operation has no gradient, as those of quantised models, or one that cannot be
+                differentiated again, as reentrant checkpointing and some custom autograd Functions.
         """
         if return_convergence_delta and not self.complete:
             raise ValueError(
                 "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
             )
-        maps = self._sweep(
-            inputs, target, additional_forward_args, SignedMaps if self.complete else SaliencyMaps, create_graph
-        )
-        attributions = finish(maps.result, inputs)
+        kind = SignedMaps if self.complete else SaliencyMaps
+        reduction = partial(kind, self.min_placed is not None)
+        maps = self._sweep(inputs, target, additional_forward_args, reduction, create_graph)
+        if maps.result.placement is not None:
+            check_placed(maps.result.placement, self.min_placed)
+        if self.complete and maps.result.placement is not None:
+            warn_of_places(maps.result.placement)
+        else:
+            warn_of_unreached(maps.result)
+        attributions = finish(maps.result.maps, inputs)
         return (attributions, _delta(attributions, maps.output)) if return_convergence_delta else attributions
 
     @takes_arrays
@@ -198,7 +240,7 @@ class FullGrad(FullGradAttribution):
             The full gradients, each term with the batch first; half-precision terms in float32.
 
         Raises:
-            RuntimeError: As in `attribute`: an example whose terms do not sum to f(x).
+            RuntimeError: As in `attribute`: an example whose terms do not sum to f(x), or lie nowhere.
 
         Example:
             >>> import torch
@@ -211,7 +253,9 @@ class FullGrad(FullGradAttribution):
               total              27  output 27
         """
         terms = self._sweep(inputs, target, additional_forward_args, AllTerms, create_graph)
-        return FullGradients(terms.output, tuple(terms.result.products), terms.result.biases)
+        check_placed(terms.result.placement, self.min_placed)
+        unplaced = terms.result.placement.unplaced_size()
+        return FullGradients(terms.output, tuple(terms.result.products), terms.result.biases, unplaced)
 
 
 def _delta(attributions: Any, output: Tensor) -> Tensor:
@@ -228,6 +272,7 @@ class SimpleFullGrad(FullGradAttribution):
         model: As `FullGrad`.
         layer: As `FullGrad`.
         forward_func: As `FullGrad`.
+        layout: As `FullGrad`.
 
     Raises:
         TypeError: As `FullGrad`.
@@ -264,9 +309,14 @@ class SimpleFullGrad(FullGradAttribution):
         Returns:
             A tensor for a tensor, a tuple for a tuple, of the inputs' shapes and dtypes.
 
+        Warns:
+            UserWarning: As `FullGrad.attribute`, of a map that no bias term reaches.
+
         Raises:
             TypeError: As `FullGrad.attribute`.
             ValueError: As `FullGrad.attribute`.
+            NotImplementedError: As `FullGrad.attribute`.
         """
         maps = self._sweep(inputs, target, additional_forward_args, SimpleSaliencyMaps, create_graph)
-        return finish(maps.result, inputs)
+        warn_of_unreached(maps.result)
+        return finish(maps.result.maps, inputs)

@@ -12,7 +12,7 @@ from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.modules import unwrap
-from captum_density.attr._common import FullGradAttribution, finish
+from captum_density.attr._common import FullGradAttribution, finish, warn_of_unreached
 
 __all__ = ["SmoothFullGrad"]
 
@@ -28,6 +28,7 @@ class SmoothFullGrad(FullGradAttribution):
         model: As `FullGrad`.
         layer: As `FullGrad`.
         forward_func: As `FullGrad`.
+        layout: As `FullGrad`.
 
     Raises:
         TypeError: As `FullGrad`.
@@ -72,9 +73,13 @@ class SmoothFullGrad(FullGradAttribution):
         Returns:
             A tensor for a tensor, a tuple for a tuple, of the inputs' shapes and dtypes.
 
+        Warns:
+            UserWarning: As `FullGrad.attribute`, of a map that no bias term reaches.
+
         Raises:
             ValueError: As `FullGrad.attribute`; and for a number of samples below 1 or a negative stdev.
             TypeError: As `FullGrad.attribute`.
+            NotImplementedError: As `FullGrad.attribute`.
         """
         batch = ModelOnBatch(unwrap(self.forward_func), inputs, target, additional_forward_args, name="model")
         xs, scales = batch.inputs, _noise_scales(batch.inputs, stdevs)
@@ -96,7 +101,9 @@ class SmoothFullGrad(FullGradAttribution):
             of_batch = self._sweep(noisy, batch.target_of(rows), batch.args_of(rows), partial(SampleSums, k)).result
             sums = of_batch if sums is None else sums + of_batch
         assert sums is not None  # as there is one sample at least
-        return finish(smooth_maps(sums), inputs)
+        maps = smooth_maps(sums)
+        warn_of_unreached(maps)
+        return finish(maps.maps, inputs)
 
 
 def _noise(x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
