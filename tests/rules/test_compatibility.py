@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from captum.attr import DeepLift, InputXGradient
 
+from captum_density.attr import CompleteDeepLift
+from captum_density.rules import BalancedGradients
 from tests.rules.compatibility import METHODS, ROWS, inputs, network, table
 
 PAGE = Path(__file__).parents[2] / "tutorials" / "guides" / "compatibility.md"
@@ -42,10 +45,26 @@ def test_cell(row, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_after_another_methods_hooks_the_model_is_explained_as_before(method):
-    from captum.attr import DeepLift
-
     attribution, x = METHODS[method](network()), inputs()
     before = attribution.attribute(x, target=1)
     with pytest.warns(UserWarning, match="Setting forward, backward hooks"):
         DeepLift(network()).attribute(x, target=1)
     assert torch.equal(attribution.attribute(x, target=1), before)
+
+
+def test_what_the_page_says_besides():
+    x = inputs()
+    with torch.inference_mode():
+        for method in ("FullGrad", "CompleteDeepLift"):
+            assert METHODS[method](network()).attribute(x, target=1).abs().max() > 0
+        for model in (network(), BalancedGradients(network())):
+            with pytest.raises(RuntimeError, match="does not require grad"):
+                InputXGradient(model).attribute(x, target=1)
+
+    def model(x):
+        return (x * x.detach()).sum(1, keepdim=True)
+
+    start = torch.ones_like(x)
+    assert torch.allclose(METHODS["BalancedGradients"](model).attribute(x, target=0), x * x)
+    parts = CompleteDeepLift(model).attribute(x, start, target=0)
+    assert torch.allclose(parts, x * x - 1, atol=1e-6)  # both factors have their share
