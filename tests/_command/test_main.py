@@ -11,7 +11,7 @@ import torch
 
 import captum_density
 from captum_density.__main__ import main
-from captum_density._command import density, digits_job, job
+from captum_density._command import density, digits_job, job, transformer
 from captum_density._command.density import HEADINGS, keep_by_gradient, study_density
 from captum_density._command.digits_job import Effort
 from captum_density._command.network import train
@@ -51,6 +51,8 @@ def run_small(out, *arguments):
         patch.setattr(density, "_JUDGE_EPOCHS", 10)
         patch.setattr(digits_job, "_FRACTIONS", (1 / 4,))
         patch.setattr(digits_job, "_RUNS", 2)
+        patch.setattr(transformer, "_EPOCHS", 1)
+        patch.setattr(transformer, "_FRACTIONS", [0.0, 0.5, 1.0])
         main(["--out", str(out), "--quick", *arguments])
     return printed.getvalue(), progress.getvalue(), json.loads((out / "report.json").read_text())
 
