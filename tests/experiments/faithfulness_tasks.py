@@ -1,6 +1,7 @@
 """The tasks of the study of faithfulness: five trained models, with examples and what stands for what is taken away."""
 
 import csv
+import functools
 import gzip
 import io
 import json
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from captum_density.softmax_shift import CenteredLogits
 
-EXAMPLES = 40  # of each seed
-TEXTS = 20
+EXAMPLES = 30  # of each seed
+TEXTS = 14
 PATCH = 4  # pixels
 LENGTH = 24  # tokens
 
@@ -169,19 +170,42 @@ def convnext() -> nn.Module:
     return model
 
 
-def clothes(folder: Path, seed: int, architecture: Callable[[], nn.Module], grey: bool = False) -> Task:
-    """Fashion-MNIST, on a scale whose 0 is what stands for a patch that is taken away: black, or the mean grey."""
+class Shift(nn.Module):
+    """Adds a number, so that 0 can stand for another grey than the network's."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.by
+
+
+def fashion_mnist(folder: Path) -> tuple[Tensor, Tensor]:
     with np.load(folder / "fashion_mnist_train10k.npz", allow_pickle=False) as arrays:
-        x, y = torch.from_numpy(arrays["x"]).float()[:, None] / 255, torch.from_numpy(arrays["y"]).long()
-    x = (x - x.mean()) / x.std() if grey else x
+        return torch.from_numpy(arrays["x"]).float()[:, None] / 255, torch.from_numpy(arrays["y"]).long()
+
+
+@functools.cache
+def classifier(folder: Path, seed: int, architecture: Callable[[], nn.Module], epochs: int = 4) -> nn.Module:
+    """A network trained on the first 9,000 images."""
+    x, y = fashion_mnist(folder)
     torch.manual_seed(seed)
     model = architecture()
-    epochs = 4
     batches = ((x[part], y[part]) for _ in range(epochs) for part in torch.randperm(9000).split(128))
     train(model, epochs * math.ceil(9000 / 128), lambda: next(batches))
     report(model, x[9000:], y[9000:])
-    images = x[9000 + seed * EXAMPLES :][:EXAMPLES]
-    task = Task(CenteredLogits(model), images, torch.zeros(()), torch.zeros((28 // PATCH) ** 2, dtype=torch.bool))
+    return model
+
+
+def clothes(folder: Path, seed: int, architecture: Callable[[], nn.Module], grey: bool = False) -> Task:
+    """Images on a scale whose 0 is what stands for a patch that is taken away: black, or the mean of all pixels."""
+    x, _ = fashion_mnist(folder)
+    model = classifier(folder, seed, architecture)
+    zero = float(x.mean()) if grey else 0.0
+    images = x[9000 + seed * EXAMPLES :][:EXAMPLES] - zero
+    fixed = torch.zeros((28 // PATCH) ** 2, dtype=torch.bool)
+    task = Task(CenteredLogits(nn.Sequential(Shift(zero), model)), images, torch.zeros(()), fixed)
     if architecture is convnext:
         return replace(task, grid=model.features[-1])
     return replace(task, grid=model.conv_proj, attention=(model.encoder.layers[-1].self_attention, 0, 1))
