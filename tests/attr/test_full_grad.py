@@ -366,6 +366,22 @@ class TestSmooth:
         assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
         assert torch.equal(before, torch.get_rng_state())
 
+    def test_the_default_noise_is_a_share_of_each_examples_range(self):
+        """0.15 of it, as SmoothGrad's authors take; an offset of an example changes nothing."""
+        points = []
+
+        def record(x):
+            points.append(x.detach())
+            return x.pow(2)
+
+        small, large = torch.tensor([0.0, 1.0]).repeat(500) + 50, torch.tensor([0.0, 10.0]).repeat(500)
+        SmoothFullGrad(record).attribute(torch.stack([small, large]), 1, nt_samples=4)
+        noisy = max(points, key=len)
+        assert len(noisy) == 8
+        for x, stdev in ((small, 0.15), (large, 1.5)):
+            rows = noisy[(noisy.mean(1) - x.mean()).abs() < 10]
+            torch.testing.assert_close((rows - x).std(1), torch.full((4,), stdev), rtol=0.15, atol=0)
+
     def test_without_noise_it_averages_to_full_grad(self):
         # One channel, so that summing channels before psi changes nothing; eps of psi meets a sum of samples.
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()

@@ -201,6 +201,21 @@ def test_an_error_stops_what_runs(processes, tmp_path):
     assert time.monotonic() - start < 10
 
 
+def test_what_waits_behind_an_error_is_cancelled():
+    futures = []
+
+    class Records(ThreadPoolExecutor):
+        def submit(self, function, work):
+            futures.append(super().submit(function, work))
+            return futures[-1]
+
+    jobs = [Job(worker.examples(), (4, 4), run) for run in range(5)]
+    with Records(1) as executor, pytest.raises(ArithmeticError, match="nothing to see"):
+        fit_many(worker.make_raising, jobs, fit=worker.CONFIG, strategy="loop", executor=executor)
+    assert len(futures) == 5
+    assert all(future.cancelled() for future in futures[2:])  # the second may have begun
+
+
 def test_others_may_draw_while_an_engine_is_chosen():
     """As the threads of a Dask worker do, now and then; here in the first passes."""
     passes = itertools.count()
