@@ -84,9 +84,9 @@ class Trace(TorchFunctionMode):
         self.keep_activations = keep_activations
         self.positions = Positions([])
         self.operations: list[Operation] = []
-        self._receiver: Callable[[Operation, Tensor], None] | None = None
+        self._on_gradient: Callable[[Operation, Tensor], None] | None = None
         self._leaves: list[Tensor] = []
-        self._kept: dict[tuple[Node, int], Tensor] = {}
+        self._activations: dict[tuple[Node, int], Tensor] = {}
         self._constant_nodes: set[Node] = set()
         self._modules = ModuleStack()
         self._counts: Counter[str] = Counter()
@@ -111,23 +111,23 @@ class Trace(TorchFunctionMode):
             self._mark(copy, place_of_input(index, copy.shape), None)
         return tuple(copies)
 
-    def backward(self, output: Tensor, receiver: Callable[[Operation, Tensor], None]) -> tuple[Tensor, ...]:
+    def backward(self, output: Tensor, on_gradient: Callable[[Operation, Tensor], None]) -> tuple[Tensor, ...]:
         """Hand over df/dy of every operation; returns df/dx for every input, zeros where f ignores it.
 
         Args:
             output: f per example, of any shape: its sum is differentiated.
-            receiver: Called with each operation and its df/dy, in backward order.
+            on_gradient: Called with each operation and its df/dy, in backward order.
         """
-        self._receiver = receiver
+        self._on_gradient = on_gradient
         try:
             gradients = torch.autograd.grad(
                 output, self._leaves, torch.ones_like(output), create_graph=self.create_graph, allow_unused=True
             )
         finally:
-            self._receiver = None
+            self._on_gradient = None
             for operation in self.operations:
                 operation.factor = None
-            self._kept.clear()
+            self._activations.clear()
             leaves, self._leaves = self._leaves, []
         return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True))
 
@@ -289,8 +289,8 @@ class Trace(TorchFunctionMode):
 
         def hand_over(gradient: Tensor | None) -> None:
             # None where nothing reaches y, though it does reach another output of the same operation.
-            if self._receiver is not None and gradient is not None:
-                self._receiver(operation, gradient)
+            if self._on_gradient is not None and gradient is not None:
+                self._on_gradient(operation, gradient)
 
         y.register_hook(hand_over)
 
@@ -316,7 +316,7 @@ class Trace(TorchFunctionMode):
     def _mark(self, t: Tensor, place: Place | None, lost: str | None) -> None:
         setattr(t, _MARK, _Mark(self, place, lost))
         if self.keep_activations and t.grad_fn is not None:
-            self._kept[t.grad_fn, t.output_nr] = t
+            self._activations[t.grad_fn, t.output_nr] = t
 
     def _is_new(self, y: Tensor) -> bool:
         return y.requires_grad and not self._is_marked(y)
@@ -375,7 +375,7 @@ class Trace(TorchFunctionMode):
             for parent, index in node.next_functions:
                 if parent is None:
                     continue
-                activation = self._kept.get((parent, index))
+                activation = self._activations.get((parent, index))
                 variable = getattr(parent, "variable", None)
                 if activation is not None:
                     nearest[id(activation)] = activation
