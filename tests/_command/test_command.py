@@ -316,11 +316,6 @@ def check_resumed(out, whole, n):
 def test_stopped_and_resumed_is_the_same_report_and_else_it_starts_anew(user, undrawn):
     whole = untimed(audited(*SLOWLY, out="whole"))
     assert calls() == CALLS
-    out = user / "killed"
-    process = started(user, "--out", str(out), *SLOWLY)
-    assert stopped(process, signal.SIGKILL, lambda: len(cells_in(out / "cells")) >= 6)[0] == -signal.SIGKILL
-    check_resumed(out, whole, 6)
-
     out = user / "interrupted"
     Path("interrupted_at.txt").write_text(str(calls() + CALLS - 1))
     check_interruption(interruption("--out", str(out), *SLOWLY), out / "cells")

@@ -270,6 +270,7 @@ def test_all_four_have_one_softmax_and_the_printed_difference_is_measured(shift_
     assert "largest difference of the 10 probabilities: 3e-01" in moved.text()
 
 
+@pytest.mark.slow
 def test_seed_decides_everything_but_the_time(whole, tmp_path, undrawn):
     torch.manual_seed(99)
     *_, again = run_small(tmp_path, *ALL, "Saliency")
@@ -279,6 +280,7 @@ def test_seed_decides_everything_but_the_time(whole, tmp_path, undrawn):
         assert again[part] == whole[-1][part], part
 
 
+@pytest.mark.slow
 def test_another_seed_and_what_is_asked_for(whole, tmp_path, undrawn):
     *_, report = run_small(tmp_path, "--seed", "4", "--metrics", "gradient_norm", "--attributions", "FullGrad")
     assert list(report["methods"]) == ["FullGrad"] and list(report["model"]) == ["gradient_norm"]

@@ -6,8 +6,14 @@ import torch
 from captum_density.attr import FullGrad
 from tests._linear.architectures import NAMES, build, gaps
 
+# Whose operations smaller ones of the same family have as well; `tests/acceptance` runs them too.
+LARGE = {
+    *("alexnet", "vgg11", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "inception_v3"),
+    *("mnasnet0_5", "mobilenet_v2", "efficientnet_v2_s", "regnet_x_400mf"),
+}
 
-@pytest.mark.parametrize("name", NAMES)
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LARGE)) for one in NAMES])
 def test_every_example_is_complete(name):
     gap, _, terms = gaps(build(name, torch.float64, small=True))
     assert terms > 0

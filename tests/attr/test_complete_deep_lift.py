@@ -66,7 +66,7 @@ def test_complete_on_images(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "alexnet", "densenet121", "regnet_y_400mf", "swin_v2_t", "bert", "gpt2", "vit", "lstm", "gru"]
+    "name", ["resnet18", "densenet121", "regnet_y_400mf", "swin_v2_t", "bert", "gpt2", "vit", "lstm", "gru"]
 )
 @pytest.mark.filterwarnings("ignore:GPT2ForSequenceClassification")
 def test_complete_on_architectures(name):

@@ -65,6 +65,7 @@ def test_rounds_are_interleaved_after_the_warm_up():
     assert "".join(order) == "ab" * 3
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_call_and_not_of_its_setup():
     small = peak_bytes(partial(allocating, 20))
     large = peak_bytes(partial(allocating, 220))

@@ -51,6 +51,7 @@ def test_networks_take_no_notice_of_padding(name):
         torch.testing.assert_close(network(padded), out[i, None])
 
 
+@pytest.mark.slow
 def test_a_short_study_fills_the_tables_and_draws(tmp_path, monkeypatch):
     for name, value in (("TRAIN", 64), ("TEST", 8), ("EPOCHS", {name: 1 for name in attention.NETWORKS})):
         monkeypatch.setattr(attention, name, value)

@@ -40,6 +40,7 @@ def test_theorem_1_gradients_are_alike_on_relevant_blocks_and_nothing_on_noise_b
     assert (wider < torch.tensor([0.005, 0.01])).all()
 
 
+@pytest.mark.slow
 def test_diff_roar_tells_leaking_gradients_from_others():
     result = leakage.synthetic_diff_roar(seed=0, runs=2, fractions=(0.2,))
     standard, robust = result.score[:, 0].tolist()
@@ -51,6 +52,7 @@ def test_diff_roar_tells_leaking_gradients_from_others():
     assert "ranks high predicts better" in result.conclusions[1]
 
 
+@pytest.mark.slow
 def test_gradients_of_block_digits_leak():
     data, top = block_digits(), block_digits(position="top")
     fit = replace(leakage.DIGITS, epochs=25)

@@ -336,7 +336,7 @@ def honest():
     return fooling.measure(fooling.honest(data, seed=0, epochs=EPOCHS), data, fooling.cross(zero_mean=False))
 
 
-@pytest.mark.parametrize("target", ["random", "labels"])
+@pytest.mark.parametrize("target", ["random", pytest.param("labels", marks=pytest.mark.slow)])
 def test_digits_show_the_picture_and_centering_takes_it_away(honest, target):
     """Bounds are wider than what seeds 0 and 1 gave; the experiment, `tests.experiments.fooling`, trains for longer."""
     data, picture = digits(), fooling.cross(zero_mean=False)
