@@ -22,7 +22,7 @@ from captum_density._model.calls import Call, map_tensors, tensors_in
 
 __all__ = [
     "Layout",
-    "Step",
+    "PlacedCall",
     "assigned",
     "attention",
     "concatenated",
@@ -58,7 +58,7 @@ Places = Sequence["Place | None"]
 
 
 @dataclass(frozen=True)
-class Step:
+class PlacedCall:
     """A call, the places of its activations by identity, and the shapes of its outputs."""
 
     call: Call
@@ -70,7 +70,7 @@ class Step:
         return [u for u in self.call.activations if id(u) in self.places]
 
 
-Rule = Callable[[Step], Places]
+Rule = Callable[[PlacedCall], Places]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def whole(size: int, rank: int) -> Axis:
     return Axis(torch.zeros([1] * rank, dtype=torch.int32, device="cpu"), Cells.even(size, 1))
 
 
-def _by_axis(step: Step, rule: Callable[[Of], Sequence[Axis | None]]) -> Places:
+def _by_axis(step: PlacedCall, rule: Callable[[Of], Sequence[Axis | None]]) -> Places:
     """Ask a rule, which takes the axis of each activation and returns those of the outputs, about every axis."""
     result: list[dict[tuple[int, int], tuple[Axis, ...]]] = [{} for _ in step.shapes]
     operands = [step.places[id(u)] for u in step.operands()]
@@ -119,7 +119,7 @@ def _fits(codes: Tensor, shape: Sequence[int]) -> bool:
     return codes.ndim == len(shape) and all(c in (1, y) for c, y in zip(codes.shape, shape, strict=True))
 
 
-def _fallback(step: Step, key: tuple[int, int], shape: torch.Size) -> Axis:
+def _fallback(step: PlacedCall, key: tuple[int, int], shape: torch.Size) -> Axis:
     """What nothing is known of lies anywhere, within its example if examples still stand first."""
     size = 0
     for u in step.operands():
@@ -134,7 +134,7 @@ def _fallback(step: Step, key: tuple[int, int], shape: torch.Size) -> Axis:
     return whole(max(size, 1), len(shape))
 
 
-def unknown(step: Step, looks: Mapping[int, Sequence[int]] | None = None) -> Places:
+def unknown(step: PlacedCall, looks: Mapping[int, Sequence[int]] | None = None) -> Places:
     """An operation of which nothing is known: where the shape stays, derivatives tell; else only examples do.
 
     Args:
@@ -154,7 +154,7 @@ def unknown(step: Step, looks: Mapping[int, Sequence[int]] | None = None) -> Pla
     return _by_axis(step, rule)
 
 
-def _reach(step: Step) -> Mapping[int, Sequence[int]]:
+def _reach(step: PlacedCall) -> Mapping[int, Sequence[int]]:
     """What `reach` says of a call's activations, from a second evaluation; nothing where it cannot be evaluated."""
     alike = [u for u in step.operands() if all(u.shape == shape for shape in step.shapes)]
     if not alike or step.call.mutated:
@@ -169,7 +169,7 @@ def _reach(step: Step) -> Mapping[int, Sequence[int]]:
     return {u: sorted({d for own in looks for d in own[i]}) for i, u in enumerate(leaves)}
 
 
-def nowhere(step: Step) -> Places:
+def nowhere(step: PlacedCall) -> Places:
     """An operation that puts elements where its numbers say: only examples are followed."""
     return _by_axis(step, lambda of: [None] * len(step.shapes))
 
@@ -177,7 +177,7 @@ def nowhere(step: Step) -> Places:
 # -- elementwise
 
 
-def kept(step: Step) -> Places:
+def kept(step: PlacedCall) -> Places:
     """Every element of an output is made of those that broadcast to it."""
     if len(operands := step.operands()) == 1 and all(shape == operands[0].shape for shape in step.shapes):
         return [step.places[id(operands[0])]] * len(step.shapes)
@@ -196,7 +196,7 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return len(shape) <= len(to) and all(s in (1, t) for s, t in zip(reversed(shape), reversed(to), strict=False))
 
 
-def copied(step: Step) -> Places:
+def copied(step: PlacedCall) -> Places:
     """x.copy_(y) lies where y does."""
     y = step.call.argument(1, "src")
     return _by_axis(step, lambda of: [None if (a := of(y)) is None else join([a], len(step.shapes[0]))])
@@ -214,7 +214,7 @@ def _dims_at(position: int, default: int | None = 0) -> Callable[[Call], Sequenc
     return dims
 
 
-def permuted(step: Step) -> Places:
+def permuted(step: PlacedCall) -> Places:
     """A move of whole dimensions."""
     return moved(lambda call: [])(step)
 
@@ -227,7 +227,7 @@ def moved(dims: Callable[[Call], Sequence[int] | None] | int) -> Rule:
     """
     touched = _dims_at(dims) if isinstance(dims, int) else dims
 
-    def rule(step: Step) -> Places:
+    def rule(step: PlacedCall) -> Places:
         (u, *more) = step.operands()
         if more or (step.call.mutated and touched(step.call) != []):
             return [None] * len(step.shapes)
@@ -270,7 +270,7 @@ def _run(call: Call, codes: dict[int, Tensor]) -> list[Tensor]:
     return list(tensors_in(call.func(*args, **kwargs)))
 
 
-def indexed(step: Step) -> Places:
+def indexed(step: PlacedCall) -> Places:
     """x[...]."""
     return moved(lambda call: _indexed(call.args[1], call.args[0].ndim))(step)
 
@@ -292,7 +292,7 @@ def _indexed(index: Any, rank: int) -> list[int]:
     return dims
 
 
-def reshaped(step: Step) -> Places:
+def reshaped(step: PlacedCall) -> Places:
     """A reshape in row-major order, which only looks at the two shapes."""
     (u, *more), (shape, *others) = step.operands(), step.shapes
     if more or others or step.call.mutated or u.numel() != math.prod(shape) or not u.numel():
@@ -354,13 +354,13 @@ def _raw(size: int, dim: int, rank: int) -> Axis:
     return Axis(torch.arange(size, dtype=torch.int32, device="cpu").view(view), Cells.even(size, size))
 
 
-def expanded(step: Step) -> Places:
+def expanded(step: PlacedCall) -> Places:
     """A broadcast."""
     (u, *_) = step.operands()
     return _by_axis(step, lambda of: [None if (a := of(u)) is None else join([a], len(s)) for s in step.shapes])
 
 
-def repeated(step: Step) -> Places:
+def repeated(step: PlacedCall) -> Places:
     """Copies side by side along each dimension."""
     (u, *_), (shape,) = step.operands(), step.shapes
 
@@ -375,7 +375,7 @@ def repeated(step: Step) -> Places:
     return _by_axis(step, rule)
 
 
-def padded(step: Step) -> Places:
+def padded(step: PlacedCall) -> Places:
     """Constants, or copies, beside what is there."""
     (u, *_) = step.operands()
     pads = list(step.call.args[1] if len(step.call.args) > 1 else step.call.kwargs["pad"])
@@ -411,7 +411,7 @@ def _inherited(codes: Tensor, dims: Iterable[int]) -> Tensor:
 def concatenated(default: int = 0, new: bool = False) -> Rule:
     """Tensors side by side along a dimension, or along a new one; constants among them have no place."""
 
-    def rule(step: Step) -> Places:
+    def rule(step: PlacedCall) -> Places:
         tensors = step.call.argument(0, "tensors")
         dim = step.call.argument(1, "dim")
         (shape,) = step.shapes
@@ -461,7 +461,7 @@ def _one_table(codes: Tensor, tables: Sequence[Cells]) -> Axis:
     return Axis(new.masked_fill(codes < 0, CONSTANT), table.cells)
 
 
-def assigned(step: Step) -> Places:
+def assigned(step: PlacedCall) -> Places:
     """x[index] = value."""
     x, index, value = step.call.args[:3]
     (shape,) = step.shapes
@@ -489,7 +489,7 @@ def assigned(step: Step) -> Places:
     return _by_axis(step, rule)
 
 
-def patches(step: Step) -> Places:
+def patches(step: PlacedCall) -> Places:
     """`F.unfold`, which lays windows out as channels and pads with zeros; or `Tensor.unfold`, along one dimension."""
     if step.call.func is not F.unfold:
         return moved(1)(step)
@@ -511,7 +511,7 @@ def patches(step: Step) -> Places:
 def contracted(*dims: int) -> Rule:
     """What mixes dimensions of its first activation and keeps them, of whatever size."""
 
-    def rule(step: Step) -> Places:
+    def rule(step: PlacedCall) -> Places:
         u = step.operands()[0]
         return _by_axis(step, lambda of: [None if (a := of(u)) is None else hull(a, dims)] * len(step.shapes))
 
@@ -521,14 +521,14 @@ def contracted(*dims: int) -> Rule:
 def mixed(position: int) -> Rule:
     """What mixes the one dimension that an argument names, the last where it is absent, whatever size it leaves."""
 
-    def rule(step: Step) -> Places:
+    def rule(step: PlacedCall) -> Places:
         dim = step.call.argument(position, "dim")
         return contracted(-1 if dim is None else dim)(step)
 
     return rule
 
 
-def paired(step: Step) -> Places:
+def paired(step: PlacedCall) -> Places:
     """Complex numbers as pairs of real ones along a last dimension, or back."""
     (u, *_), (shape,) = step.operands(), step.shapes
 
@@ -543,12 +543,12 @@ def paired(step: Step) -> Places:
     return _by_axis(step, rule)
 
 
-def linear(step: Step) -> Places:
+def linear(step: PlacedCall) -> Places:
     """A dense layer over the last dimension."""
     return contracted(-1)(step) if len(step.operands()) == 1 else unknown(step)
 
 
-def matrix_product(step: Step) -> Places:
+def matrix_product(step: PlacedCall) -> Places:
     """A @ B, plus what is added in the forms that add: an axis along which A varies is that of the rows."""
     operands = [t for t in tensors_in((step.call.args, step.call.kwargs)) if t.ndim]
     if len(operands) < 2 or len(step.shapes) != 1 or min(t.ndim for t in operands[-2:]) < 2:
@@ -583,7 +583,7 @@ def _product_mixes(call: Call) -> Sequence[int]:
     return [] if a.ndim == 2 and a.size(0) == a.size(1) else [-2]
 
 
-def einsum(step: Step) -> Places:
+def einsum(step: PlacedCall) -> Places:
     """A product over named dimensions: an axis along which the first operand varies is that operand's."""
     parsed = _equation(step.call)
     if parsed is None:
@@ -637,7 +637,7 @@ def _einsum_mixes(call: Call) -> Sequence[int]:
     return [i for i, name in enumerate(own) if name not in output]
 
 
-def attention(step: Step) -> Places:
+def attention(step: PlacedCall) -> Places:
     """Each output lies where its query does."""
     call, rank = step.call, len(step.shapes[0])
     query, key, value = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
@@ -650,7 +650,7 @@ def attention(step: Step) -> Places:
     return _by_axis(step, rule)
 
 
-def module_attention(step: Step) -> Places:
+def module_attention(step: PlacedCall) -> Places:
     """The same of `F.multi_head_attention_forward` on (L, N, E), which also returns its weights (N, ..., L, S)."""
     call = step.call
     query, key, value = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
@@ -671,7 +671,7 @@ def module_attention(step: Step) -> Places:
     return _by_axis(step, rule)
 
 
-def recurrent(step: Step) -> Places:
+def recurrent(step: PlacedCall) -> Places:
     """Outputs keep time; a final state is that of the last step, or of the first of a layer that runs backwards."""
     u = step.operands()[0]
     if u.ndim != 3 or not all(len(s) == 3 for s in step.shapes):
@@ -694,7 +694,7 @@ def recurrent(step: Step) -> Places:
 def reduced(position: int | None = 1) -> Rule:
     """A sum or the like over the dimensions that an argument names, all where it is absent."""
 
-    def rule(step: Step) -> Places:
+    def rule(step: PlacedCall) -> Places:
         if len(step.operands()) > 1:  # max and min of two tensors
             return kept(step)
         (u,) = step.operands()
@@ -722,7 +722,7 @@ def reduced(position: int | None = 1) -> Rule:
 # -- convolutions and pooling
 
 
-def convolution(step: Step) -> Places:
+def convolution(step: PlacedCall) -> Places:
     """Outputs of stride 1 lie at their window's centre, others share the span evenly; channels are mixed by group."""
     call = step.call
     (u, *more), (shape,) = step.operands(), step.shapes
@@ -801,7 +801,7 @@ def _convolution_mixes(call: Call) -> Sequence[int]:
     return spatial if groups > 1 else [-rank - 1, *spatial]
 
 
-def pooled(step: Step) -> Places:
+def pooled(step: PlacedCall) -> Places:
     """Outputs of windows share the span evenly."""
     (u, *_) = step.operands()
     name = step.call.name
@@ -830,7 +830,7 @@ def pooled(step: Step) -> Places:
     return _by_axis(step, rule)
 
 
-def shared(step: Step) -> Places:
+def shared(step: PlacedCall) -> Places:
     """Outputs share each dimension after the channels evenly; channels are mixed where their number changes."""
     (u, *_) = step.operands()
 

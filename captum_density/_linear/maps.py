@@ -19,7 +19,7 @@ from captum_density._linear.sweep import Term, per_example
 __all__ = [
     "AllTerms",
     "BatchSums",
-    "Maps",
+    "InputMaps",
     "Placement",
     "SaliencyMaps",
     "SampleSums",
@@ -228,7 +228,7 @@ class BatchSums:
     Attributes:
         parts: Of the batch as a whole; or of each of its examples, where they were run one by one, as then an
             operation's output may be of another length, and lie elsewhere, for each.
-        lost: As `Maps` has it, of any term.
+        lost: As `InputMaps` has it, of any term.
     """
 
     parts: list[TermSums]
@@ -274,7 +274,7 @@ class SampleSums:
 
 
 @dataclass(frozen=True)
-class Maps:
+class InputMaps:
     """A map for each input, of its shape.
 
     Attributes:
@@ -360,22 +360,22 @@ class SignedMaps(_Maps):
             self._unplaced = rest if self._unplaced is None else self._unplaced + rest
         return total
 
-    def result(self, products: list[Tensor], positions: _Dims) -> Maps:
+    def result(self, products: list[Tensor], positions: _Dims) -> InputMaps:
         """All maps together sum to f(x)."""
         maps = [self.plus_biases(i, p, d) for i, (p, d) in enumerate(zip(products, positions, strict=True))]
         if self._unplaced is not None:
             share = self._unplaced / sum(m[0].numel() for m in maps)
             maps = [m + share.view(-1, *[1] * (m.ndim - 1)) for m in maps]
-        return Maps(maps, self._sizes.placement(products))
+        return InputMaps(maps, self._sizes.placement(products))
 
-    def join(self, results: list[Maps]) -> Maps:
+    def join(self, results: list[InputMaps]) -> InputMaps:
         return _joined_maps(results)
 
 
-def _joined_maps(results: list[Maps]) -> Maps:
+def _joined_maps(results: list[InputMaps]) -> InputMaps:
     placements = [r.placement for r in results if r.placement is not None]
     lost = results[0].lost if all(r.lost is not None for r in results) else None
-    return Maps(_cat([r.maps for r in results]), Placement.joined(placements) if placements else None, lost)
+    return InputMaps(_cat([r.maps for r in results]), Placement.joined(placements) if placements else None, lost)
 
 
 class SaliencyMaps(_Maps):
@@ -417,13 +417,13 @@ class SaliencyMaps(_Maps):
             smallest, largest = low.view(view), high.view(view)
             self._put(index, lie, (lie.sums(size) - lie.counts(size) * smallest) / (largest - smallest + _EPS))
 
-    def result(self, products: list[Tensor], positions: _Dims) -> Maps:
+    def result(self, products: list[Tensor], positions: _Dims) -> InputMaps:
         """psi of the input term plus psi of the bias terms."""
         maps = [self.plus_biases(i, _rescaled(p), d) for i, (p, d) in enumerate(zip(products, positions, strict=True))]
         placement = None if self._sizes is None else self._sizes.placement(products)
-        return Maps(maps, placement, None if self._sums else self._lost)
+        return InputMaps(maps, placement, None if self._sums else self._lost)
 
-    def join(self, results: list[Maps]) -> Maps:
+    def join(self, results: list[InputMaps]) -> InputMaps:
         return _joined_maps(results)
 
     def _add_channelwise(self, term: Term, lie: Lie) -> Tensor:
@@ -460,10 +460,10 @@ class SimpleSaliencyMaps(SaliencyMaps):
         return per_example(term.values)
 
 
-def smooth_maps(sums: BatchSums) -> Maps:
+def smooth_maps(sums: BatchSums) -> InputMaps:
     """psi of summed terms; of an input term, channels are summed before, as the published code does."""
     reached = any(part.biases for part in sums.parts)
-    return Maps(_cat([_smooth_maps(part) for part in sums.parts]), None, None if reached else sums.lost)
+    return InputMaps(_cat([_smooth_maps(part) for part in sums.parts]), None, None if reached else sums.lost)
 
 
 def _smooth_maps(sums: TermSums) -> list[Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_density._linear.jacobian import reach
-from captum_density._linear.layouts import Layout, Step, unknown
+from captum_density._linear.layouts import Layout, PlacedCall, unknown
 from captum_density._linear.operations import row
 from captum_density._linear.places import Place, input_place
 from captum_density._model.calls import Call, is_continuous
@@ -103,7 +103,7 @@ def propagate(
         call.name, bool(call.mutated), _key(call.args, by_tensor, layout.reads),
         _key(call.kwargs, by_tensor, layout.reads), tuple(shapes),
     )  # fmt: skip
-    return _remember(key, lambda: _result(layout, Step(call, by_tensor, shapes)))
+    return _remember(key, lambda: _result(layout, PlacedCall(call, by_tensor, shapes)))
 
 
 def unknown_place(operands: Sequence[Tensor], places: Sequence[Place | None], output: Tensor) -> Place | None:
@@ -115,7 +115,7 @@ def unknown_place(operands: Sequence[Tensor], places: Sequence[Place | None], ou
     looks = dict(zip(map(id, alike), _reach(output, alike, operands), strict=True))
     call = Call(torch.empty_like, (output,), {}, list(operands))
     known = tuple((tuple(u.shape), by_tensor.get(id(u)), looks.get(id(u))) for u in operands)
-    step = Step(call, by_tensor, [output.shape])
+    step = PlacedCall(call, by_tensor, [output.shape])
     return _remember(("unknown", known, tuple(output.shape)), lambda: (tuple(unknown(step, looks)), ()))[0][0]
 
 
@@ -177,7 +177,7 @@ def _key(value: Any, places: dict[int, Place], reads: bool) -> Hashable:
     return value if isinstance(value, Hashable) else repr(value)
 
 
-def _result(layout: Layout, step: Step) -> _Result:
+def _result(layout: Layout, step: PlacedCall) -> _Result:
     try:
         found = [*layout.rule(step)]
     except (RuntimeError, IndexError, NotImplementedError, TypeError, ValueError, AssertionError):
@@ -188,7 +188,7 @@ def _result(layout: Layout, step: Step) -> _Result:
     return tuple(found), tuple(_mixings(layout, step, found[0]))
 
 
-def _mixings(layout: Layout, step: Step, after: Place | None) -> list[Mixing]:
+def _mixings(layout: Layout, step: PlacedCall, after: Place | None) -> list[Mixing]:
     if layout.mixes is None or not step.operands() or after is None:
         return []
     u = step.operands()[0]

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from captum.attr import GradientAttribution
 from torch import Tensor
 
-from captum_density._linear.maps import Maps, Placement
+from captum_density._linear.maps import InputMaps, Placement
 from captum_density._linear.sweep import Reduction, Sweep, sweep
 from captum_density._model.captum import TargetType
 from captum_density._model.errors import warn
@@ -130,7 +130,7 @@ def check_placed(placement: Placement, min_placed: float | None) -> None:
         )
 
 
-def warn_of_unreached(maps: Maps) -> None:
+def warn_of_unreached(maps: InputMaps) -> None:
     """Say so where no bias term reaches a saliency map, but for dense networks over flat features."""
     if maps.lost:
         warn(
