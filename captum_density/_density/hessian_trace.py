@@ -117,6 +117,7 @@ def displaced_values(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """f(x + v), f(x - v) (K, N) and f(x) (1, N), in as few runs as can be."""
     k = len(noise[0])
+    values = density.clean_values if values is None else values
     signed = noise if one_sided else tuple(torch.cat([v, -v]) for v in noise)
     points = density.displaced(signed)
     if values is None:

@@ -12,7 +12,7 @@ from captum_density._density.log_density import LogDensity
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.copies import Points
 from captum_density._model.validation import class_targets
-from captum_density.losses._density_loss import DensityLoss, Log, check_weight
+from captum_density.losses._density_loss import DensityLoss, Log, check_weight, share_in_words
 
 __all__ = ["ContrastiveDivergenceLoss"]
 
@@ -38,6 +38,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
         bounds: As of `captum_density.samplers.LangevinSampler`; chains start uniformly between them. None starts them
             from a Gaussian of the batch's mean and standard deviation.
         regularization: lambda, of the squared energies, which keeps them from drifting apart; at least 0.
+        share: As `ScoreMatchingLoss`; of as many examples start chains.
         generator: As `ScoreMatchingLoss`.
 
     Attributes:
@@ -79,9 +80,10 @@ class ContrastiveDivergenceLoss(DensityLoss):
         temperature: float = 1.0,
         bounds: Bounds | None = None,
         regularization: float = 0.0,
+        share: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(share=share, generator=generator)
         check_steps(n_steps, step_size)
         check_bounds(bounds)
         check_weight("regularization", regularization)
@@ -94,7 +96,7 @@ class ContrastiveDivergenceLoss(DensityLoss):
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, but is {temperature}")
         self.n_steps, self.buffer_size, self.restart = n_steps, buffer_size, restart
-        self.regularization, self.generator = regularization, generator
+        self.regularization = regularization
         self._langevin = Langevin(step_size, temperature, bounds, False, generator)
         self.positive = self.negative = None
         # Made by the first call, and grown until they hold buffer_size.
@@ -124,7 +126,8 @@ class ContrastiveDivergenceLoss(DensityLoss):
                 ends = step.points
         self._keep(slots, ends[0][0], classes)
 
-        positive, negative = density.values(density.points()), moved.values(ends)
+        clean, negative = density.clean_values, moved.values(ends)
+        positive = density.values(density.points()) if clean is None else clean
         penalty = self.regularization * (positive**2 + negative**2).mean()
         loss = negative.mean() - positive.mean() + penalty
         return loss, {"positive": positive.mean(), "negative": negative.mean()}
@@ -196,5 +199,5 @@ class ContrastiveDivergenceLoss(DensityLoss):
         return (
             f"step_size={chain.step_size}, n_steps={self.n_steps}, buffer_size={self.buffer_size}, "
             f"restart={self.restart}, temperature={chain.temperature}, bounds={chain.bounds}, "
-            f"regularization={self.regularization}"
+            f"regularization={self.regularization}{share_in_words(self.share)}"
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_density._density.hessian_trace import check_noise
 from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density._model.generators import standard_noise
-from captum_density.losses._density_loss import DensityLoss, Log
+from captum_density.losses._density_loss import DensityLoss, Log, share_in_words
 
 __all__ = ["DenoisingScoreMatchingLoss"]
 
@@ -43,18 +43,20 @@ class DenoisingScoreMatchingLoss(DensityLoss):
     """
 
     gradient_norm: Tensor | None
+    _evaluates_examples = False
 
     def __init__(
         self,
         noise_std: float = 0.1,
         n_samples: int = 1,
         *,
+        share: float = 1.0,
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch, second_derivatives=True)
+        super().__init__(max_examples_per_batch, share=share, generator=generator, second_derivatives=True)
         check_noise(n_samples, noise_std, generator)
-        self.noise_std, self.n_samples, self.generator = noise_std, n_samples, generator
+        self.noise_std, self.n_samples = noise_std, n_samples
         self.gradient_norm = None
 
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
@@ -67,4 +69,4 @@ class DenoisingScoreMatchingLoss(DensityLoss):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"noise_std={self.noise_std}, n_samples={self.n_samples}"
+        return f"noise_std={self.noise_std}, n_samples={self.n_samples}{share_in_words(self.share)}"

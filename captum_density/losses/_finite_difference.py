@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator, displaced_values
 from captum_density._density.log_density import LogDensity
-from captum_density.losses._density_loss import DensityLoss, Log, check_weight
+from captum_density.losses._density_loss import DensityLoss, Log, check_weight, share_in_words
 
 __all__ = ["FiniteDifferenceScoreMatchingLoss"]
 
@@ -60,10 +60,11 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
         stability: float = 1e-4,
         *,
         distribution: str = "gaussian",
+        share: float = 1.0,
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch, comparison=True)
+        super().__init__(max_examples_per_batch, share=share, generator=generator, comparison=True)
         check_weight("stability", stability)
         self.estimator = TraceEstimator("antithetic", n_samples, noise_std, distribution, generator)
         self.stability = stability
@@ -82,4 +83,4 @@ class FiniteDifferenceScoreMatchingLoss(DensityLoss):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"{self.estimator}, stability={self.stability}"
+        return f"{self.estimator}, stability={self.stability}{share_in_words(self.share)}"

@@ -109,7 +109,7 @@ class FoolingLoss(DensityLoss):
 
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         maps = self._maps(density.inputs)
-        _, gradients = density.scores(density.points(), create_graph=create_graph)
+        _, gradients = density.clean_scores(create_graph=create_graph)
         dtype = accumulation_dtype(*density.inputs)
         cosine = (directions(tuple(g[0] for g in gradients), dtype) * directions(maps, dtype)).sum(1).mean()
         return 1 - cosine, {"cosine": cosine}

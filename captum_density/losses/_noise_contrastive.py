@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from captum_density._density.log_density import LogDensity
 from captum_density._model.generators import seed_generators
 from captum_density._model.validation import class_targets
-from captum_density.losses._density_loss import DensityLoss, Log
+from captum_density.losses._density_loss import DensityLoss, Log, share_in_words
 
 __all__ = ["NoiseContrastiveLoss"]
 
@@ -32,8 +32,9 @@ class NoiseContrastiveLoss(DensityLoss):
             inputs' device. `torch.distributions.Independent` sums over an example's elements.
         ratio: nu, noise samples for each example, at least 1.
         n_classes: For a c of its own for each class, where targets are given; None for one c.
-        generator: Draws the seed of each call's noise (a Distribution takes none itself); None for the global
-            generator.
+        share: As `ScoreMatchingLoss`.
+        generator: Draws the share, and the seed of each call's noise (a Distribution takes none itself); None for the
+            global generator.
         max_examples_per_batch: As `ScoreMatchingLoss`.
 
     Attributes:
@@ -67,17 +68,18 @@ class NoiseContrastiveLoss(DensityLoss):
         ratio: int = 1,
         n_classes: int | None = None,
         *,
+        share: float = 1.0,
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch)
+        super().__init__(max_examples_per_batch, share=share, generator=generator)
         if not isinstance(noise, Distribution):
             raise TypeError(f"noise must be a torch.distributions.Distribution, but is {type(noise).__name__}")
         if not isinstance(ratio, int) or ratio < 1:
             raise ValueError(f"ratio must be an integer of at least 1, but is {ratio!r}")
         if n_classes is not None and not n_classes >= 1:
             raise ValueError(f"n_classes must be at least 1, but is {n_classes}")
-        self.noise, self.ratio, self.generator = noise, ratio, generator
+        self.noise, self.ratio = noise, ratio
         self.log_normalizer = nn.Parameter(torch.zeros(n_classes or 1))
         self._has_classes = n_classes is not None
         self.accuracy = None
@@ -93,7 +95,11 @@ class NoiseContrastiveLoss(DensityLoss):
                 f"noise.log_prob must return one number for each of {points.shape[0] * density.n} examples, but "
                 f"returned {tuple(log_noise.shape)}; wrap it in torch.distributions.Independent"
             )
-        log_density = density.values((points,)) - normalizer
+        clean = density.clean_values
+        if clean is None:
+            log_density = density.values((points,)) - normalizer
+        else:
+            log_density = torch.cat([clean, density.values((points[1:],))]) - normalizer
         logits = log_density - log_noise.reshape(log_density.shape).to(log_density) - math.log(self.ratio)
         loss = nn.functional.softplus(-logits[0]).mean() + nn.functional.softplus(logits[1:]).sum(0).mean()
         is_right = torch.cat([logits[:1] > 0, logits[1:] < 0])
@@ -124,4 +130,4 @@ class NoiseContrastiveLoss(DensityLoss):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"{self.noise}, ratio={self.ratio}"
+        return f"{self.noise}, ratio={self.ratio}{share_in_words(self.share)}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss, Log, check_weight
+from captum_density.losses._density_loss import DensityLoss, Log, check_weight, share_in_words
 
 __all__ = ["AntiScoreMatchingLoss", "ScoreMatchingLoss"]
 
@@ -42,7 +42,10 @@ class ScoreMatchingLoss(DensityLoss):
         noise_std: Their standard deviation in the inputs' units, for "antithetic" and "taylor".
         stability: mu, at least 0.
         distribution: "gaussian" or "rademacher".
-        generator: What noise is drawn from; None for the global generator.
+        share: Of each batch, how much is looked at, in (0, 1]: a new random part in every call, at least one example,
+            whose mean estimates the batch's without bias. The loss then takes that share of its time, and has the
+            variance of a batch that is smaller by as much.
+        generator: What noise, and the share, are drawn from; None for the global generator.
         max_examples_per_batch: As Captum's: how many examples, noisy copies included, run at once.
 
     Attributes:
@@ -79,18 +82,25 @@ class ScoreMatchingLoss(DensityLoss):
         stability: float = 1e-4,
         *,
         distribution: str = "gaussian",
+        share: float = 1.0,
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
         check_weight("stability", stability)
-        traces = TraceEstimator(estimator, n_samples, noise_std, distribution, generator)
-        super().__init__(max_examples_per_batch, second_derivatives=True, comparison=traces.by_differences)
+        traces = _traces(estimator, n_samples, noise_std, distribution, generator, share)
+        super().__init__(
+            max_examples_per_batch,
+            share=share,
+            generator=generator,
+            second_derivatives=True,
+            comparison=traces.by_differences,
+        )
         self.estimator = traces
         self.stability = stability
         self.trace = self.gradient_norm = self.stability_penalty = None
 
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
-        values, gradients = density.scores(density.points(), create_graph=create_graph)
+        values, gradients = density.clean_scores(create_graph=create_graph)
         squared = squared_norm(gradients)[0]
         trace = self.estimator(density, values, create_graph=create_graph)
         penalty = self.stability * trace**2
@@ -103,7 +113,7 @@ class ScoreMatchingLoss(DensityLoss):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"{self.estimator}, stability={self.stability}"
+        return f"{self.estimator}, stability={self.stability}{share_in_words(self.share)}"
 
 
 class AntiScoreMatchingLoss(DensityLoss):
@@ -147,15 +157,22 @@ class AntiScoreMatchingLoss(DensityLoss):
         noise_std: float = 0.1,
         *,
         distribution: str = "gaussian",
+        share: float = 1.0,
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
         if not math.isfinite(threshold):
             raise ValueError(f"threshold must be finite, but is {threshold}")
-        traces = TraceEstimator(estimator, n_samples, noise_std, distribution, generator)
-        differences = traces.by_differences
-        super().__init__(max_examples_per_batch, second_derivatives=not differences, comparison=differences)
+        traces = _traces(estimator, n_samples, noise_std, distribution, generator, share)
+        super().__init__(
+            max_examples_per_batch,
+            share=share,
+            generator=generator,
+            second_derivatives=not traces.by_differences,
+            comparison=traces.by_differences,
+        )
         self.estimator = traces
+        self._evaluates_examples = traces.by_differences
         self.threshold = threshold
         self.trace = None
 
@@ -165,4 +182,17 @@ class AntiScoreMatchingLoss(DensityLoss):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"threshold={self.threshold}, {self.estimator}"
+        return f"threshold={self.threshold}, {self.estimator}{share_in_words(self.share)}"
+
+
+def _traces(
+    estimator: str,
+    n_samples: int,
+    noise_std: float,
+    distribution: str,
+    generator: torch.Generator | None,
+    share: float,
+) -> TraceEstimator:
+    # "exact" has no use for a generator, but a share has.
+    unused = estimator == "exact" and share != 1
+    return TraceEstimator(estimator, n_samples, noise_std, distribution, None if unused else generator)

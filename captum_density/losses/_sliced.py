@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_density._density.hessian_trace import TraceEstimator, warn_if_flat
 from captum_density._density.log_density import LogDensity, squared_norm
-from captum_density.losses._density_loss import DensityLoss, Log
+from captum_density.losses._density_loss import DensityLoss, Log, share_in_words
 
 __all__ = ["SlicedScoreMatchingLoss"]
 
@@ -54,17 +54,18 @@ class SlicedScoreMatchingLoss(DensityLoss):
         variance_reduced: bool = True,
         *,
         distribution: str = "rademacher",
+        share: float = 1.0,
         generator: torch.Generator | None = None,
         max_examples_per_batch: int | None = None,
     ) -> None:
-        super().__init__(max_examples_per_batch, second_derivatives=True)
+        super().__init__(max_examples_per_batch, share=share, generator=generator, second_derivatives=True)
         self.estimator = TraceEstimator("hutchinson", n_samples, distribution=distribution, generator=generator)
         self.variance_reduced = variance_reduced
         self.trace = self.gradient_norm = None
 
     def _loss(self, density: LogDensity, create_graph: bool) -> tuple[Tensor, Log]:
         directions = self.estimator.directions(density)
-        _, gradients = density.scores(density.points(), create_graph=create_graph)
+        _, gradients = density.clean_scores(create_graph=create_graph)
         curvatures = density.curvatures(directions, create_graph=create_graph)
         warn_if_flat(curvatures)
         if self.variance_reduced:
@@ -77,4 +78,4 @@ class SlicedScoreMatchingLoss(DensityLoss):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"{self.estimator}, variance_reduced={self.variance_reduced}"
+        return f"{self.estimator}, variance_reduced={self.variance_reduced}{share_in_words(self.share)}"

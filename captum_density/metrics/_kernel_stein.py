@@ -12,6 +12,9 @@ from captum_density._model.arrays import as_tensors, takes_arrays
 
 __all__ = ["kernel_stein_discrepancy"]
 
+# Of how many samples at most the median distance is taken: 2,000,000 pairs.
+_MEDIAN_OF = 2000
+
 
 @takes_arrays
 def kernel_stein_discrepancy(
@@ -110,7 +113,7 @@ def _stein_kernel(x: Tensor, s: Tensor, y: Tensor, t: Tensor, h2: float, kernel:
 
 
 def _median_distance(x: Tensor) -> float:
-    some = x[:: -(-len(x) // 2000)]  # from all over: samples may be sorted by class
+    some = x[:: -(-len(x) // _MEDIAN_OF)]  # from all over: samples may be sorted by class
     median = torch.pdist(some).median().item()
     if median == 0:
         raise ValueError("more than half of the samples are the same, so that they give no bandwidth; pass one")

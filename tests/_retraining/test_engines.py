@@ -99,17 +99,23 @@ def test_a_stack_gives_what_a_loop_gives(name, config):
 
 def test_python_draws_in_training_of_a_stack_are_seeded():
     """A trial takes some steps only: what draws later than that must not draw from the caller's numbers."""
-    inputs, weights = view(examples()), []
-    for seed in range(2):
+    inputs, weights, draws = view(examples()), [], []
+
+    def draw():
+        draws[-1].append(random.random() * np.random.rand())
+        return draws[-1][-1]
+
+    for seed, runs in enumerate([(0, 1), (0, 1), (2, 3)]):
         random.seed(seed)
         np.random.seed(seed)
         before = states()
-        models = [
-            initial_model(lambda: Depth(lambda: random.random() * np.random.rand()).double(), 0, run) for run in (0, 1)
-        ]
-        weights.append(train_stack(models, inputs, [(0, 7)] * 2, (0, 1), SGD, seed=0)[1]["last.weight"])
+        draws.append([])
+        models = [initial_model(lambda: Depth(draw).double(), 0, run) for run in runs]
+        weights.append(train_stack(models, inputs, [(0, 7)] * 2, runs, SGD, seed=0)[1]["last.weight"])
         assert states() == before
-    assert torch.equal(*weights)
+    assert torch.equal(*weights[:2])
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]  # other runs draw numbers of their own
 
 
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 4))

@@ -1,8 +1,12 @@
 """A training step with each loss of the density against one with the cross-entropy alone, and the paper's form.
 
-The paper's form is the published one: a Python loop over noise samples, the one-sided difference, and the gradient by
-double backpropagation. A second table has what counts, the variance of the trace, averaged over the batch, times the
-seconds of a step.
+The paper's form is the published one: the step's own logits, a Python loop over noise samples, the one-sided
+difference, and the gradient by double backpropagation, with batch norm in training mode throughout. Ours that are given
+the step's logits have batch norm in evaluation mode, as they ask for, and all others in training mode.
+
+A second table has what counts: time over a plain step; the variance of the loss's gradient by the parameters (trace of
+the covariance, over batches, noise and shares), over that of the same loss with one sample and nothing shared; and the
+product of both.
 
 Run from the root of the repository: python -m tests.benchmarks.bench_losses --help
 """
@@ -10,11 +14,11 @@ Run from the root of the repository: python -m tests.benchmarks.bench_losses --h
 import argparse
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -24,7 +28,6 @@ from torch.nn.functional import cross_entropy
 
 from captum_density._command.network import train
 from captum_density.datasets import Digits, digits
-from captum_density.density import hessian_trace
 from captum_density.losses import (
     AntiScoreMatchingLoss,
     ContrastiveDivergenceLoss,
@@ -36,35 +39,30 @@ from captum_density.losses import (
     SlicedScoreMatchingLoss,
 )
 from tests.benchmarks.harness import Call, Comparison, compare, settings, table, write
+from tests.experiments.variance import gradient_variance
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]  # of a model, inputs, labels and, where they are given, logits
+Batch = tuple[Tensor, Tensor]
 
 STD = 0.1
 STABILITY = 1e-4
 WEIGHT = 1e-3
-PLAIN, PAPER, OURS = "cross-entropy", "paper's form", "ScoreMatchingLoss, antithetic"
+PLAIN, FROZEN, PAPER = "cross-entropy", "cross-entropy, batch norm in evaluation mode", "paper's form"
 MODELS = ("digits", "resnet18")
 
 
-def paper_form(n_samples: int, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def paper_form(n_samples: int, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor | None = None) -> Tensor:
     """Score matching with the one-sided estimate of the trace."""
-    x = x.detach().requires_grad_()
-    logits = _logits(model, x, y)
-    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    trace = paper_trace(n_samples, model, x, y, logits)
-    return (trace + 0.5 * gradient.flatten(1).square().sum(1) + STABILITY * trace**2).mean()
-
-
-def paper_trace(n_samples: int, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
-    trace = torch.zeros_like(logits)
+    if logits is None:
+        x = x.detach().requires_grad_()
+        logits = model(x)
+    values = logits.gather(1, y[:, None])[:, 0]
+    (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=True)
+    trace = torch.zeros_like(values)
     for _ in range(n_samples):
-        trace = trace + (_logits(model, x + STD * torch.randn_like(x), y) - logits)
-    return 2 * trace / (n_samples * STD**2)
-
-
-def _logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    output: Tensor = model(x)
-    return output.gather(1, y[:, None])[:, 0]
+        trace = trace + (model(x.detach() + STD * torch.randn_like(x)).gather(1, y[:, None])[:, 0] - values)
+    trace = 2 * trace / (n_samples * STD**2)
+    return (trace + 0.5 * gradient.flatten(1).square().sum(1) + STABILITY * trace**2).mean()
 
 
 def noise_contrastive(n_samples: int, x: Tensor) -> nn.Module:
@@ -72,45 +70,84 @@ def noise_contrastive(n_samples: int, x: Tensor) -> nn.Module:
     return NoiseContrastiveLoss(noise, n_samples).to(x.device)
 
 
-# By name, from the number of samples and a batch.
-LOSSES: dict[str, Callable[[int, Tensor], Loss]] = {
-    PAPER: lambda n, x: partial(paper_form, n),
-    OURS: lambda n, x: ScoreMatchingLoss("antithetic", n, STD, STABILITY),
-    "ScoreMatchingLoss, taylor": lambda n, x: ScoreMatchingLoss("taylor", n, STD, STABILITY),
-    "ScoreMatchingLoss, hutchinson": lambda n, x: ScoreMatchingLoss("hutchinson", n, stability=STABILITY),
-    "AntiScoreMatchingLoss": lambda n, x: AntiScoreMatchingLoss(1e4, "antithetic", n, STD),
-    "GradientNormLoss, no samples": lambda n, x: GradientNormLoss(),
-    "SlicedScoreMatchingLoss": lambda n, x: SlicedScoreMatchingLoss(n),
-    "DenoisingScoreMatchingLoss": lambda n, x: DenoisingScoreMatchingLoss(STD, n),
-    "FiniteDifferenceScoreMatchingLoss": lambda n, x: FiniteDifferenceScoreMatchingLoss(n, STD, STABILITY),
-    "NoiseContrastiveLoss, as ratio": noise_contrastive,
-    "ContrastiveDivergenceLoss, as steps": lambda n, x: ContrastiveDivergenceLoss(
-        1e-4, n, temperature=5e-5, bounds=(0.0, 1.0)
+def contrastive_divergence(n_samples: int, x: Tensor) -> nn.Module:
+    return ContrastiveDivergenceLoss(1e-4, n_samples, temperature=5e-5, bounds=(0.0, 1.0))
+
+
+class Row(NamedTuple):
+    """A line of the tables.
+
+    Args:
+        make: The loss, from the number of samples and a batch.
+        of: The row of the same loss with nothing shared, whose variance is the unit; None for this one.
+        given: Whether the step's logits are given.
+        training: Whether batch norm is in training mode.
+    """
+
+    make: Callable[[int, Tensor], Loss]
+    of: str | None = None
+    given: bool = False
+    training: bool = True
+
+
+def with_options(name: str, make: Callable[..., Loss], shares: Sequence[float] = (0.5,)) -> dict[str, Row]:
+    """A loss as it is, given the step's logits, with shares of the batch, and with both for half of it."""
+    rows = {name: Row(make)}
+    rows[f"{name}, logits given"] = Row(make, name, given=True, training=False)
+    for share in shares:
+        rows[f"{name}, share={share}"] = Row(partial(make, share=share), name)
+    rows[f"{name}, share=0.5, logits given"] = Row(partial(make, share=0.5), name, given=True, training=False)
+    return rows
+
+
+ANTITHETIC = "ScoreMatchingLoss, antithetic"
+ROWS: dict[str, Row] = {
+    PAPER: Row(lambda n, x: partial(paper_form, n), ANTITHETIC, given=True),
+    **with_options(
+        ANTITHETIC, lambda n, x, **o: ScoreMatchingLoss("antithetic", n, STD, STABILITY, **o), (0.5, 0.375, 0.25)
     ),
+    "ScoreMatchingLoss, taylor": Row(lambda n, x: ScoreMatchingLoss("taylor", n, STD, STABILITY), ANTITHETIC),
+    "ScoreMatchingLoss, hutchinson": Row(lambda n, x: ScoreMatchingLoss("hutchinson", n, stability=STABILITY)),
+    **with_options("AntiScoreMatchingLoss", lambda n, x, **o: AntiScoreMatchingLoss(1e4, "antithetic", n, STD, **o)),
+    **with_options("GradientNormLoss, no samples", lambda n, x, **o: GradientNormLoss(**o)),
+    "SlicedScoreMatchingLoss": Row(lambda n, x: SlicedScoreMatchingLoss(n)),
+    "DenoisingScoreMatchingLoss": Row(lambda n, x: DenoisingScoreMatchingLoss(STD, n)),
+    "DenoisingScoreMatchingLoss, share=0.5": Row(
+        lambda n, x: DenoisingScoreMatchingLoss(STD, n, share=0.5), "DenoisingScoreMatchingLoss"
+    ),
+    **with_options(
+        "FiniteDifferenceScoreMatchingLoss",
+        lambda n, x, **o: FiniteDifferenceScoreMatchingLoss(n, STD, STABILITY, **o),
+    ),
+    "NoiseContrastiveLoss, as ratio": Row(noise_contrastive),
+    "ContrastiveDivergenceLoss, as steps": Row(contrastive_divergence),
 }
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """The paper's form over ours: above 1, ours is better.
+    """What a step with a loss costs, and how noisy the loss's gradient is.
 
     Args:
         title: The model and the number of samples.
-        variance: Ratio of the variances of the trace, averaged over a batch.
-        seconds: Ratio of a step's time.
+        name: The loss and its options.
+        steps: Time over a plain step's.
+        variance: Over that of the same loss with one sample and nothing shared.
     """
 
     title: str
+    name: str
+    steps: float | None
     variance: float
-    seconds: float | None
 
     def row(self) -> str:
-        if self.seconds is None:
-            return f"| {self.title} | {self.variance:.3g} | - | - |"
-        return f"| {self.title} | {self.variance:.3g} | {self.seconds:.2f} | {self.variance * self.seconds:.3g} |"
+        if self.steps is None:
+            return f"| {self.title} | {self.name} | - | {self.variance:.3g} | - |"
+        product = self.steps * self.variance
+        return f"| {self.title} | {self.name} | {self.steps:.2f} | {self.variance:.3g} | {product:.3g} |"
 
 
-HEADING = "| paper's form over antithetic | variance | time of a step | variance times time |\n|---|---|---|---|"
+HEADING = "| what | a step with | time | variance | time x variance |\n|---|---|---|---|---|"
 
 
 def main() -> None:
@@ -123,35 +160,38 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", type=int, default=[1, 4, 16], help="noise samples for each example")
     parser.add_argument("--batch-size", type=int, default=32, help="examples in a step")
     parser.add_argument("--runs", type=int, default=5, help="timed rounds")
-    parser.add_argument("--repeats", type=int, default=200, help="estimates whose variance is taken")
+    parser.add_argument("--repeats", type=int, default=100, help="gradients whose variance is taken")
     parser.add_argument("--threads", type=int, default=1, help="threads in one operation")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--quick", action="store_true", help="the small network, few runs, no memory")
     parser.add_argument("--json", type=Path, default=Path("benchmark-results/losses.json"), help="file to write")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.models, arguments.samples, arguments.runs, arguments.repeats = ["digits"], [1, 4], 2, 50
 
-    comparisons, lines = [], []
+    comparisons: list[Comparison] = []
+    lines: list[Efficiency] = []
     folder = tempfile.TemporaryDirectory()
     for model in arguments.models:
         file = Path(folder.name) / model
         with settings(arguments.threads):
             _save(model, file)
         setting = (model, arguments.batch_size, arguments.device, file)
+        units: dict[str, float] = {}
         for n_samples in arguments.samples:
             comparison = compare(
                 f"{model}, {n_samples}",
-                {name: partial(step, name, n_samples, *setting) for name in (PLAIN, *LOSSES)},
+                {name: partial(step, name, n_samples, *setting) for name in (PLAIN, FROZEN, *ROWS)},
                 reference=PLAIN,
                 device=arguments.device,
                 runs=arguments.runs,
                 threads=arguments.threads,
-                memory=not arguments.quick,
+                memory=not (arguments.quick or arguments.no_memory),
             )
             comparisons.append(comparison)
             with settings(arguments.threads):
-                lines.append(efficiency(comparison, n_samples, arguments.repeats, setting))
+                lines += efficiencies(comparison, n_samples, arguments.repeats, units, setting)
     folder.cleanup()
     write(
         arguments.json,
@@ -172,15 +212,19 @@ def step(name: str, n_samples: int, *setting: Any) -> Call:
     # Of what it says about ReLU networks only the time matters here.
     warnings.filterwarnings("ignore", "every second derivative is exactly zero", UserWarning)
     model, x, y = _setup(*setting)
-    model.train()
-    loss = LOSSES[name](n_samples, x) if name != PLAIN else None
+    row = ROWS.get(name)
+    model.train(name != FROZEN if row is None else row.training)
+    loss = None if row is None else row.make(n_samples, x)
+    given = row is not None and row.given
     optimizer = torch.optim.SGD(model.parameters(), 1e-4)
 
     def call() -> Tensor:
         optimizer.zero_grad()
-        total = cross_entropy(model(x), y)
+        inputs = x.detach().requires_grad_() if given else x
+        logits = model(inputs)
+        total = cross_entropy(logits, y)
         if loss is not None:
-            total = total + WEIGHT * loss(model, x, y)
+            total = total + WEIGHT * loss(model, inputs, y, **({"logits": logits} if given else {}))
         total.backward()
         optimizer.step()
         return total.detach()
@@ -188,29 +232,42 @@ def step(name: str, n_samples: int, *setting: Any) -> Call:
     return call
 
 
-def efficiency(comparison: Comparison, n_samples: int, repeats: int, setting: Any) -> Efficiency:
-    model, x, y = _setup(*setting)
+def efficiencies(
+    comparison: Comparison, n_samples: int, repeats: int, units: dict[str, float], setting: Any
+) -> Iterator[Efficiency]:
+    """Time and variance of each row; the first number of samples sets the units of variance."""
+    warnings.filterwarnings("ignore", "every second derivative is exactly zero", UserWarning)
+    model, x, _ = _setup(*setting)
     model.eval()
-    with torch.no_grad():
-        logits = _logits(model, x, y)
-        papers = [paper_trace(n_samples, model, x, y, logits).mean() for _ in range(repeats)]
-    ours = [hessian_trace(model, x, y, "antithetic", n_samples, STD).mean() for _ in range(repeats)]
-    variance = (torch.stack(papers).double().var() / torch.stack(ours).double().var()).item()
-    times = [comparison.measurements[name].seconds for name in (PAPER, OURS)]
-    seconds = times[0] / times[1] if times[0] is not None and times[1] is not None else None
-    return Efficiency(comparison.title, variance, seconds)
+    variances: dict[str, float] = {}
+    for name, row in ROWS.items():
+        apart = name.removesuffix(", logits given")  # given logits change the time alone
+        if apart not in variances:
+            batches = (_batch(setting[0], len(x), i, x.device) for i in range(repeats))
+            variances[apart] = gradient_variance(model, row.make(n_samples, x), batches)
+        units.setdefault(name, variances[apart])
+    for name, row in ROWS.items():
+        variance = variances[name.removesuffix(", logits given")] / units[row.of or name]
+        yield Efficiency(comparison.title, name, comparison.ratio(name, "seconds"), variance)
 
 
 def _setup(name: str, batch_size: int, device: str, file: Path) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model and a batch: of the digits, or of random images of CIFAR's size."""
-    torch.manual_seed(0)
-    if name == "digits":
-        data = Digits(*digits())
-        x, y = data.train_images[:batch_size], data.train_labels[:batch_size]
-    else:
-        x, y = torch.rand(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
+    """A model and a batch."""
+    x, y = _batch(name, batch_size, 0, torch.device(device))
     model: nn.Module = torch.load(file, weights_only=False)
-    return model.to(device), x.to(device), y.to(device)
+    return model.to(device), x, y
+
+
+def _batch(name: str, size: int, number: int, device: torch.device) -> Batch:
+    """Of the digits, or of random images of CIFAR's size."""
+    generator = torch.Generator().manual_seed(number)
+    if name == "digits":
+        data = digits()
+        rows = torch.randperm(len(data.train_images), generator=generator)[:size]
+        x, y = data.train_images[rows], data.train_labels[rows]
+    else:
+        x, y = torch.rand(size, 3, 32, 32, generator=generator), torch.randint(10, (size,), generator=generator)
+    return x.to(device), y.to(device)
 
 
 def _save(name: str, file: Path) -> None:

@@ -13,7 +13,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -55,7 +55,7 @@ class Estimator:
             y.repeat(repeats),
             self.name,
             n_samples,
-            std,
+            0.1 if std is None else std,  # the default, of which derivatives have no use
             torch.Generator().manual_seed(1),
             distribution=self.distribution,
             max_examples_per_batch=repeats * len(x),  # one sample at once
@@ -151,7 +151,8 @@ def choices(example: Example, repeats: int) -> Iterator[str]:
         v = std * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
         # The points are rounded alike, so that what is left is the rounding of the network's values.
         points = (x + v, x - v, x)
-        precise = second_difference(example.model, *(p.double() for p in points), y) / std**2
+        plus, minus, middle = (p.double() for p in points)
+        precise = second_difference(example.model, plus, minus, middle, y) / std**2
         rounding = second_difference(single, *points, y).double() / std**2 - precise
         found = precise.reshape(repeats, -1)
         spread = found.var(0).mean().sqrt()
@@ -188,6 +189,22 @@ def main() -> None:
             for row in table:
                 print(row, flush=True)
             print()
+
+
+def gradient_variance(
+    model: nn.Module, loss: Callable[[nn.Module, Tensor, Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> float:
+    """Trace of the covariance of a loss's gradient by the parameters, over batches and whatever the loss draws."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = (
+        torch.autograd.grad(loss(model, x, y), parameters, allow_unused=True, materialize_grads=True)
+        for x, y in batches
+    )
+    n, total, squares = 0, torch.zeros((), dtype=torch.float64), 0.0
+    for gradient in gradients:
+        flat = torch.cat([g.flatten() for g in gradient]).double()
+        n, total, squares = n + 1, total + flat, squares + flat.square().sum().item()
+    return (squares - total.square().sum().item() / n) / (n - 1)
 
 
 def squared_gradient(example: Example) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from captum_density.density import class_score, marginal_score
-from captum_density.metrics import kernel_stein_discrepancy
+from captum_density.metrics import _kernel_stein, kernel_stein_discrepancy
 
 KERNELS = {
     "imq": lambda x, y, h: (1 + (x - y).pow(2).sum() / h**2) ** -0.5,
@@ -242,3 +242,15 @@ def test_equal_samples_do_with_a_bandwidth():
     # u(x, x) = |s|^2 + d / h^2, for each pair.
     discrepancy = kernel_stein_discrepancy(lambda x: -x, torch.ones(4, 2), bandwidth=2.0)
     assert_close(discrepancy.item(), 2 + 2 / 4)
+
+
+def test_the_bandwidth_of_many_samples_is_of_some_from_all_over(monkeypatch):
+    """Samples may be sorted by class: the median distance of the first ones would be that within a class."""
+    monkeypatch.setattr(_kernel_stein, "_MEDIAN_OF", 20)
+    samples = torch.cat([normal(30, 2), normal(30, 2, seed=1) + 10])
+    everywhere, first = (kernel_stein_discrepancy(lambda x: -x, samples, bandwidth=median_distance(some)) for some in (
+        samples[::3], samples[:20]
+    ))  # fmt: skip
+    discrepancy = kernel_stein_discrepancy(lambda x: -x, samples)
+    assert_close(discrepancy, everywhere)
+    assert not torch.isclose(discrepancy, first, rtol=0.1)
