@@ -5,6 +5,7 @@ count as constants. Where the two points coincide, each map is the derivative; b
 
 - an elementwise function has its secant, (y - y') / (u - u');
 - softmax, log_softmax and logsumexp are exp(u - log sum exp u) step by step: log-means of the exponentials;
+- attention is softmax between two products at the midpoint, in blocks, so that no matrix of weights is kept;
 - a normalisation is a centred u times (mean of squares + eps)^(-1/2), step by step: a product at the midpoint, and the
   secant of the root;
 - a maximum has Gonzalez' discrete gradient within each window: the one-hot vector of the maximum at the midpoint, and
@@ -28,6 +29,7 @@ __all__ = [
     "UnrepresentableError",
     "adaptive_windows",
     "among",
+    "attention",
     "extremum",
     "gonzalez",
     "log_softmax",
@@ -186,6 +188,112 @@ def logsumexp(u: Tensor, v: Tensor, y: Tensor, z: Tensor, dim: int, keepdim: boo
     """y = log sum exp u along one dimension."""
     w = _share(u, v, dim)[0]
     return mapped([y], [u], lambda g: [None if g[0] is None else w * (g[0] if keepdim else g[0].unsqueeze(dim))])[0]
+
+
+# -- attention
+
+_BLOCK = 2**18  # weights at a time
+
+
+def attention(
+    operands: Sequence[Tensor], others: Sequence[Tensor], y: Tensor, mask: Tensor | None, causal: bool, scale: float,
+    activations: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """y = softmax(scale q k^T + mask) v: two products at the midpoint, and `softmax` between them.
+
+    Args:
+        operands: q (..., H, L, E), k (..., G, S, E) and v (..., G, S, V), where G divides H, or all without heads.
+        others: The same at the other point.
+        y: The value, (..., H, L, V).
+        mask: The same at both points, broadcastable to (..., H, L, S): True where a query attends, or a summand.
+        causal: Whether a query attends to no later key.
+        scale: As above.
+        activations: Which of the operands depend on the inputs.
+    """
+
+    def transposed(g: Sequence[Tensor | None]) -> list[Tensor | None]:
+        if g[0] is None:
+            return [None] * len(activations)
+        back = _attention_transposed(g[0], operands, others, mask, causal, scale)
+        return [back[i] for i in activations]
+
+    return mapped([y], [operands[i] for i in activations], transposed)[0]
+
+
+def _attention_transposed(
+    g: Tensor, operands: Sequence[Tensor], others: Sequence[Tensor], mask: Tensor | None, causal: bool, scale: float
+) -> list[Tensor]:
+    """What `attention` sends back to q, k and v."""
+    *lead, length, _ = g.shape
+    count = operands[1].shape[-2]
+    dtype = torch.promote_types(g.dtype, torch.float32)
+
+    def per_head(t: Tensor) -> Tensor:
+        groups = lead[-1] // t.shape[-3] if lead else 1
+        t = t.detach() if groups == 1 else t.detach().repeat_interleave(groups, -3)
+        return t.to(dtype).reshape(-1, *t.shape[-2:])
+
+    (q, k, v), (q_, k_, v_) = ([per_head(t) for t in ends] for ends in (operands, others))
+    middles = [torch.lerp(a, b, 0.5) for a, b in ((q, q_), (k, k_), (v, v_))]
+    back = [torch.zeros_like(t) for t in middles]
+    g = g.to(dtype).reshape(-1, *g.shape[-2:])
+    rows = max(1, min(length, _BLOCK // count))
+    heads = max(1, _BLOCK // (rows * count))
+    block_mask = _masks(mask, lead, length, count, causal, g.device)
+    for a in _slices(len(g), heads):
+        for r in _slices(length, rows):
+            scores = (block_mask(x[a, r] @ y[a].mT * scale, a, r) for x, y in ((q, k), (q_, k_)))
+            weights, slope, share = _softmax_map(*scores)
+            back[2][a] += weights.mT @ g[a, r]
+            of_weights = (g[a, r] @ middles[2][a].mT).mul_(slope)
+            of_scores = of_weights.sub_(share.mul_(of_weights.sum(-1, keepdim=True))).mul_(scale)
+            back[0][a, r] = of_scores @ middles[1][a]
+            back[1][a] += of_scores.mT @ middles[0][a, r]
+
+    def as_given(t: Tensor, like: Tensor) -> Tensor:
+        if not lead or like.shape[-3] == lead[-1]:
+            return t.reshape(like.shape)
+        return t.reshape(*lead[:-1], like.shape[-3], -1, *like.shape[-2:]).sum(-3)
+
+    return [as_given(t, like) for t, like in zip(back, operands, strict=True)]
+
+
+def _softmax_map(scores: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax along the last dimension: its mean; and s, w with dy = s (du - <w, du>), as in `softmax`."""
+    logs = [t.logsumexp(-1, keepdim=True) for t in (scores, others)]
+    change, of_log = difference(scores, others), difference(*logs)
+    y, z = (t.softmax(-1).nan_to_num_(0.0) for t in (scores, others))  # nan where a query attends to nothing
+    slope = _log_mean(torch.maximum(y, z), (change - of_log).abs_())
+    # The exponentials in units of the larger of their sums.
+    larger = torch.maximum(y * of_log.clamp_max(0).exp(), z * (-of_log).clamp_max(0).exp())
+    share = _log_mean(larger, change.abs_()).div_(_log_mean(torch.ones_like(of_log), of_log.abs()))
+    return y.add_(z).div_(2), slope, share
+
+
+def _masks(
+    mask: Tensor | None, lead: Sequence[int], length: int, count: int, causal: bool, device: torch.device
+) -> Callable[[Tensor, slice, slice], Tensor]:
+    """A function that masks a block of scores of some heads and queries."""
+    if mask is not None:
+        mask = mask.detach().reshape(*[1] * (len(lead) + 2 - mask.ndim), *mask.shape)
+        shared = torch.arange(mask.shape[:-2].numel(), device=device).view(mask.shape[:-2])
+        of_head, mask = shared.expand(tuple(lead)).flatten(), mask.reshape(-1, *mask.shape[-2:])
+
+    def masked(scores: Tensor, heads: slice, queries: slice) -> Tensor:
+        if causal:
+            later = torch.arange(count, device=device) > torch.arange(length, device=device)[queries, None]
+            scores.masked_fill_(later, -torch.inf)
+        if mask is not None:
+            block = mask[of_head[heads]]
+            block = block if block.shape[1] == 1 else block[:, queries]
+            scores = scores.masked_fill_(~block, -torch.inf) if block.dtype == torch.bool else scores.add_(block)
+        return scores
+
+    return masked
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    return [slice(i, i + step) for i in range(0, size, step)]
 
 
 # -- normalisations

@@ -78,10 +78,10 @@ Balance = Literal[
 
 # What its discrete gradient is made of where a model is run at two points: its own backward pass, exact for what is
 # affine; the secant of an elementwise function; the Jacobian at the midpoint, of products of two; a maximum, alone
-# ("extremum") or in windows; a choice by a mask; a form of its own ("closed"); its "pieces", by `DEFINITIONS`,
-# `RECURRENT` or torch's own Python code; or "any": Gonzalez' discrete gradient.
+# ("extremum") or in windows; a choice by a mask; a form of its own ("closed"), or that of "attention"; its "pieces", by
+# `DEFINITIONS`, `RECURRENT` or torch's own Python code; or "any": Gonzalez' discrete gradient.
 Difference = Literal[
-    "linear", "secant", "midpoint", "extremum", "windows", "choice", "closed", "pieces", "any"
+    "linear", "secant", "midpoint", "extremum", "windows", "choice", "closed", "attention", "pieces", "any"
 ]  # fmt: skip
 
 
@@ -138,6 +138,7 @@ _EXTREME: Difference = "extremum"
 _WINDOWS: Difference = "windows"
 _CHOICE: Difference = "choice"
 _CLOSED: Difference = "closed"
+_BLOCKS: Difference = "attention"
 _PIECES: Difference = "pieces"
 _ANY: Difference = "any"
 
@@ -245,7 +246,7 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_LOST,     any_call,          _PLUS,     _MIDDLE,  "addbmm addmv addr"),
     (_LOST,     any_call,          _PRODUCT,  _MIDDLE,  "bilinear"),
     (_STEP,     any_call,          _STEPS,    _PIECES,  "lstm gru rnn_tanh rnn_relu"),
-    (_QUERY,    any_call,          _ATTEND,   _PIECES,  "scaled_dot_product_attention"),
+    (_QUERY,    any_call,          _ATTEND,   _BLOCKS,  "scaled_dot_product_attention"),
     (_HEADS,    any_call,          _OPEN,     _PIECES,  "multi_head_attention_forward"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "mv dot inner outer ger vdot kron tensordot"),
     (_SUMMED,   multilinear,       _PRODUCT,  _MIDDLE,  "einsum"),

@@ -276,7 +276,7 @@ class TwoPointsMode(TorchFunctionMode):
         if self._is_linear(call, kind, activations):
             y = call.func(*call.args, **call.kwargs)
             return self._paired(call, y, self._counterparts(call), activations)
-        if kind == "pieces" and activations:
+        if (kind == "pieces" or (kind == "attention" and not self._is_plain_attention(call))) and activations:
             result = self._in_pieces(call)
             if result is not NotImplemented:
                 return result
@@ -365,6 +365,8 @@ class TwoPointsMode(TorchFunctionMode):
         elif kind == "windows" and alone:
             sizes = _windows(call, u.shape, y.shape)
             first = None if sizes is None else discrete.windows(u, self._other(u), y, z, sizes)
+        elif kind == "attention":
+            first = self._attention(call, y)
         elif kind == "closed" and alone and uses == 1 and u is call.argument(0, "input"):
             first = self._closed(call, u, y, z)
         if first is not None:
@@ -457,6 +459,24 @@ class TwoPointsMode(TorchFunctionMode):
         weight = None if weight is None else weight.detach()
         return discrete.normalised(u, v, y, shape, dims, eps, weight, name != "rms_norm")
 
+    def _is_plain_attention(self, call: _Call) -> bool:
+        """Whether nothing is dropped, the mask is a constant, and all operands have the same leading dimensions."""
+        q, k, v, mask, dropout = (call.argument(i, name) for i, name in enumerate(_ATTENTION))
+        leads = [t.shape[:-2] if t is q else (*t.shape[:-3], *q.shape[-3:-2]) for t in (q, k, v)]
+        constant = mask is None or self.counterpart(mask) is None
+        return not dropout and constant and leads[0] == leads[1] == leads[2] and q.is_floating_point()
+
+    def _attention(self, call: _Call, y: Tensor) -> Tensor:
+        operands, mask = (
+            [call.argument(i, name) for i, name in enumerate(_ATTENTION[:3])],
+            call.argument(3, "attn_mask"),
+        )
+        scale = call.kwargs.get("scale")
+        active = [i for i, t in enumerate(operands) if self.counterpart(t) is not None]
+        scale = operands[0].shape[-1] ** -0.5 if scale is None else scale
+        others = [self._other(t) for t in operands]
+        return discrete.attention(operands, others, y, mask, bool(call.argument(5, "is_causal")), scale, active)
+
     def _in_pieces(self, call: _Call) -> Any:
         """An operation as its definition has it."""
         definition = RECURRENT.get(call.name) or DEFINITIONS.get(call.name) or opened(call.func)
@@ -512,6 +532,9 @@ class TwoPointsMode(TorchFunctionMode):
         size = sum(float(t.abs().sum()) for t in [*ends, *starts])
         if not gap <= max(self._worst, 1e-4) * size:
             self.culprit, self._worst = f"{self._modules.path}:{name}".lstrip(":"), gap / size if size else 0.0
+
+
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p")
 
 
 class ExamplesLostError(RuntimeError):

@@ -89,9 +89,13 @@ def _slope(u: Tensor, y: Tensor, probe: Tensor) -> Tensor:
     first = first if abs(first) < 1e6 else 0.0
     second = second if first and abs(second) < 1e4 else 0.0
     # A quotient of u itself is exact to rounding; a difference loses what sigma(0) is larger than it.
-    near = torch.finfo(u.dtype).eps ** (1 / 3) if at_zero else torch.finfo(u.dtype).tiny
-    quotient = (y - at_zero if at_zero else y) / u
-    return torch.where(u.abs() <= near, first + second * u if second else first, quotient).to(y.dtype)
+    near = u.abs() <= (torch.finfo(u.dtype).eps ** (1 / 3) if at_zero else torch.finfo(u.dtype).tiny)
+    # In place from here on: the activations of a transformer's widest layers are what sets the peak of memory.
+    slope = (y - at_zero).div_(u)
+    if not second:
+        return slope.masked_fill_(near, first)
+    line = (u * second).add_(first).to(slope.dtype)
+    return torch.where(near, line, slope, out=line)
 
 
 class Normalised(torch.autograd.Function):

@@ -228,6 +228,55 @@ def test_minus_infinite_masks():
     assert attributions.isfinite().all()
 
 
+ATTENTION = {
+    "plain": {},
+    "causal, scaled": {"is_causal": True, "scale": 0.3},
+    "padding": {"attn_mask": (torch.arange(5) < torch.tensor([[5], [3], [5]]))[:, None, None]},
+    "each query its own": {
+        "attn_mask": double(3, 1, 5, 5, seed=5).masked_fill(torch.ones(5, 5).triu(2) > 0, -math.inf)
+    },
+    "grouped queries": {"enable_gqa": True},
+    "constant keys": {},
+    "a mask that depends on the inputs": {},
+}
+
+
+@pytest.mark.parametrize("block", [2**18, 7], ids=["one block", "blocks"])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_in_blocks_equals_attention_step_by_step(monkeypatch, name, block):
+    monkeypatch.setattr("captum_density._linear.discrete._BLOCK", block)
+    options = ATTENTION[name]
+    weights = [double(6, 24 // (2 if i and "enable_gqa" in options else 1), seed=i) for i in range(3)]
+
+    def model(x: Tensor, fused: bool) -> Tensor:
+        q, k, v = ((x @ w).unflatten(-1, (-1, 6)).transpose(1, 2) for w in weights)
+        k = double(*k.shape) if name == "constant keys" else k
+        mask = options.get("attn_mask")
+        mask = q @ double(3, 4, 6, 5) if "depends" in name else mask
+        if fused:
+            y = F.scaled_dot_product_attention(q, k, v, **{**options, "attn_mask": mask})
+        else:
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+            scores = q @ k.mT * options.get("scale", 6**-0.5)
+            if options.get("is_causal"):
+                scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -math.inf)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+            y = scores.softmax(-1) @ v
+        return y.sin().sum((1, 2))
+
+    x, baseline = double(3, 5, 6), double(3, 5, 6, seed=1)
+    attributions = assert_complete(functools.partial(model, fused=True), x, baseline)
+    step_by_step = assert_complete(functools.partial(model, fused=False), x, baseline)
+    assert torch.allclose(attributions, step_by_step, rtol=0, atol=1e-12)
+
+
+def test_a_query_that_attends_to_nothing_has_no_attribution():
+    mask = torch.ones(4, 4, dtype=torch.bool).tril(-1)
+    model = lambda x: F.scaled_dot_product_attention(x, x, x, mask).nan_to_num().sum(1)  # noqa: E731
+    assert assert_complete(model, double(2, 4, 3), double(2, 4, 3, seed=1)).isfinite().all()
+
+
 def test_scores_far_apart_leave_no_nan():
     x = torch.tensor([[800.0, -800.0, 0.0]], dtype=torch.float64)
     attributions = assert_complete(lambda x: x.softmax(1), x, -x, target=0)
