@@ -65,14 +65,14 @@ from captum_density._model.calls import Call
 __all__ = ["ROWS", "UNKNOWN", "Balance", "Difference", "Row", "row"]
 
 
-# What an operation is where a balanced map stands for its Jacobian: a nonlinear function of each element, or a linear
-# one beside numbers ("scaled") or none ("same"); elements moved about, which leaves a factor what it is; a product of
-# activations, alone or beside a summand; a quotient; attention weights, or attention as a whole; a normalisation; what
-# is made of other operations, in Python code of torch's ("opened"), by a definition ("defined") or step by step
-# ("recurrent"). Everything else keeps its own Jacobian.
+# What an operation is where a balanced map stands for its Jacobian: a nonlinear function of each element, one that
+# divisors are made with ("divisor"), or a linear one beside numbers ("scaled") or none ("same"); elements moved about,
+# which leaves a factor what it is; a product of activations, alone or beside a summand; a quotient; attention weights,
+# or attention as a whole; a normalisation; what is made of other operations, in Python code of torch's ("opened"), by a
+# definition ("defined") or step by step ("recurrent"). Everything else keeps its own Jacobian.
 Balance = Literal[
-    "own", "nonlinear", "scaled", "same", "moved", "product", "summed product", "quotient", "weights", "attention",
-    "normalisation", "opened", "defined", "recurrent",
+    "own", "nonlinear", "divisor", "scaled", "same", "moved", "product", "summed product", "quotient", "weights",
+    "attention", "normalisation", "opened", "defined", "recurrent",
 ]  # fmt: skip
 
 
@@ -118,6 +118,7 @@ _MIX1, _MIX2 = Layout(mixed(1)), Layout(mixed(2))
 
 _OWN: Balance = "own"
 _SECANT: Balance = "nonlinear"
+_ROOT: Balance = "divisor"
 _SCALE: Balance = "scaled"
 _SAME: Balance = "same"
 _MOVE: Balance = "moved"
@@ -170,11 +171,12 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "sin cos tan asin acos atan sinh cosh asinh acosh atanh"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "arcsin arccos arctan arcsinh arccosh arctanh"),
     (_KEEP,     homogeneous(2),    _SECANT,   _CHORD,   "square"),
-    (_KEEP,     homogeneous(0.5),  _SECANT,   _CHORD,   "sqrt"),
-    (_KEEP,     homogeneous(-0.5), _SECANT,   _CHORD,   "rsqrt"),
-    (_KEEP,     homogeneous(-1),   _SECANT,   _CHORD,   "reciprocal"),
+    (_KEEP,     homogeneous(0.5),  _ROOT,     _CHORD,   "sqrt"),
+    (_KEEP,     homogeneous(-0.5), _ROOT,     _CHORD,   "rsqrt"),
+    (_KEEP,     homogeneous(-1),   _ROOT,     _CHORD,   "reciprocal"),
     (_KEEP,     power,             _SECANT,   _CHORD,   "pow float_power"),
-    (_KEEP,     any_call,          _SECANT,   _CHORD,   "rpow rdiv"),
+    (_KEEP,     any_call,          _SECANT,   _CHORD,   "rpow"),
+    (_KEEP,     any_call,          _ROOT,     _CHORD,   "rdiv"),
     (_KEEP,     multilinear,       _PRODUCT,  _MIDDLE,  "mul"),
     (_KEEP,     quotient,          _DIVIDE,   _PIECES,  "div"),
     (_MIX1,     any_call,          _PARTS,    _PIECES,  "glu"),

@@ -36,11 +36,9 @@ from captum_density.rules._normalisations import NORMALISATIONS, bias_of
 __all__ = ["TRANSFORMS", "RuleMode", "in_transform"]
 
 _MARK = "_captum_density_rule"
-_POINTWISE = frozenset({"nonlinear", "scaled", "same"})
+_POINTWISE = frozenset({"nonlinear", "divisor", "scaled", "same"})
 # Their Jacobian is the secant through 0, as they leave no remainder.
 _HOMOGENEOUS = frozenset(name for name, row in ROWS.items() if row.balance == "nonlinear" and row.remainder is linear)
-# What divisors are made with, beside division and powers below 0; the table has no column that tells.
-_ROOTS = frozenset("sqrt rsqrt reciprocal rdiv".split())
 
 
 @dataclass(frozen=True)
@@ -403,7 +401,7 @@ class RuleMode(TorchFunctionMode):
             return gates[0] if gates else None
         exponent = call.argument(1, "exponent") if call.name == "pow" else None
         root = isinstance(exponent, int | float) and (exponent < 0 or exponent == 0.5)
-        if call.name in _ROOTS or root or call.name == "div":
+        if call.kind in ("divisor", "quotient") or root:
             return "divisor"
         if call.rules.choice == "constant":
             return "chosen"
