@@ -193,7 +193,7 @@ class PathIntegratedGradients(GradientAttribution):
             rows = torch.arange(batch.n, device=batch.device).repeat(s)
             points = leg.path.points(alphas, leg.start, leg.end)
             gradients = self.gradient_func(
-                forward_fn=functools.partial(self._selected, batch.target_of(rows)),
+                forward_fn=functools.partial(self._summed, batch.target_of(rows)),
                 inputs=tuple(p.flatten(0, 1).requires_grad_() for p in points),
                 target_ind=None,
                 additional_forward_args=batch.args_of(rows),
@@ -214,9 +214,13 @@ class PathIntegratedGradients(GradientAttribution):
                 totals[i] += integral if factor is None else integral * factor
         return totals
 
-    def _selected(self, target: TargetType, *args: Any) -> Tensor:
-        """The target's output, which Captum would not tell from a missing target where it is one of several numbers."""
-        return selected_output(self.forward_func(*args), target, len(args[0]))
+    def _summed(self, target: TargetType, *args: Any) -> Tensor:
+        """(1,): the sum of the target's outputs.
+
+        Its gradient by a row is that of the row's own output, which Captum would take of each row by itself; nor would
+        Captum tell a target of several numbers from a missing one.
+        """
+        return selected_output(self.forward_func(*args), target, len(args[0])).sum().reshape(1)
 
 
 def _shares(n_steps: int, pieces: int, method: str) -> list[int]:
