@@ -153,7 +153,12 @@ def test_packages_that_few_functions_need_are_imported_by_these():
         names = {name for module in left for name in loads[module]}
         left = {name if name in loads else name.rpartition(".")[0] for name in names} & loads.keys() - reached
     late = {"dask", "distributed", "loky", "skimage", "sklearn", "torchvision", "transformers"}
-    early = [f"{module} imports {name}" for module in reached for name in loads[module] if name.split(".")[0] in late]
+    early = [
+        f"{module} imports {name}"
+        for module in reached
+        for name in loads[module]
+        if name.split(".")[0] in late or name.startswith("torch._dynamo")  # which is as slow to load as PyTorch itself
+    ]
     assert len(reached) > 2 * len(namespaces)
     assert not early
 

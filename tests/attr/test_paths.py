@@ -318,8 +318,11 @@ def test_an_input_that_stays():
 # Waypoints of each of N examples do not fit one of them alone, as many a check has it.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "piecewise, of each example"])
 def test_keeps_every_law(kind):
+    shapes = {"mlp": (5,), "cnn": (3, 8, 8)} | (
+        {"sequence": (6, 5), "many_outputs": (5,)} if kind == "straight" else {}
+    )
     ran = set()
-    for name, shape in {"mlp": (5,), "cnn": (3, 8, 8), "sequence": (6, 5), "many_outputs": (5,)}.items():
+    for name, shape in shapes.items():
         path = of_kind(kind, normal(1, *shape))
         ran.update(
             check_attribution(
@@ -328,22 +331,24 @@ def test_keeps_every_law(kind):
                 attribute_kwargs={"n_steps": 3 if kind.startswith("function") else 6},
             )
         )
-    assert set(attribution_checks()) - ran == {"additional_forward_args"}  # next
+    missing = {"additional_forward_args"} if kind == "straight" else {"additional_forward_args", "target_tuples"}
+    assert set(attribution_checks()) - ran == missing  # the former is next
 
 
-def test_keeps_every_law_with_two_inputs():
-    for path in (
-        None,
+@pytest.mark.parametrize(
+    "path",
+    [
         PowerPath((torch.linspace(1, 3, 5), 2.0)),
         PiecewiseLinearPath((normal(1, 5), normal(1, 2, 3))),
         lambda alpha, b, x: (arc(alpha, b[0], x[0]), arc(alpha, b[1], x[1])),
-    ):
-        ran = check_attribution(
-            lambda model, path=path: PathIntegratedGradients(model, path),
-            models=("two_inputs",),
-            attribute_kwargs={"n_steps": 6},
-        )
-        assert "additional_forward_args" in ran
+    ],
+    ids=["power", "piecewise", "function"],
+)
+def test_keeps_every_law_with_two_inputs(path):
+    ran = check_attribution(
+        lambda model: PathIntegratedGradients(model, path), models=("two_inputs",), attribute_kwargs={"n_steps": 3}
+    )
+    assert "additional_forward_args" in ran
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -117,6 +117,11 @@ def measured(folder, windows):
     return json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, flags=re.S).group(1)))
 
 
+WIDE = (
+    '<!DOCTYPE html><html><body><div style="width: 900px">wide</div><img src="data:image/png;base64,AA"></body></html>'
+)
+
+
 @pytest.fixture(scope="module")
 def pages():
     return {name: make().to_html() for name, make in PAGES.items()}
@@ -129,9 +134,11 @@ def windows(pages, tmp_path_factory):
     assert all(on_paper[name] != page for name, page in pages.items())
     pairs = [(page, width) for page in pages.values() for width in SCREENS]
     pairs += [(page, width) for page in on_paper.values() for width in PAPERS]
+    pairs += [(WIDE, 375), (WIDE, 1000)]
     results = iter(measured(tmp_path_factory.mktemp("windows"), pairs))
     screens = {name: list(itertools.islice(results, len(SCREENS))) for name in pages}
-    return screens, {name: list(itertools.islice(results, len(PAPERS))) for name in pages}
+    papers = {name: list(itertools.islice(results, len(PAPERS))) for name in pages}
+    return screens, papers, list(results)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -145,10 +152,8 @@ def test_it_fits_a_window_of_any_width(name, pages, windows):
         assert each["smallest"] >= 14
 
 
-def test_the_measurement_finds_what_leaves_the_window(tmp_path):
-    body = '<div style="width: 900px">wide</div><img src="data:image/png;base64,AA">'
-    wide = f"<!DOCTYPE html><html><body>{body}</body></html>"
-    narrow, wider = measured(tmp_path, [(wide, 375), (wide, 1000)])
+def test_the_measurement_finds_what_leaves_the_window(windows):
+    narrow, wider = windows[2]
     assert narrow["scrollWidth"] > narrow["width"] and len(narrow["leaving"]) == 1
     assert wider["scrollWidth"] == wider["width"] and wider["leaving"] == []
     assert narrow["broken"] == 1
@@ -175,11 +180,11 @@ def test_it_is_printed_with_its_images(name, pages, tmp_path):
 
 
 class _Listening(BaseHTTPRequestHandler):
-    """A proxy that answers with one page, whatever is asked for."""
+    """A proxy that answers for hosts with a page each, and for any other with nothing."""
 
     def do_GET(self):
         self.server.requests.append(self.path)
-        body = self.server.page.encode()
+        body = self.server.pages.get(self.path, "").encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -194,30 +199,40 @@ class _Listening(BaseHTTPRequestHandler):
         pass
 
 
-def requests_of(page, folder):
-    """What a browser asks the network for when it opens a page, its own affairs apart."""
+def requests_of(pages, folder):
+    """What a browser asks the network for when it opens pages, by their URLs, in frames; its own affairs apart."""
+    start = "http://start.test/"
+    frames = "".join(f'<iframe src="{url}"></iframe>' for url in pages)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Listening)
-    server.page, server.requests = page, []
+    server.pages, server.requests = {start: f"<!DOCTYPE html><html><body>{frames}</body></html>", **pages}, []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         proxy = f"--proxy-server=http://127.0.0.1:{server.server_port}"
-        browse(folder, proxy, "--proxy-bypass-list=<-loopback>", "--dump-dom", "http://report.test/page.html")
+        browse(folder, proxy, "--proxy-bypass-list=<-loopback>", "--dump-dom", start)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
-    return [path for path in server.requests if ".test/" in path and not path.endswith("favicon.ico")]
+    requests = {path for path in server.requests if ".test/" in path and not path.endswith("favicon.ico")}
+    assert {start, *pages} <= requests, "a page was not opened"
+    return requests - {start, *pages}
 
 
 def test_nothing_is_asked_of_the_network(tmp_path):
     page = PAGES["one method"]().to_html()
-    assert requests_of(page, tmp_path) == ["http://report.test/page.html"]
-    # Nor would it be if something had slipped through: the page's policy forbids it.
-    strange = '<img src="http://other.test/x.png"><script src="http://other.test/x.js"></script>'
-    strange += '<link rel="stylesheet" href="http://other.test/x.css"><iframe src="http://other.test/x.html"></iframe>'
-    slipped = page.replace("<main>", f"<main>{strange}")
-    assert requests_of(slipped, tmp_path) == ["http://report.test/page.html"]
-    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", slipped)
-    requests = requests_of(without_policy, tmp_path)
-    assert {f"http://other.test/x.{kind}" for kind in ("png", "js", "css", "html")} <= set(requests)
+
+    def slipped(host):
+        url = f"http://{host}.test/x"
+        strange = f'<img src="{url}.png"><script src="{url}.js"></script>'
+        strange += f'<link rel="stylesheet" href="{url}.css"><iframe src="{url}.html"></iframe>'
+        return page.replace("<main>", f"<main>{strange}")
+
+    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", slipped("open"))
+    pages = {
+        "http://report.test/page.html": page,
+        # Nor would it be if something had slipped through: the page's policy forbids it.
+        "http://slipped.test/page.html": slipped("forbidden"),
+        "http://open.test/page.html": without_policy,
+    }
+    assert requests_of(pages, tmp_path) == {f"http://open.test/x.{kind}" for kind in ("png", "js", "css", "html")}

@@ -132,9 +132,9 @@ class Setting:
 
 
 _unused = {"find_unused_parameters": True}
-# For each loss the model is compiled anew: one that switches compiled code off, and three that run it.
+# For each loss the model is compiled anew: one that switches compiled code off, and two that run it.
 _few = {
-    "losses": ("gradient norm", "finite difference", "contrastive divergence", "distillation"),
+    "losses": ("gradient norm", "finite difference", "distillation"),
     "together": True,
     "batch_norm": True,
 }

@@ -1,6 +1,7 @@
 """Losses of compiled models, and under autocast: the numbers are those of the plain model."""
 
 import copy
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,8 +32,9 @@ Backend = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
-@pytest.fixture(autouse=True)
-def _compiled_anew() -> Iterator[None]:
+@pytest.fixture
+def compiled_anew() -> Iterator[None]:
+    torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
@@ -51,6 +53,16 @@ class Counting:
         return run
 
 
+class Refusing:
+    """Finds no module, and is not to be asked for one."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        assert name != self.module, f"{name} is loaded"
+
+
 def around(model: nn.Module, backend: Backend | str) -> nn.Module:
     return torch.compile(model, backend=backend)
 
@@ -64,10 +76,30 @@ def in_place(model: nn.Module, backend: Backend | str) -> nn.Module:
     return model
 
 
-def trained(model: nn.Module, loss: nn.Module) -> list[Tensor]:
+How = Callable[[nn.Module, Backend | str], nn.Module]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Callable[[How], tuple[nn.Module, nn.Module]]]:
+    """Makes a network and what is compiled of it, once for all losses, as that takes longest.
+
+    Its backward pass is compiled as well, and cannot be differentiated: as the default backend's.
+    """
+
+    @functools.cache
+    def make(how: How) -> tuple[nn.Module, nn.Module]:
+        model = network(True)
+        return model, how(model, "aot_eager")
+
+    # By default, code of which there are eight versions is left as it is.
+    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        yield make
+    torch._dynamo.reset()
+
+
+def trained(model: nn.Module, loss: nn.Module) -> list[Tensor | None]:
     """The loss and its gradients, after a step's cross-entropy."""
     x, y = batch()
-    x = x.to(next(model.parameters()))
     value = loss(model, x, y)
     (cross_entropy(model(x), y) + value).backward()
     return [value.detach(), *(p.grad for p in model.parameters())]
@@ -81,14 +113,17 @@ def trained(model: nn.Module, loss: nn.Module) -> list[Tensor]:
     ],
 )
 def test_a_compiled_model_has_the_same_loss_and_gradients(
-    name: str, how: Callable[[nn.Module, Backend | str], nn.Module]
+    name: str, how: How, compiled: Callable[[How], tuple[nn.Module, nn.Module]]
 ) -> None:
-    expected = trained(network(True), LOSSES[name]())
-    # Its backward pass is compiled as well, and cannot be differentiated: as the default backend's.
-    result = trained(how(network(True), "aot_eager"), LOSSES[name]())
-    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
+    plain = network(True)
+    of_compiled, model = compiled(how)
+    of_compiled.load_state_dict(plain.state_dict())
+    of_compiled.zero_grad()
+    expected = trained(plain, LOSSES[name]())
+    torch.testing.assert_close(trained(model, LOSSES[name]()), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("name", LOSSES)
 def test_which_losses_run_compiled(name: str) -> None:
     counting, (x, y) = Counting(), batch()
@@ -100,6 +135,7 @@ def test_which_losses_run_compiled(name: str) -> None:
     assert counting.runs == before + 1, "compiled code is switched off still"
 
 
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_compiled_step_has_the_same_gradients(name: str) -> None:
     counting, (x, y) = Counting(), batch()
@@ -117,14 +153,27 @@ def test_a_compiled_step_has_the_same_gradients(name: str) -> None:
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_nothing_of_the_compiler_is_loaded_where_nothing_is_compiled() -> None:
-    code = """
-import sys, torch
+UNCOMPILED = """
+import torch
 from captum_density.losses import SlicedScoreMatchingLoss
 model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Softplus(), torch.nn.Linear(4, 2))
 SlicedScoreMatchingLoss()(model, torch.rand(4, 3), 0).backward()
-assert "torch._dynamo" not in sys.modules
 """
+
+
+def test_nothing_of_the_compiler_is_loaded_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "_dynamo", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[:2] == ["torch", "_dynamo"]]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Refusing("torch._dynamo"), *sys.meta_path])
+    exec(UNCOMPILED, {})
+    with pytest.raises(AssertionError, match=r"torch\._dynamo is loaded"):
+        torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_nor_is_it_loaded_in_a_new_interpreter() -> None:
+    code = f"{UNCOMPILED}\nimport sys\nassert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=120)
 
 
