@@ -65,7 +65,7 @@ class Secant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, y: Tensor, probe: Tensor, function: Callable[[Tensor], Tensor] | None) -> Tensor:
         ctx.probe, ctx.function = probe, function
-        ctx.save_for_backward(u, None if function else _slope(u, y, probe))
+        ctx.save_for_backward(u, None if function else _slope(u, y.clone(), probe))
         return y.clone() if y is u else y.detach()
 
     @staticmethod
@@ -73,12 +73,15 @@ class Secant(torch.autograd.Function):
         u, slope = ctx.saved_tensors
         if slope is None:
             with torch.no_grad(), torch._C.DisableTorchFunction():
-                slope = _slope(u, ctx.function(u), ctx.probe)
+                y = ctx.function(u)
+                slope = _slope(u, y.clone() if y.data_ptr() == u.data_ptr() else y, ctx.probe)
+                if not (torch._C._functorch.is_batchedtensor(gradient) or gradient.requires_grad or u.requires_grad):
+                    return slope.mul_(gradient).to(u.dtype), None, None, None
         return (gradient * _fixed(slope, u)).to(u.dtype), None, None, None
 
 
 def _slope(u: Tensor, y: Tensor, probe: Tensor) -> Tensor:
-    """The secant's slope, elementwise.
+    """The secant's slope, elementwise, in the memory of y: it sets the peak of a transformer's backward pass.
 
     Where u is so small that sigma(u) - sigma(0) would be rounding, it is sigma'(0) + sigma''(0) u / 2, by differences
     of the probe: sigma at 0, h and -h in float64.
@@ -90,8 +93,7 @@ def _slope(u: Tensor, y: Tensor, probe: Tensor) -> Tensor:
     second = second if first and abs(second) < 1e4 else 0.0
     # A quotient of u itself is exact to rounding; a difference loses what sigma(0) is larger than it.
     near = u.abs() <= (torch.finfo(u.dtype).eps ** (1 / 3) if at_zero else torch.finfo(u.dtype).tiny)
-    # In place from here on: the activations of a transformer's widest layers are what sets the peak of memory.
-    slope = (y - at_zero).div_(u)
+    slope = (y.sub_(at_zero) if at_zero else y).div_(u)
     if not second:
         return slope.masked_fill_(near, first)
     line = (u * second).add_(first).to(slope.dtype)
