@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["ArrayRef", "Arrays", "forget_arrays", "parts_of"]
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,19 @@ class Arrays:
 
     Args:
         folder: Where to write; None where nothing leaves the process.
+        by_content: Whether names tell the content of tensors on other devices too, which are then copied to the host.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, by_content: bool = True) -> None:
+        self._folder, self._by_content = folder, by_content or folder is not None
         self._refs: dict[int, tuple[Any, ArrayRef]] = {}
 
     def ref(self, array: Any) -> ArrayRef:
         """Name an array, a tensor or NumPy's."""
         if id(array) not in self._refs:
+            if isinstance(array, Tensor) and array.device.type != "cpu" and not self._by_content:
+                self._refs[id(array)] = (array, ArrayRef(f"array {next(_numbers)} of this process", None, array))
+                return self._refs[id(array)][1]
             plain = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
             name = content_name(plain)
             path = _file_of(plain)

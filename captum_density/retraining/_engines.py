@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
+from torch.func import stack_module_state
 from torch.nn.functional import cross_entropy
 
 from captum_density._model.generators import derived_seed, seeded
@@ -55,11 +56,10 @@ def train_loop(
     fit = Fit(config, list(model.parameters()), count_batches(n, config.batch_size, config.epochs))
     generator = torch.Generator(device).manual_seed(derived_seed(seed, "attack", run))
     with seeded(derived_seed(seed, "training", run), device), torch.enable_grad():
-        for step, batch in enumerate(batches(n, config.batch_size, config.epochs, seed, run)):
+        for step, rows in enumerate(batches(n, config.batch_size, config.epochs, seed, run, device)):
             if step == max_steps:
                 return
             check()
-            rows = batch.to(device)
             x, y = inputs[rows], labels[rows]
             if attack is not None:
                 x = attack(model, x, y, generator)
@@ -114,20 +114,20 @@ def train_stack(
     low, high = torch.tensor(kept, device=device).T
     orders = sorted(set(runs))  # one for each run
     of_run = torch.tensor([orders.index(run) for run in runs], device=device)
-    forward = _vmapped(skeleton)
-    steps = zip(*(batches(n, config.batch_size, config.epochs, seed, run) for run in orders), strict=True)
+    forward, inputs = _vmapped(skeleton), view.of_models(0, low, high)
+    steps = zip(*(batches(n, config.batch_size, config.epochs, seed, run, device) for run in orders), strict=True)
     with seeded(derived_seed(seed, "training", *orders), device), torch.enable_grad():
         for step, batch in enumerate(steps):
             if step == max_steps:
                 break
             check()
-            rows = batch[0].to(device) if len(orders) == 1 else torch.stack(batch).to(device)[of_run]
+            rows = batch[0] if len(orders) == 1 else torch.stack(batch)[of_run]
             y = labels[rows].expand(len(models), -1)
-            logits = forward(parameters, buffers, view.stacked(0, rows, low, high))
+            logits = forward(parameters, buffers, inputs(rows))
             if step == 0:
                 check_logits(logits[0], int(labels.max()))
-            losses = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
-            fit.step(losses.view(y.shape).mean(1).sum())
+            # The sum over models of each one's mean.
+            fit.step(cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1])
     return skeleton, parameters, buffers
 
 
@@ -161,11 +161,47 @@ def _stacked(models: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, 
     return parameters, {name: b.detach().clone() for name, b in buffers.items()}
 
 
-def _vmapped(skeleton: nn.Module) -> Callable[..., Tensor]:
-    def forward(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(skeleton, (parameters, buffers), (x,))
+def _vmapped(skeleton: nn.Module) -> Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], Tensor]:
+    """The forward pass of a stack, from its parameters, its buffers and (M, B, ...) inputs.
 
-    return torch.vmap(forward, randomness="error")
+    As `torch.func.functional_call` within `torch.vmap` has it, but for where each value belongs, and which are tied,
+    being looked up once: in each step it would take as long as the rest of a small model's forward pass.
+    """
+    slots = _slots(skeleton)
+    own = [[table[name] for table, name in places] for places in slots.values()]
+
+    def of_one(x: Tensor, *values: Tensor) -> Tensor:
+        for places, value in zip(slots.values(), values, strict=True):
+            for table, name in places:
+                table[name] = value
+        output: Tensor = skeleton(x)
+        return output
+
+    mapped = torch.vmap(of_one, randomness="error")
+
+    def forward(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        values = {**parameters, **buffers}
+        try:
+            return mapped(x, *(values[name] for name in slots))
+        finally:
+            for places, tensors in zip(slots.values(), own, strict=True):
+                for (table, name), tensor in zip(places, tensors, strict=True):
+                    table[name] = tensor
+
+    return forward
+
+
+def _slots(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Of each parameter and buffer, by its first name, the tables of modules that hold it, and its name there."""
+    first: dict[int, str] = {}
+    slots: dict[str, list[tuple[dict[str, Any], str]]] = {}
+    for prefix, holder in module.named_modules(remove_duplicate=False):
+        for table in (holder._parameters, holder._buffers):
+            for name, value in table.items():
+                if value is not None:
+                    full = first.setdefault(id(value), f"{prefix}.{name}" if prefix else name)
+                    slots.setdefault(full, []).append((table, name))
+    return slots
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

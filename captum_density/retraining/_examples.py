@@ -146,7 +146,8 @@ class Examples:
                 raise ValueError(f"the ranks of {name} examples must be ({len(inputs)}, {d}), but are {tuple(r.shape)}")
             if _numpy(r[:1]).dtype.kind != "i":
                 raise TypeError(f"ranks must be signed integers, but are {r.dtype}")
-            ends = [(int(part.min()), int(part.max())) for part in parts_of(_numpy(r))]
+            parts = [r] if isinstance(r, Tensor) else parts_of(r)
+            ends = [(int(part.min()), int(part.max())) for part in parts]
             lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
             if lowest < 0 or highest >= d:
                 raise ValueError(
@@ -245,9 +246,13 @@ def _check_split(name: str, pair: Sequence[Any]) -> None:
         raise TypeError(f"the labels of {name} must be integers, but are {labels.dtype}")
     if int(labels.min()) < 0:
         raise ValueError(f"the labels of {name} must be classes from 0, but {int(labels.min())} is among them")
-    for start in range(0, len(inputs), 4096):
-        if not np.isfinite(_numpy(inputs[start : start + 4096])).all():
-            raise ValueError(f"the inputs of {name} contain NaN or infinity")
+    parts = (inputs[start : start + 4096] for start in range(0, len(inputs), 4096))
+    if isinstance(inputs, Tensor):  # on its device, which is waited for once
+        is_finite = bool(torch.stack([part.isfinite().all() for part in parts]).all())
+    else:
+        is_finite = all(np.isfinite(part).all() for part in parts)
+    if not is_finite:
+        raise ValueError(f"the inputs of {name} contain NaN or infinity")
 
 
 def _numpy(array: Array) -> npt.NDArray[Any]:

@@ -65,7 +65,7 @@ class Plan:
         self._make_model, self._jobs, self._fit, self._seed = make_model, jobs, fit, seed
         self._strategy, self._executor, self._store, self._alive = strategy, executor, store, alive
         self._config = fit if isinstance(fit, FitConfig) else FitConfig()
-        self._arrays = Arrays(alive)
+        self._arrays = Arrays(alive, by_content=store is not None)
         self._refs: dict[int, ExamplesRef] = {}
         self._sizes: dict[int, list[float]] = {}
         self._attributes: set[str] = set()
@@ -102,7 +102,8 @@ class Plan:
             For each job, in their order, what came of it. Jobs that are the same are trained once.
         """
         keys = [self._key(job) for job in self._jobs]
-        different = dict(zip(reversed(keys), reversed(self._jobs), strict=True))  # the first job of each key
+        first = dict(zip(reversed(keys), reversed(self._jobs), strict=True))  # of each key
+        different = self._gathered({key: first[key] for key in keys})
         count = Counter(keys)
         results: dict[Hashable, JobResult] = {}
 
@@ -111,7 +112,7 @@ class Plan:
             advance(count[key])
 
         todo: list[tuple[Work, list[Hashable], str]] = []
-        for part, engine, reason in self._parts({key: different[key] for key in keys}):
+        for part, engine, reason in self._parts(different):
             jobs = [different[key] for key in part]
             work = self._work(jobs, engine, next(self._devices))
             stored = [self._stored(work, i, job) for i, job in enumerate(jobs)]
@@ -134,7 +135,7 @@ class Plan:
     def _key(self, job: Job) -> Hashable:
         """Equal for jobs that are the same: ranks do not matter where everything is kept."""
         if job.complete:
-            return (*(self._arrays.ref(array).name for split in job.examples.splits for array in split), job.run)
+            return (*self._names(job.examples), job.run)
         return (id(job.examples), job.places, job.run)
 
     def _parts(self, jobs: dict[Hashable, Job]) -> Iterator[tuple[list[Hashable], Engine, str]]:
@@ -151,6 +152,21 @@ class Plan:
             else:
                 parts = [[key] for key in group]
             yield from ((part, engine, reason) for part in parts)
+
+    def _gathered(self, jobs: dict[Hashable, Job]) -> dict[Hashable, Job]:
+        """The same jobs, of which those that see their examples whole join others on them: one stack trains all."""
+        hosts: dict[tuple[str, ...], Examples] = {}
+        for job in jobs.values():
+            if job.examples.ranks is not None and job.examples.impute is None and not job.examples.mask_only:
+                hosts.setdefault(self._names(job.examples), job.examples)
+        gathered = dict(jobs)
+        for key, job in jobs.items():
+            if job.complete and self._names(job.examples) in hosts:
+                gathered[key] = Job(hosts[self._names(job.examples)], run=job.run)
+        return gathered
+
+    def _names(self, examples: Examples) -> tuple[str, ...]:
+        return tuple(self._arrays.ref(array).name for split in examples.splits for array in split)
 
     def _choice(self, groups: list[list[Job]]) -> Choice | None:
         """What a worker finds out of the engines, where it matters.

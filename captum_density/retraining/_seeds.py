@@ -11,6 +11,8 @@ from captum_density._model.generators import derived_seed, seeded
 
 __all__ = ["batches", "count_batches", "initial_model", "size_of"]
 
+_CPU = torch.device("cpu")
+
 
 def initial_model(make_model: Callable[[], nn.Module], seed: int, run: int) -> nn.Module:
     """The model of a run before training, made on whatever device the factory makes it on.
@@ -46,14 +48,14 @@ def size_of(model: nn.Module) -> list[float]:
     return sizes
 
 
-def batches(n: int, batch_size: int, epochs: int, seed: int, run: int) -> Iterator[Tensor]:
-    """The examples of each step of a run, on the CPU: a fresh permutation each epoch, cut in batches.
+def batches(n: int, batch_size: int, epochs: int, seed: int, run: int, device: torch.device = _CPU) -> Iterator[Tensor]:
+    """The examples of each step of a run: a fresh permutation each epoch, drawn on the CPU, cut in batches.
 
     All models of a run see the same order, so that their difference is what they were trained on.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", run))
     for _ in range(epochs):
-        for batch in torch.randperm(n, generator=generator).split(batch_size):
+        for batch in torch.randperm(n, generator=generator, device=_CPU).to(device).split(batch_size):
             if len(batch) > 1 or n == 1 or batch_size == 1:  # batch norm has no statistics of one example
                 yield batch
 

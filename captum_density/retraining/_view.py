@@ -19,6 +19,7 @@ __all__ = ["ExamplesRef", "Kept", "View"]
 Kept = tuple[int, int]  # places (low, high): elements of rank low..high-1 stay
 
 _ROWS = 1024  # of a whole data set, handled at once
+_BYTES_AT_ONCE = 2**25  # of all examples as all models of a stack see them: more is made batch by batch
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
@@ -108,6 +109,14 @@ class View:
         per_model = [-1] + [1] * (x.ndim - 1)
         low, high = (places.view(per_model) for places in (low, high))
         return self._masked(x, self._ranks_of(split, rows, x.shape), low, high)
+
+    def of_models(self, split: int, low: Tensor, high: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function of rows, (B,) or (M, B), as `stacked`; what the models see is made once where it is small."""
+        if len(low) * self._inputs[split].nbytes > _BYTES_AT_ONCE:
+            return lambda rows: self.stacked(split, rows, low, high)
+        every = self.stacked(split, slice(None), low, high)
+        models = torch.arange(len(low), device=low.device)[:, None]
+        return lambda rows: every.index_select(1, rows) if rows.ndim == 1 else every[models, rows]
 
     def whole(self, split: int, kept: Kept, run: int, check: Callable[[], None] = lambda: None) -> Tensor:
         """All examples as a job's model sees them, (N, ...); a copy only where something is removed."""

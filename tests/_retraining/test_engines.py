@@ -15,7 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from captum_density._cache.arrays import Arrays
-from captum_density.retraining import Examples
+from captum_density.retraining import Examples, _view
 from captum_density.retraining._engines import correct_of, correct_of_stack, train_loop, train_stack
 from captum_density.retraining._seeds import batches, count_batches, initial_model
 from captum_density.retraining._view import ExamplesRef, View
@@ -95,6 +95,17 @@ def test_a_stack_gives_what_a_loop_gives(name, config):
     both = correct_of_stack(stacked, inputs, kept, lambda: None)
     alone = [correct_of(m, inputs, *job, lambda: None) for m, job in zip(models, MIXED, strict=True)]
     assert torch.equal(both, torch.stack(alone))
+
+
+@pytest.mark.parametrize("runs", [(0, 0, 0), (0, 1, 1)], ids=["one order", "several orders"])
+def test_inputs_made_batch_by_batch_are_those_made_at_once(runs, monkeypatch):
+    inputs, weights = view(examples()), []
+    for limit in (2**25, 0):
+        monkeypatch.setattr(_view, "_BYTES_AT_ONCE", limit)
+        models = [initial_model(mlp, 0, run) for run in runs]
+        trained = train_stack(models, inputs, [(0, 18), (0, 7), (7, 18)], runs, SGD, seed=0)
+        weights.append(trained[1]["1.weight"])
+    assert torch.equal(*weights)
 
 
 def test_python_draws_in_training_of_a_stack_are_seeded():

@@ -1265,3 +1265,14 @@ def test_volumes_are_trained_as_they_lie():
         make = lambda layers=layers: nn.Sequential(*copy.deepcopy(layers), nn.Flatten(), nn.Linear(16, 2))  # noqa: E731
         fitted = fit_many(make, [Job(data, run=run) for run in range(2)], fit=FitConfig(epochs=1))
         assert all(f.correct.shape == (12,) for f in fitted)
+
+
+def test_whole_examples_join_the_stack_of_masked_ones_on_the_same_arrays():
+    masked = examples()
+    whole, other = Examples(masked.train, masked.test), examples(mask_only=True)
+    jobs = [*eight(masked), Job(whole, run=0), Job(whole, run=1), Job(other, (0, 9))]
+    results = fit_many(mlp, jobs, fit=SGD)
+    assert [result.engine for result in results] == [*["vmap"] * 10, "loop"]
+    assert [result.job for result in results] == jobs
+    alone = fit_many(mlp, jobs, fit=SGD, strategy="loop")
+    assert all(torch.equal(a.correct, b.correct) for a, b in zip(results, alone, strict=True))
