@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from captum_density._linear.closed_forms import added, biased, dot_attention, normalisation
 from captum_density._linear.layouts import (
     CONVOLUTION,
     EINSUM,
@@ -50,12 +51,12 @@ from captum_density._linear.remainders import (
     any_call,
     autograd,
     batch_norm,
-    biased,
     extremum,
     homogeneous,
     linear,
     multilinear,
     padding,
+    parts,
     power,
     quotient,
     symmetric,
@@ -244,12 +245,12 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_DENSE,    biased(-1),        _PRODUCT,  _MIDDLE,  "linear"),
     (_DOT,      multilinear,       _PRODUCT,  _MIDDLE,  "matmul mm bmm"),
     (_DOT,      multilinear,       _PRODUCT,  _MIDDLE,  "linalg_matmul"),
-    (_DOT,      any_call,          _PLUS,     _MIDDLE,  "addmm baddbmm"),
-    (_LOST,     any_call,          _PLUS,     _MIDDLE,  "addbmm addmv addr"),
-    (_LOST,     any_call,          _PRODUCT,  _MIDDLE,  "bilinear"),
+    (_DOT,      added,             _PLUS,     _MIDDLE,  "addmm baddbmm"),
+    (_LOST,     added,             _PLUS,     _MIDDLE,  "addbmm addmv addr"),
+    (_LOST,     biased(-1, 3),     _PRODUCT,  _MIDDLE,  "bilinear"),
     (_STEP,     any_call,          _STEPS,    _PIECES,  "lstm gru rnn_tanh rnn_relu"),
-    (_QUERY,    any_call,          _ATTEND,   _BLOCKS,  "scaled_dot_product_attention"),
-    (_HEADS,    any_call,          _OPEN,     _PIECES,  "multi_head_attention_forward"),
+    (_QUERY,    dot_attention,     _ATTEND,   _BLOCKS,  "scaled_dot_product_attention"),
+    (_HEADS,    parts,             _OPEN,     _PIECES,  "multi_head_attention_forward"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "mv dot inner outer ger vdot kron tensordot"),
     (_SUMMED,   multilinear,       _PRODUCT,  _MIDDLE,  "einsum"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "linalg_multi_dot"),
@@ -262,7 +263,7 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_OVER1,    any_call,          _OWN,      _CLOSED,  "logsumexp"),
     (_LOST,     any_call,          _PARTS,    _PIECES,  "cosine_similarity"),
     (_KEEP,     any_call,          _PARTS,    _PIECES,  "local_response_norm"),
-    (_KEEP,     any_call,          _NORM,     _CLOSED,  "layer_norm rms_norm instance_norm group_norm"),
+    (_KEEP,     normalisation,     _NORM,     _CLOSED,  "layer_norm rms_norm instance_norm group_norm"),
     (_KEEP,     batch_norm,        _OWN,      _LINEAR,  "batch_norm"),
     # convolutions and pooling
     (_CONV,     biased(1),         _PRODUCT,  _MIDDLE,  "convolution"),

@@ -28,17 +28,18 @@ from captum_density._model.calls import Call, is_continuous, tensors_in
 
 __all__ = [
     "DERIVATIVE",
+    "PARTS",
     "Remainder",
     "affine",
     "any_call",
     "autograd",
     "batch_norm",
-    "biased",
     "extremum",
     "homogeneous",
     "linear",
     "multilinear",
     "padding",
+    "parts",
     "power",
     "quotient",
     "symmetric",
@@ -88,21 +89,6 @@ class _Degree(Remainder):
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         return [(1 - self.degree) * y for y in outputs]
-
-
-@dataclass(frozen=True)
-class _Bias(Remainder):
-    """b of op(input, weight, b), which runs along an axis of the output."""
-
-    axis: int
-
-    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
-        bias = call.argument(2, "bias")
-        if bias is None:
-            return [None]
-        shape = [1] * outputs[0].ndim
-        shape[self.axis] = -1
-        return [bias.view(shape)]
 
 
 class _BatchNormBias(Remainder):
@@ -157,6 +143,7 @@ class _Symmetric(Remainder):
 
 
 DERIVATIVE = _Derivative()
+PARTS = Remainder()  # no way of its own: each of the operations that it is made of has one
 _ZERO, _AT_ZERO, _SYMMETRIC, _BATCH_NORM = _Zero(), _AtZero(), _Symmetric(), _BatchNormBias()
 
 
@@ -170,6 +157,11 @@ def _of_degree(degree: float) -> Remainder:
 def any_call(call: Call) -> Remainder:
     """An operation of which nothing is known."""
     return DERIVATIVE
+
+
+def parts(call: Call) -> Remainder:
+    """An operation that is made of others, in Python code of torch's."""
+    return PARTS
 
 
 def linear(call: Call) -> Remainder:
@@ -191,17 +183,6 @@ def homogeneous(degree: float) -> Callable[[Call], Remainder]:
     """Positively homogeneous in all the activations it reads together."""
     remainder = _of_degree(degree)
     return lambda call: remainder
-
-
-def biased(axis: int) -> Callable[[Call], Remainder]:
-    """op(input, weight, bias, ...): linear in the input, plus a bias along an axis of the output."""
-    remainder = _Bias(axis)
-
-    def way(call: Call) -> Remainder:
-        alone = len(call.activations) == 1 and call.is_activation(call.argument(0, "input"))
-        return remainder if alone else DERIVATIVE
-
-    return way
 
 
 def symmetric(call: Call) -> Remainder:

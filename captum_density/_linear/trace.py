@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from captum_density._linear.definitions import opened
 from captum_density._linear.jacobian import reverse_mode_product
 from captum_density._linear.operations import row
 from captum_density._linear.places import Place
 from captum_density._linear.propagation import Positions, place_of_input, propagate, unknown_place
-from captum_density._linear.remainders import DERIVATIVE, Remainder
+from captum_density._linear.remainders import DERIVATIVE, PARTS, Remainder
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.modules import ModuleStack, batch_statistics_error
 
@@ -144,6 +145,15 @@ class Trace(TorchFunctionMode):
         finally:
             self._modules.__exit__(*error)
 
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Within, the mode is at work again, which PyTorch switches off while it handles a call."""
+        super().__enter__()
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -155,6 +165,9 @@ class Trace(TorchFunctionMode):
             return func(*args, **kwargs)
         call = Call(func, args, kwargs, activations, mutated(func, args, kwargs))
         remainder = row(call).remainder(call)
+        if remainder is PARTS:
+            with self._watching():
+                return opened(func)(*args, **kwargs)
         self._prepare(call, remainder)
         if call.mutated:
             return self._run_in_place(call, remainder)

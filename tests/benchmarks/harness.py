@@ -80,6 +80,7 @@ def compare(
     warm_up: int = 2,
     threads: int = 1,
     memory: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
     """Measure the cases against each other; one that raises is reported as failed, and the others go on.
 
@@ -92,6 +93,7 @@ def compare(
         warm_up: rounds before them, not timed.
         threads: PyTorch's threads in one operation.
         memory: whether to measure peak memory too.
+        clock: seconds so far; `time.process_time` where others share the machine.
 
     Returns:
         The comparison, with a measurement for each case.
@@ -108,7 +110,7 @@ def compare(
         except MeasurementFailedError as error:
             result[name] = Measurement(failure=str(error))
     times, failures = _interleaved(
-        {name: case for name, case in cases.items() if name not in result}, device, runs, warm_up, threads
+        {name: case for name, case in cases.items() if name not in result}, device, runs, warm_up, threads, clock
     )
     for name, failure in failures.items():
         result[name] = Measurement(failure=failure)
@@ -179,7 +181,7 @@ def _measure_peak(case: Case, device: str, threads: int, sender: Connection) -> 
 
 
 def _interleaved(
-    cases: Mapping[str, Case], device: str, runs: int, warm_up: int, threads: int
+    cases: Mapping[str, Case], device: str, runs: int, warm_up: int, threads: int, clock: Callable[[], float]
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     calls: dict[str, Call] = {}
     times: dict[str, list[float]] = {}
@@ -193,7 +195,7 @@ def _interleaved(
         for turn in range(warm_up + runs):
             for name, call in list(calls.items()):
                 try:
-                    seconds = _time(call, device)
+                    seconds = _time(call, device, clock)
                 except Exception as error:
                     failures[name] = _one_line(error)
                     del calls[name]
@@ -203,18 +205,18 @@ def _interleaved(
     return {name: times[name] for name in calls}, failures
 
 
-def _time(call: Call, device: str) -> float:
+def _time(call: Call, device: str, clock: Callable[[], float]) -> float:
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:
         if device == "cuda":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         result = call()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         del result
         return seconds
     finally:

@@ -1,0 +1,207 @@
+"""Remainders in closed form, of operations of which the only other way to r is a derivative in forward mode.
+
+In each, a is 1 for an argument that is an activation and 0 for one that is a constant::
+
+    operation        y                           r
+    summed product   b + u_1 ... u_n             (1 - k) y + (k - a_b) b, of k activations among the u
+    normalisation    w (x - mean) / std + b      (1 - a_x e - a_w) (y - b) + (1 - a_b) b,  e = eps / std^2
+    attention        P V, P = softmax(S + B)     (1 - a_v) y + rowsum(P * M) y - (P * M) V,  M = (a_q + a_k) S + a_B B
+
+The first follows from Euler's theorem. A normalisation of x alone would leave all of y, as what a scale of x does not
+change, were it not for eps. The derivative of attention weights P by scores, times M, is P * M - P rowsum(P * M).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from captum_density._linear.jacobian import finite
+from captum_density._linear.remainders import DERIVATIVE, Remainder
+from captum_density._model.calls import Call
+
+__all__ = ["added", "biased", "dot_attention", "normalisation"]
+
+_BLOCK = 2**17  # attention weights at a time, which a cache holds
+_LEAST = 16  # queries at a time
+_PRECISE = (torch.float32, torch.float64)
+
+
+# -- a product and a summand
+
+
+@dataclass(frozen=True)
+class _SummedProduct(Remainder):
+    position: int
+    name: str
+    axis: int | None
+    evaluates: ClassVar[bool] = True  # where it runs in place, it overwrites its summand
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        (y,), b = outputs, call.argument(self.position, self.name)
+        active = b is not None and call.is_activation(b)
+        factors = len(call.activations) - active
+        if self.axis is None:  # the summand may be a mask of scores: infinite, where no gradient comes from
+            y, b = finite(y), finite(b)
+        product = None if factors == 1 else (1 - factors) * y
+        if b is None or factors == active:
+            return [product]
+        shape = [*[1] * (y.ndim - b.ndim), *b.shape]
+        if self.axis is not None:
+            shape = [1] * y.ndim
+            shape[self.axis] = -1
+        b, weight = b.reshape(shape), (factors - active) * call.kwargs.get("beta", 1)
+        b = b if weight == 1 else weight * b
+        return [b if product is None else product + b]
+
+
+def biased(axis: int, position: int = 2) -> Callable[[Call], Remainder]:
+    """A product of tensors, and a bias along an axis of the output that stands at a position among the arguments."""
+    remainder = _SummedProduct(position, "bias", axis)
+    return lambda call: remainder
+
+
+_ADDED = _SummedProduct(0, "input", None)
+
+
+def added(call: Call) -> Remainder:
+    """A first argument, `beta` times, and a product of the others."""
+    return _ADDED
+
+
+# -- normalisations
+
+# Of (call, x): the mean square that a normalisation divides by, before eps is added; broadcastable to the output.
+Spread = Callable[[Call, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Normalisation(Remainder):
+    spread: Spread
+    weight: int
+    bias: int | None
+    eps: int
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        (y,), x = outputs, call.argument(0, "input")
+        w = call.argument(self.weight, "weight")
+        b = None if self.bias is None else call.argument(self.bias, "bias")
+        of_x, of_w, of_b = (t is not None and call.is_activation(t) for t in (x, w, b))
+        if of_x + of_w + of_b != len(call.activations) or x.dtype not in _PRECISE or y.dtype != x.dtype:
+            return DERIVATIVE.of(call, outputs, create_graph)
+        scale = x.new_tensor(1.0 - of_w)
+        if of_x:
+            eps = call.argument(self.eps, "eps")
+            eps = eps if eps is not None else torch.finfo(x.dtype).eps if self.bias is None else 1e-5
+            scale = scale - eps / (self.spread(call, x) + eps)
+        if b is None:
+            return [scale * y]
+        b = b if call.name == "layer_norm" else b.view(-1, *[1] * (y.ndim - 2))
+        return [scale * (y - b) if of_b else torch.lerp(b, y, scale)]
+
+
+def _over_last(call: Call, x: Tensor) -> Tensor:
+    dims = tuple(range(-len(call.argument(1, "normalized_shape")), 0))
+    x = x if call.name == "rms_norm" else x - x.mean(dims, keepdim=True)
+    return x.square().mean(dims, keepdim=True)
+
+
+def _over_groups(call: Call, x: Tensor) -> Tensor:
+    groups = x.shape[1] if call.name == "instance_norm" else call.argument(1, "num_groups")
+    grouped = x.reshape(len(x), groups, -1)
+    spread = (grouped - grouped.mean(2, keepdim=True)).square().mean(2)
+    return spread.repeat_interleave(x.shape[1] // groups, 1).view(*x.shape[:2], *[1] * (x.ndim - 2))
+
+
+_NORMALISATIONS = {
+    "layer_norm": _Normalisation(_over_last, 2, 3, 4),
+    "rms_norm": _Normalisation(_over_last, 2, None, 3),
+    "group_norm": _Normalisation(_over_groups, 2, 3, 4),
+    "instance_norm": _Normalisation(_over_groups, 3, 4, 7),
+}
+
+
+def normalisation(call: Call) -> Remainder:
+    """A normalisation by the statistics of its input."""
+    stored = call.name == "instance_norm" and call.argument(5, "use_input_stats") is False
+    return DERIVATIVE if stored or call.func is torch.instance_norm else _NORMALISATIONS[call.name]
+
+
+# -- attention
+
+
+class _Attention(Remainder):
+    """In blocks of weights, so that no more of them are in memory than fused attention has."""
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        (y,) = outputs
+        operands = [call.argument(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
+        active = [t is not None and call.is_activation(t) for t in operands]
+        if create_graph or sum(active) != len(call.activations) or y.dtype not in _PRECISE:
+            return DERIVATIVE.of(call, outputs, create_graph)
+        y, q, k, v = (t.detach() for t in (y, *operands[:3]))
+        mask = None if operands[3] is None else operands[3].detach()
+        of_scores, of_value, of_mask = float(active[0] + active[1]), active[2], active[3]
+        if not of_scores and not of_mask:
+            return [None]
+        if call.argument(7, "enable_gqa"):
+            k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+        scale = call.argument(6, "scale")
+        q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+        q, k, v = (t.expand(*y.shape[:-2], *t.shape[-2:]) for t in (q, k, v))
+        mask = None if mask is None else mask.expand(*y.shape[:-1], k.shape[-2])
+        r = torch.empty_like(y)
+        for *batch, rows in _blocks(y.shape[:-1], k.shape[-2]):
+            at = (*batch, rows)
+            keys = (*batch, slice(0, rows.stop if call.argument(5, "is_causal") else None))
+            s = q[at] @ k[keys].mT
+            own = None if mask is None else mask[at]
+            p = _weights(s, own, rows.start if keys[-1].stop else None)
+            s *= of_scores
+            p *= s if own is None or not of_mask else s + finite(own)
+            drift, drifted = p.sum(-1, keepdim=True), p @ v[keys]
+            if mask is not None:  # a query without keys, whose weights are NaN, attends to nothing
+                drift, drifted = drift.nan_to_num(), drifted.nan_to_num()
+            r[at] = torch.sub(y[at] * (drift + (0 if of_value else 1)), drifted)
+        return [r]
+
+
+def _weights(scores: Tensor, mask: Tensor | None, start: int | None) -> Tensor:
+    """Softmax of scores, of which an additive or boolean mask, or one of the keys later than query `start + i`, takes.
+
+    Later scores are 0 afterwards, as they add nothing.
+    """
+    if start is not None:
+        later = torch.ones_like(scores[(0,) * (scores.ndim - 2)][:, start:], dtype=torch.bool).triu(1)
+        ahead = scores[..., start:]
+        ahead.masked_fill_(later, -math.inf)
+        weights = scores.softmax(-1)
+        ahead.masked_fill_(later, 0)
+        return weights
+    if mask is not None:
+        scores = scores + mask if mask.dtype != torch.bool else scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1)
+
+
+def _blocks(shape: Sequence[int], keys: int) -> Iterator[tuple[slice, ...]]:
+    """Slices of queries along the dimensions of a batch and along their own, with a block of weights in each."""
+    budget, steps = max(_BLOCK // keys, _LEAST), list[int]()
+    for size in reversed(shape):
+        steps.insert(0, max(min(size, budget), 1))
+        budget //= max(size, 1)
+    for corner in itertools.product(*(range(0, size, step) for size, step in zip(shape, steps, strict=True))):
+        yield tuple(slice(i, min(i + step, size)) for i, step, size in zip(corner, steps, shape, strict=True))
+
+
+_ATTENTION = _Attention()
+
+
+def dot_attention(call: Call) -> Remainder:
+    """Scaled dot-product attention without dropout."""
+    return DERIVATIVE if call.argument(4, "dropout_p") else _ATTENTION

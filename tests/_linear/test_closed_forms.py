@@ -1,0 +1,120 @@
+"""Remainders in closed form against the definition, y - jvp(op, u, u), whichever operands are activations."""
+
+from itertools import combinations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from captum_density._linear import closed_forms, remainders
+from captum_density._linear.jacobian import jacobian_products
+from captum_density._linear.trace import Trace
+
+DOUBLE = torch.float64
+
+
+def infinite_mask(*shape):
+    mask = torch.zeros(shape, dtype=DOUBLE)
+    mask.view(-1)[::3] = -torch.inf
+    return mask
+
+
+def some_keys(*shape):
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[..., 1, 2:] = False
+    mask[..., 2, :] = False  # a query without keys
+    return mask
+
+
+def attention(**options):
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options)
+
+
+QUERY, KEY, VALUE = (2, 4, 5, 6), (2, 4, 7, 6), (2, 4, 7, 3)
+# A function, and the shapes of its operands.
+OPERATIONS = {
+    "linear": (F.linear, (3, 4), (5, 4), (5,)),
+    "linear_without_bias": (F.linear, (3, 4), (5, 4)),
+    "conv2d": (F.conv2d, (2, 3, 5, 5), (4, 3, 2, 2), (4,)),
+    "conv2d_of_one_image": (F.conv2d, (3, 5, 5), (4, 3, 2, 2), (4,)),
+    "conv_transpose1d": (F.conv_transpose1d, (2, 3, 5), (3, 4, 2), (4,)),
+    "bilinear": (F.bilinear, (3, 4), (3, 5), (6, 4, 5), (6,)),
+    "addmm": (lambda b, u, v: torch.addmm(b, u, v, beta=3, alpha=0.5), (6,), (4, 5), (5, 6)),
+    "addmm_in_place": (lambda b, u, v: (2 * b).addmm_(u, v, beta=3), (4, 6), (4, 5), (5, 6)),
+    "baddbmm": (torch.baddbmm, (1, 4, 6), (2, 4, 5), (2, 5, 6)),
+    "masked_baddbmm": (lambda u, v: torch.baddbmm(infinite_mask(2, 4, 6), u, v), (2, 4, 5), (2, 5, 6)),
+    "addbmm": (torch.addbmm, (4, 6), (2, 4, 5), (2, 5, 6)),
+    "addmv": (torch.addmv, (4,), (4, 5), (5,)),
+    "addr": (torch.addr, (4, 5), (4,), (5,)),
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, (4, 5), w, b, 0.3), (3, 4, 5), (4, 5), (4, 5)),
+    "plain_layer_norm": (lambda x: torch.layer_norm(x, (5,)), (3, 4, 5)),
+    "scaled_layer_norm": (lambda x, w: F.layer_norm(x, (5,), weight=w, eps=0.3), (3, 4, 5), (5,)),
+    "rms_norm": (lambda x, w: F.rms_norm(x, (5,), w, 0.3), (3, 4, 5), (5,)),
+    "rms_norm_with_least_eps": (lambda x, w: F.rms_norm(x, (5,), w), (3, 4, 5), (5,)),
+    "group_norm": (lambda x, w, b: F.group_norm(x, 2, w, b, 0.3), (3, 4, 5, 6), (4,), (4,)),
+    "plain_group_norm": (lambda x: F.group_norm(x, 2), (3, 4, 5)),
+    "instance_norm": (lambda x, w, b: F.instance_norm(x, weight=w, bias=b, eps=0.3), (3, 4, 5, 6), (4,), (4,)),
+    "attention": (attention(), QUERY, KEY, VALUE),
+    "attention_without_batch": (attention(scale=0.7), QUERY[2:], KEY[2:], VALUE[2:]),
+    "causal_attention": (attention(is_causal=True), QUERY, KEY, VALUE),
+    "causal_attention_to_few": (attention(is_causal=True), KEY, QUERY, (2, 4, 5, 3)),
+    "attention_in_groups": (attention(enable_gqa=True), QUERY, (2, 2, 7, 6), (2, 2, 7, 3)),
+    "attention_of_broadcast_keys": (attention(), QUERY, (1, 4, 7, 6), (2, 1, 7, 3)),
+    "masked_attention": (attention(attn_mask=some_keys(2, 1, 5, 7)), QUERY, KEY, VALUE),
+    "attention_with_added_mask": (attention(attn_mask=infinite_mask(5, 7)), QUERY, KEY, VALUE),
+    "attention_with_learned_bias": (
+        lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v, bias), QUERY, KEY, VALUE, (4, 5, 7),
+    ),
+    "attention_with_infinite_bias": (
+        lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v, bias + infinite_mask(5, 7)),
+        QUERY, KEY, VALUE, (4, 5, 7),
+    ),
+}  # fmt: skip
+
+
+class ComparingTrace(Trace):
+    """Holds every remainder against the definition, which the closed forms must not fall back on."""
+
+    def _factors(self, remainder, call, outputs):
+        factors = super()._factors(remainder, call, outputs)
+        for r, y, product in zip(factors, outputs, jacobian_products(call, False), strict=True):
+            if y.requires_grad:
+                expected = (y - product).detach().nan_to_num(posinf=0, neginf=0)
+                r = torch.zeros_like(y) if r is None else r
+                assert r.ndim == y.ndim
+                torch.testing.assert_close(r.detach().expand_as(y), expected, rtol=1e-12, atol=1e-12)
+                self.compared = call.name
+        return factors
+
+
+IN_BLOCKS = [(name, 16) for name in OPERATIONS if "attention" in name]
+
+
+@pytest.mark.parametrize("name, block", [*((name, closed_forms._BLOCK) for name in OPERATIONS), *IN_BLOCKS])
+def test_closed_forms_equal_the_derivative(name, block, monkeypatch):
+    function, *shapes = OPERATIONS[name]
+    monkeypatch.setattr(closed_forms, "_BLOCK", block)
+    monkeypatch.setattr(closed_forms, "_LEAST", 2)
+    monkeypatch.setattr(remainders, "jacobian_products", None)
+    torch.manual_seed(0)
+    operands = [torch.randn(shape, dtype=DOUBLE) for shape in shapes]
+    for count in range(1, len(operands) + 1):
+        for active in combinations(range(len(operands)), count):
+            trace = ComparingTrace()
+            tracked = iter(trace.track([operands[i].clone().requires_grad_() for i in active]))
+            with trace:
+                function(*(next(tracked) if i in active else u for i, u in enumerate(operands)))
+            assert trace.compared in name or trace.compared == "scaled_dot_product_attention"
+
+
+def test_one_activation_in_several_places():
+    u = torch.randn(4, 4, dtype=DOUBLE)
+    functions = [
+        lambda u: torch.addmm(u, u, u, beta=2), lambda u: F.linear(u, u), lambda u: F.layer_norm(u, (4,), u[0], u[0]),
+        lambda u: F.scaled_dot_product_attention(u, u, u), lambda u: F.scaled_dot_product_attention(u, u, u, u),
+    ]  # fmt: skip
+    for function in functions:
+        trace = ComparingTrace()
+        (tracked,) = trace.track([u.clone().requires_grad_()])
+        with trace:
+            function(tracked)
