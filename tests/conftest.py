@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Read when PyTorch loads, here and in the processes that tests start. The tests' networks are too small for more than
 # one thread, and each core has its own worker of pytest.
@@ -57,6 +57,11 @@ def _global_state() -> dict[str, object]:
         "function modes": torch._C._len_torch_function_stack(),
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
     }
+
+
+@pytest.fixture
+def global_state() -> Callable[[], dict[str, object]]:
+    return _global_state
 
 
 @pytest.fixture(autouse=True)

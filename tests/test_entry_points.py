@@ -24,8 +24,13 @@ torch.manual_seed(0)
 X, NEAR, Y, SCALE = torch.randn(4, 6), torch.randn(4, 6), torch.arange(4) % 3, torch.rand(4, 3) + 0.5
 IMAGES, LABELS, KEPT = torch.rand(6, 1, 4, 4), torch.arange(6) % 2, torch.rand(6, 1, 4, 4) > 0.5
 TOKENS = torch.randn(3, 5, 8)
+EACH, OTHERS, AGAIN, ONE = torch.tensor([0, 1, 2]), torch.tensor([1, 0, 2]), torch.tensor([0, 1, 1]), torch.tensor(1)
+PAIR, TWO, BLOCK = torch.tensor([[0, 1]]), torch.tensor([0, 2]), torch.tensor([0.6, 0.8, 0.0])
+FRACTIONS, RADII = torch.tensor([0.0, 0.5]), torch.tensor([0.1, 0.2])
+GROUPS, RANKS = torch.arange(16).view(1, 4, 4), torch.arange(16).repeat(6, 1)
 NETWORK = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 LAYER = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
+GENERATOR = "cpu"
 READER = nn.Sequential(LAYER, nn.Flatten(), nn.Linear(40, 3)).eval()
 
 
@@ -46,7 +51,11 @@ def backwards(t: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    return torch.Generator(GENERATOR).manual_seed(0)
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(6, 3, device="cpu")
 
 
 def call(loss: nn.Module, t: Any) -> Any:
@@ -54,7 +63,7 @@ def call(loss: nn.Module, t: Any) -> Any:
 
 
 def erased(t: Any) -> Any:
-    with attr.erase_attention(READER, "0.self_attn", t(torch.tensor([1, 0, 2])), query=t(torch.tensor([0, 1, 1]))):
+    with attr.erase_attention(READER, "0.self_attn", t(OTHERS), query=t(AGAIN)):
         return READER(TOKENS)
 
 
@@ -73,10 +82,10 @@ FIT = retraining.FitConfig(epochs=1, batch_size=4)
 # What has arguments for tensors, by its qualified name, called with each of them made by `t`.
 CALLS = {
     "AttentionWeights.attribute": lambda t: attr.AttentionWeights(READER, "0.self_attn").attribute(
-        t(TOKENS), query=t(torch.tensor([0, 1, 2]))
+        t(TOKENS), query=t(EACH)
     ),
     "AttentionGradient.attribute": lambda t: attr.AttentionGradient(READER, "0.self_attn").attribute(
-        t(TOKENS), t(torch.tensor([0, 1, 2])), query=t(torch.tensor(1))
+        t(TOKENS), t(EACH), query=t(ONE)
     ),
     "CompleteDeepLift.attribute": lambda t: attr.CompleteDeepLift(model).attribute(t(X), t(NEAR), t(Y), t(SCALE)),
     "CompleteDeepLiftShap.attribute": lambda t: attr.CompleteDeepLiftShap(model).attribute(
@@ -106,7 +115,7 @@ CALLS = {
     ),
     "erase_attention": erased,
     "BlockImages.__init__": lambda t: datasets.BlockImages(t(IMAGES), t(LABELS))[3],
-    "feature_leakage": lambda t: datasets.feature_leakage(4, 2, 3, u=t(torch.tensor([0.6, 0.8, 0.0]))),
+    "feature_leakage": lambda t: datasets.feature_leakage(4, 2, 3, u=t(BLOCK)),
     "class_log_density": lambda t: density.class_log_density(model, t(X), t(Y), t(SCALE)),
     "class_score": lambda t: density.class_score(model, t(X), t(Y), t(SCALE)),
     "hessian_trace": lambda t: density.hessian_trace(model, t(X), t(Y), "exact", additional_forward_args=t(SCALE)),
@@ -120,13 +129,13 @@ CALLS = {
         0.1, 2, bounds=(t(X.amin(0)), 9.0), generator=generator()
     )(model, t(X)),
     "attention_erasure": lambda t: metrics.attention_erasure(
-        READER, "0.self_attn", t(TOKENS), query=t(torch.tensor([0, 1, 2]))
+        READER, "0.self_attn", t(TOKENS), query=t(EACH)
     ),
     "fraction_to_flip": lambda t: metrics.fraction_to_flip(
-        READER, "0.self_attn", t(TOKENS), rankings={"mine": t(TOKENS[:, :, 0])}, query=t(torch.tensor(1))
+        READER, "0.self_attn", t(TOKENS), rankings={"mine": t(TOKENS[:, :, 0])}, query=t(ONE)
     )[1:],
     "density_ratio": lambda t: metrics.density_ratio(
-        model, t(X), t(torch.tensor([0.1, 0.2])), None, t(SCALE), t(Y), generator=generator()
+        model, t(X), t(RADII), None, t(SCALE), t(Y), generator=generator()
     ),
     "density_ratio, its perturb_func": lambda t: metrics.density_ratio(model, X, perturb_func=lambda x: t(x + 1)),
     "gan_test": lambda t: metrics.gan_test(model, t(X), t(Y), t(SCALE)),
@@ -135,20 +144,20 @@ CALLS = {
         Saliency, model, lambda x, scale: NETWORK(x) * scale, t(X), t(NEAR), t(SCALE), t(Y)
     ),
     "sensitivity_gap": lambda t: metrics.sensitivity_gap(
-        Saliency(model), model, t(X), t(NEAR), t(SCALE), t(Y), features=t(torch.tensor([0, 2]))
+        Saliency(model), model, t(X), t(NEAR), t(SCALE), t(Y), features=t(TWO)
     ),
     "sensitivity_gap, its function": lambda t: metrics.sensitivity_gap(lambda x: t(NEAR), model, X, NEAR, target=Y),
     "symmetry_gap": lambda t: metrics.symmetry_gap(
-        Saliency(symmetric), symmetric, t(X[:, :1].repeat(1, 6)), t(torch.tensor([[0, 1]])), t(0 * X), t(SCALE), t(Y)
+        Saliency(symmetric), symmetric, t(X[:, :1].repeat(1, 6)), t(PAIR), t(0 * X), t(SCALE), t(Y)
     ),
     "kernel_stein_discrepancy": lambda t: metrics.kernel_stein_discrepancy(lambda x: t(-x), t(X)),
     "pixel_perturbation": lambda t: metrics.pixel_perturbation(
-        model, t(X), t(NEAR), t(0 * X[:1]), t(SCALE), t(Y), channels="singly", fractions=t(torch.tensor([0.0, 0.5]))
+        model, t(X), t(NEAR), t(0 * X[:1]), t(SCALE), t(Y), channels="singly", fractions=t(FRACTIONS)
     ),
     "shift_sensitivity": lambda t: metrics.shift_sensitivity(Saliency, model, t(X), None, t(Y), t(SCALE)),
     "signal_block_share": lambda t: metrics.signal_block_share(t(IMAGES), t(KEPT)),
     "density_ratio_curves": lambda t: drawn(
-        plots.density_ratio_curves(t(torch.tensor([0.1, 0.2])), {"a": t(X[:2]), "b": t(NEAR[:2])})
+        plots.density_ratio_curves(t(RADII), {"a": t(X[:2]), "b": t(NEAR[:2])})
     ),
     "saliency_grid": lambda t: drawn(plots.saliency_grid(t(IMAGES), {"a": t(IMAGES - 0.5)})),
     "sample_grid": lambda t: drawn(plots.sample_grid({"a": t(IMAGES)})),
@@ -157,18 +166,19 @@ CALLS = {
         NETWORK, t(X), t(Y), norm="linf", radius=0.1, bounds=(t(X.amin(0)), t(X.amax())), random_start=False
     ),
     "adversarial_fit": lambda t: retraining.adversarial_fit(
-        lambda: nn.Linear(6, 3), (t(X), t(Y)), radius=0.1, bounds=(t(X.amin(0)), t(X.amax())), fit=FIT
+        linear, (t(X), t(Y)), radius=0.1, bounds=(t(X.amin(0)), t(X.amax())), fit=FIT
     ).weight,
     "Examples.__init__": lambda t: (
         (examples := retraining.Examples(
-            (t(IMAGES), t(LABELS)), (t(IMAGES), t(LABELS)), groups=t(torch.arange(16).view(1, 4, 4)), fill=t(IMAGES[0]),
-            ranks=(t(torch.arange(16).repeat(6, 1)), t(torch.arange(16).repeat(6, 1))),
+            (t(IMAGES), t(LABELS)), (t(IMAGES), t(LABELS)), groups=t(GROUPS), fill=t(IMAGES[0]),
+            ranks=(t(RANKS), t(RANKS)),
         )) and [result.correct for result in retraining.fit_many(
-            lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), [retraining.Job(examples, (0, 8))], fit=FIT
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 2, device="cpu")), [retraining.Job(examples, (0, 8))],
+            fit=FIT,
         )]
     ),
     "diff_roar, its functions": lambda t: metrics.diff_roar(
-        lambda: nn.Linear(6, 3), (X, Y), (X, Y), {"a": lambda x: t(x)}, baselines=lambda x, kept, generator: t(0 * x),
+        linear, (X, Y), (X, Y), {"a": lambda x: t(x)}, baselines=lambda x, kept, generator: t(0 * x),
         fractions=[0.5], runs=1, fit=FIT, controls=[],
     ).correct,
     "Sampler.sample": lambda t: samplers.LangevinSampler(model, 0.1, 2, generator=generator()).sample(
@@ -194,11 +204,11 @@ DATA = {
     "Retraining": lambda data: Retraining(nn.Linear, data, data).gathered(0)[0].train,
     "Examples": lambda data: retraining.Examples(data, data).splits,
     "adversarial_fit": lambda data: retraining.adversarial_fit(
-        lambda: nn.Linear(6, 3), data, radius=0.1, fit=FIT
+        linear, data, radius=0.1, fit=FIT
     ).weight,
     **{
         name: lambda data, metric=metric: metric(
-            lambda: nn.Linear(6, 3), data, data, {"saliency": lambda x: x}, fractions=[0.5], runs=1, fit=FIT,
+            linear, data, data, {"saliency": lambda x: x}, fractions=[0.5], runs=1, fit=FIT,
             controls=["random"],
         ).correct
         for name, metric in (("diff_roar", metrics.diff_roar), ("roar", metrics.roar), ("kar", metrics.kar))
@@ -253,10 +263,74 @@ def same(received: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_arrays_give_what_tensors_give(name):
+def test_arrays_give_what_tensors_give(name, monkeypatch):
     expected = CALLS[name](lambda t: t)
     torch.manual_seed(0)
-    same(CALLS[name](backwards), expected)
+    for module in (torch.cuda, torch.cuda.random):  # once initialised, no process can be forked that uses a GPU
+        monkeypatch.setattr(module, "_lazy_init", lambda: pytest.fail("a GPU is initialised for what is on the CPU"))
+    with torch.device("meta"):  # on which a tensor that is made without saying where has no numbers
+        received = CALLS[name](backwards)
+    same(received, expected)
+
+
+def on_gpu(value: Any) -> Any:
+    return value.cuda()
+
+
+def move_to_gpu(monkeypatch: pytest.MonkeyPatch, **others: nn.Module) -> None:
+    """This module's tensors and models, or others in their place."""
+    module = sys.modules[__name__]
+    for name, value in {**vars(module), **others}.items():
+        if isinstance(value, torch.Tensor | nn.Module):
+            monkeypatch.setattr(module, name, copy.deepcopy(value).cuda())
+
+
+def on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    return tuple(map(on_cpu, value)) if isinstance(value, tuple | list) else value
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CALLS)
+def test_a_gpu_gives_what_the_cpu_gives(name, monkeypatch):
+    expected = CALLS[name](lambda t: t)
+    move_to_gpu(monkeypatch)
+    assert_close(on_cpu(CALLS[name](on_gpu)), on_cpu(expected), rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", [name for name, run in CALLS.items() if "generator" in run.__code__.co_names])
+def test_a_gpu_s_generator_will_do_as_well(name, monkeypatch):
+    move_to_gpu(monkeypatch)
+    monkeypatch.setattr(sys.modules[__name__], "GENERATOR", "cuda")
+    first = CALLS[name](on_gpu)
+    assert_close(CALLS[name](on_gpu), first)
+
+
+class Recurrent(nn.Module):
+    """Of six numbers, one after the other, by a layer of two with dropout between them."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer, self.last = kind(1, 4, 2, batch_first=True, dropout=0.5, bidirectional=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.layer(x[:, :, None])[0][:, -1])
+
+
+OF_MODELS = [name for name, run in CALLS.items() if {"model", "call", "NETWORK", "shifted"} & {*run.__code__.co_names}]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_recurrent_layers_in_evaluation_mode_are_differentiated_on_a_gpu(name, monkeypatch):
+    torch.manual_seed(0)
+    network = Recurrent(nn.LSTM).eval()
+    monkeypatch.setattr(sys.modules[__name__], "NETWORK", network)
+    expected = CALLS[name](lambda t: t)
+    move_to_gpu(monkeypatch, NETWORK=network)
+    assert_close(on_cpu(CALLS[name](on_gpu)), on_cpu(expected), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [name for name, run in CALLS.items() if {"model", "call"} & {*run.__code__.co_names}])
@@ -304,7 +378,7 @@ def test_a_method_may_be_a_class_an_instance_or_a_function_of_a_model(name, form
 @pytest.mark.parametrize("method", [Saliency, lambda model: Saliency(model), lambda model: Saliency(model).attribute])
 def test_without_a_model_to_explain_the_method_has_to_be_made_for_one(method):
     with pytest.raises(TypeError, match=r"make it for a model first"):
-        metrics.diff_roar(lambda: nn.Linear(6, 3), (X, Y), (X, Y), {"a": method}, fit=FIT, runs=1, controls=[])
+        metrics.diff_roar(linear, (X, Y), (X, Y), {"a": method}, fit=FIT, runs=1, controls=[])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The layout of the package: imports point one way, and each public name has one path."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -29,13 +30,18 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(path: Path, *, of_functions: bool = True) -> Iterator[str]:
     """Every module, or name in a module, that a file imports, absolute, wherever in the file it does.
 
     With `of_functions` false, only what is imported as the file is.
     """
     package = _module(path) if path.name == "__init__.py" else _module(path).rpartition(".")[0]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     for node in ast.walk(tree) if of_functions else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -175,3 +181,26 @@ def test_the_audit_is_a_function_and_its_namespace():
 
 def test_typed_marker_ships():
     assert (ROOT / "py.typed").is_file()
+
+
+# What PyTorch puts on its default device, tensors that are there already in the case of `as_tensor`.
+FACTORIES = frozenset(
+    """
+    zeros ones arange tensor rand randn randint linspace logspace eye full empty randperm as_tensor asarray
+    scalar_tensor tril_indices triu_indices
+    """.split()
+)
+
+
+def test_every_new_tensor_is_told_where_to_be():
+    """So that `torch.set_default_device` changes nothing, but for a module's own parameters, as PyTorch's modules'."""
+    wrong = []
+    for path in FILES:
+        calls = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.Call)]
+        parameters = [node for node in calls if getattr(node.func, "attr", "") == "Parameter"]
+        own = {id(inner) for node in parameters for inner in ast.walk(node)}
+        for node in calls:
+            of_torch = getattr(getattr(node.func, "value", None), "id", "") == "torch" and node.func.attr in FACTORIES
+            if of_torch and id(node) not in own and not {"device", "out"} & {k.arg for k in node.keywords}:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert not wrong, "give these a device"

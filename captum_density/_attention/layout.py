@@ -77,7 +77,7 @@ def places(chosen: Any, n: int, size: int, name: str) -> Tensor:
         try:
             if isinstance(chosen, bool):
                 raise TypeError
-            found = torch.tensor([operator.index(chosen)])
+            found = torch.tensor([operator.index(chosen)], device="cpu")
         except TypeError:
             raise TypeError(f"{name} must be an integer, or integers (N,), but is {chosen!r}") from None
     if bool(((found < -size) | (found >= size)).any()):

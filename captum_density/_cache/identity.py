@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from captum_density._cache.arrays import content_name
+from captum_density._model.evaluation import grad_mode
 from captum_density._model.generators import seeded
 
 __all__ = [
@@ -212,7 +213,7 @@ def identity_of_model(make_model: Callable[[], nn.Module], model: nn.Module, exa
         try:
             with seeded(0, device):
                 model.train(mode)
-                with torch.set_grad_enabled(mode):
+                with grad_mode(mode):
                     output = model(x.clone())
                 computed += rounded(output)
                 if mode:
@@ -232,7 +233,7 @@ def identity_of_model(make_model: Callable[[], nn.Module], model: nn.Module, exa
 
 def identity_of_imputation(impute: Callable[..., Tensor], example: Tensor) -> Any:
     """What tells an imputation from another: what it makes of a few examples with every second element removed."""
-    kept = (torch.arange(example[0].numel()) % 2 == 0).view(example.shape[1:]).expand(example.shape)
+    kept = (torch.arange(example[0].numel(), device="cpu") % 2 == 0).view(example.shape[1:]).expand(example.shape)
     try:
         with seeded(0, torch.device("cpu")):
             imputed = impute(example.masked_fill(~kept, 0), kept.clone(), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A folder for as long as a call takes, that others can watch, and that the next call clears away after a kill."""
+"""A folder for as long as a call takes, that others can watch; and what killed calls left, cleared by the next one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["left_behind", "scratch_folder"]
+__all__ = ["clear_left_behind", "left_behind", "scratch_folder", "scratch_name"]
 
 
 @contextmanager
 def scratch_folder(parent: Path | None) -> Iterator[Path]:
-    """A new folder, removed in the end; folders that killed processes of this machine left in `parent` are, too.
+    """A new folder, removed in the end; what killed processes of this machine left beside it is, too.
 
     Args:
         parent: Where it is made, such as a file system that several machines share; None for the system's own place.
@@ -24,21 +24,35 @@ def scratch_folder(parent: Path | None) -> Iterator[Path]:
     Yields:
         The folder. That it is gone tells others to stop.
     """
-    if parent is not None:
-        for left in parent.glob("scratch-*"):
-            if left_behind(left):
-                shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=parent))
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    clear_left_behind(parent)
+    folder = Path(tempfile.mkdtemp(prefix=scratch_name(), dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def left_behind(folder: Path) -> bool:
-    """Whether a scratch folder is of a process of this machine that is gone."""
-    pid = folder.name.removeprefix(_prefix()).partition("-")[0]
-    return folder.name.startswith(_prefix()) and pid.isdecimal() and not _alive(int(pid))
+def scratch_name() -> str:
+    """What the names begin with that this process gives to what it will remove again."""
+    return f"{_prefix()}{os.getpid()}-"
+
+
+def clear_left_behind(parent: Path) -> None:
+    """Remove the folders and files there that processes of this machine left that are gone."""
+    for path in parent.glob("scratch-*"):
+        if left_behind(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def left_behind(path: Path) -> bool:
+    """Whether something is of a process of this machine that is gone, by its name."""
+    pid = path.name.removeprefix(_prefix()).partition("-")[0]
+    return path.name.startswith(_prefix()) and pid.isdecimal() and not _alive(int(pid))
 
 
 def _prefix() -> str:

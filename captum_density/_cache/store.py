@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from captum_density._cache.identity import name_of
+from captum_density._cache.scratch import clear_left_behind, scratch_name
 
 __all__ = ["SCHEMA", "Store", "packed", "unpacked"]
 
@@ -42,8 +43,8 @@ class Store:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Processes of several machines may have one number.
-            probe = folder / f"probe-{os.getpid()}-{secrets.token_hex(4)}.json"
+            clear_left_behind(folder)
+            probe = self._temporary()
             self._write(probe, {})
             probe.unlink()
         except OSError as error:
@@ -113,8 +114,12 @@ class Store:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
+    def _temporary(self) -> Path:
+        # Processes of several machines may have one number.
+        return self.folder / f"{scratch_name()}{secrets.token_hex(4)}.tmp"
+
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
-        temporary = self.folder / f"{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        temporary = self._temporary()
         try:
             with temporary.open("x", encoding="utf-8") as file:
                 json.dump(content, file)

@@ -294,7 +294,7 @@ def _measure(
     # The same noise for each network, on any device.
     generator = torch.Generator().manual_seed(seed)
     classes = torch.arange(_CLASSES, device=images.device).repeat(samples_per_class)
-    noise = 0.5 + 0.2 * torch.randn(len(classes), *images.shape[1:], generator=generator)
+    noise = 0.5 + 0.2 * torch.randn(len(classes), *images.shape[1:], generator=generator, device="cpu")
     climb = ActivationMaximization(model, _STEP, _STEPS, bounds=(0.0, 1.0), normalize=True)
     samples = climb.sample(noise.clamp(0, 1).to(images.device), classes).samples
     return ModelFigures(

@@ -61,7 +61,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         seed_generators(seed)
         model = network().to(images.device)
-        orders = [torch.randperm(len(images)).split(64) for _ in range(epochs)]
+        orders = [torch.randperm(len(images), device="cpu").split(64) for _ in range(epochs)]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=sum(map(len, orders)))
     for order in tqdm(orders, desc=name, unit="epoch"):

@@ -95,7 +95,9 @@ def study_shift(model: nn.Module, images: Tensor, *, seed: int) -> ShiftStudy:
     image, target = images[chosen : chosen + 1].detach(), int(targets[chosen])
 
     gradient = Saliency(model).attribute(image.clone().requires_grad_(), target=target, abs=False)
-    smile = torch.tensor([[float(mark == "#") for mark in line] for line in _SMILE.split()]).to(image)[None]
+    smile = torch.tensor([[float(mark == "#") for mark in line] for line in _SMILE.split()], device="cpu").to(image)[
+        None
+    ]
     shift = LinearShift(smile, _SHIFT_STRENGTH * (gradient.norm() / smile.norm()).item())
     shifted = SoftmaxShift(model, shift)
     views = (model, shifted, CenteredLogits(model), CenteredLogits(shifted))

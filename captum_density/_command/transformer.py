@@ -115,7 +115,7 @@ def _on_canvas(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each digit at one of nine places, (N, 1, 16, 16)."""
     n, _, height, width = images.shape
     canvases = images.new_zeros(n, 1, _SIDE, _SIDE)
-    corners = _PATCH * torch.randint((_SIDE - height) // _PATCH + 1, (n, 2), generator=generator)
+    corners = _PATCH * torch.randint((_SIDE - height) // _PATCH + 1, (n, 2), generator=generator, device="cpu")
     for canvas, image, (top, left) in zip(canvases, images, corners.tolist(), strict=True):
         canvas[:, top : top + height, left : left + width] = image
     return canvases

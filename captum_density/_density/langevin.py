@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,7 +13,7 @@ from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density._model.copies import Points
 from captum_density._model.generators import standard_noise
 
-__all__ = ["Bounds", "Langevin", "Step", "check_bounds", "check_steps", "limits", "within"]
+__all__ = ["Bounds", "FiniteSteps", "Langevin", "Step", "check_bounds", "check_steps", "limits", "within"]
 
 # (low, high), each a number for every element, or a tensor that broadcasts to each input.
 Bounds: TypeAlias = tuple[float | Tensor, float | Tensor]
@@ -69,9 +69,10 @@ class Langevin:
             yield from self._unadjusted(density, points, n_steps)
             return
         values, gradients = density.scores(points)
-        for number in range(n_steps):
+        finite = FiniteSteps(n_steps, points[0].device)
+        for _ in range(n_steps):
             proposal = self._propose(points, gradients)
-            _check_finite(proposal, number, self.step_size)
+            self._check(finite.first_other(proposal))
             new_values, new_gradients = density.scores(proposal)
             ratio = self._log_ratio(points, values, gradients, proposal, new_values, new_gradients)
             accepted = self._accept(ratio, proposal)
@@ -84,13 +85,21 @@ class Langevin:
 
     def _unadjusted(self, density: LogDensity, points: Points, n_steps: int) -> Iterator[Step]:
         always = torch.ones(density.n, dtype=torch.bool, device=points[0].device)
-        for number in range(n_steps):
+        finite = FiniteSteps(n_steps, points[0].device)
+        for _ in range(n_steps):
             _, gradients = density.scores(points)
             points = self._propose(points, gradients)
             if self.bounds is not None:
                 points = within(points, self.bounds)
-            _check_finite(points, number, self.step_size)
+            self._check(finite.first_other(points))
             yield Step(points, always)
+
+    def _check(self, left: int | None) -> None:
+        if left is not None:
+            raise ValueError(
+                f"step {left} left the finite numbers: the density grows without bound, or step_size {self.step_size} "
+                "is too large for its curvature; take a smaller step_size, or bounds"
+            )
 
     def _propose(self, points: Points, gradients: Points) -> Points:
         noise = standard_noise(points, 1, "gaussian", self.generator)
@@ -121,6 +130,34 @@ class Langevin:
             for p, (low, high) in zip(points, boxes, strict=True)
         ]
         return torch.stack(inside).all(0)
+
+
+class FiniteSteps:
+    """Whether all numbers of all steps are finite: looked at after each step, on a GPU after every tenth and the last.
+
+    There, each look waits until the GPU has done what it was asked to.
+
+    Args:
+        n_steps: How many there will be.
+        device: Where.
+    """
+
+    def __init__(self, n_steps: int, device: torch.device) -> None:
+        self._n_steps, self._between = n_steps, 1 if device.type == "cpu" else 10
+        self._taken = 0
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._before = torch.zeros((), dtype=torch.int64, device=device)
+
+    def first_other(self, numbers: Sequence[Tensor]) -> int | None:
+        """After another step: the first that was not finite, counted from 1; None where none is known."""
+        for t in numbers:
+            self._finite = self._finite & t.isfinite().all()
+        self._before = self._before + self._finite
+        self._taken += 1
+        if self._taken % self._between and self._taken < self._n_steps:
+            return None
+        before = int(self._before)
+        return before + 1 if before < self._taken else None
 
 
 def within(points: Points, bounds: Bounds) -> Points:
@@ -155,7 +192,7 @@ def check_bounds(bounds: Bounds | None) -> None:
     if bounds is None:
         return
     try:
-        low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in bounds)
+        low, high = (torch.as_tensor(bound, dtype=torch.float64, device="cpu") for bound in bounds)
         in_order = bool((low < high).all())
     except (RuntimeError, TypeError, ValueError):
         in_order = False
@@ -173,14 +210,6 @@ def check_steps(n_steps: int, step_size: float) -> None:
         raise ValueError(f"n_steps must be an integer of at least 1, but is {n_steps!r}")
     if not 0 < step_size < float("inf"):
         raise ValueError(f"step_size must be positive and finite, but is {step_size}")
-
-
-def _check_finite(points: Points, number: int, step_size: float) -> None:
-    if not all(bool(p.isfinite().all()) for p in points):
-        raise ValueError(
-            f"step {number + 1} left the finite numbers: the density grows without bound, or step_size {step_size} is "
-            "too large for its curvature; take a smaller step_size, or bounds"
-        )
 
 
 def _difference(a: Points, b: Points) -> Points:

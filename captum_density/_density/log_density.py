@@ -251,7 +251,7 @@ class LogDensity(ModelOnCopies):
                     "target, or pass a function that returns (N, C)"
                 )
             output = output.to(accumulation_dtype(output)).flatten(1).logsumexp(1)
-        selected = selected_output(output, target, len(rows))
+        selected = selected_output(output, target, len(rows), self.span)
         self._refuse_checkpoint(selected)
         return selected.to(accumulation_dtype(selected))
 

@@ -57,7 +57,7 @@ def _weights(random: np.random.Generator, k: int, drawn: int, size: int) -> Tens
 
 def interval(means: Tensor, level: float) -> Tensor:
     """The percentile interval of resampled figures, (..., 2) from (..., resamples)."""
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype, device=means.device)
     return means.quantile(ends, dim=-1).movedim(0, -1)
 
 

@@ -468,4 +468,4 @@ def gonzalez(
 
 def _per_example(parts: Sequence[Tensor], examples: int) -> Tensor:
     """Sums over everything but the examples, (examples,); 0 of nothing."""
-    return sum((part.reshape(examples, -1).sum(1) for part in parts), torch.zeros(()))
+    return sum((part.reshape(examples, -1).sum(1) for part in parts), torch.zeros((), device="cpu"))

@@ -107,7 +107,7 @@ def reach(output: Tensor, points: Sequence[Tensor]) -> list[tuple[int, ...]]:
         cotangent[at] = 1
         gradients = torch.autograd.grad(output, points, cotangent, retain_graph=True, allow_unused=True)
         for i, gradient in enumerate(gradients):
-            size = torch.zeros(()) if gradient is None else gradient.abs()
+            size = torch.zeros((), device="cpu") if gradient is None else gradient.abs()
             largest = size.max()
             if bool(largest > 0):
                 shown[i] += 1

@@ -69,7 +69,10 @@ class Placement:
 
     def culprit(self) -> str | None:
         """The operation at which most was lost."""
-        return max(self.unplaced, key=lambda name: float(self.unplaced[name].sum()), default=None)
+        if len(self.unplaced) < 2:
+            return next(iter(self.unplaced), None)
+        largest = torch.stack([size.sum() for size in self.unplaced.values()]).argmax()
+        return list(self.unplaced)[int(largest)]
 
     @classmethod
     def joined(cls, parts: Sequence[Placement]) -> Placement:

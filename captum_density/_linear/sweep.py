@@ -150,7 +150,7 @@ class _Batch(ModelOnBatch):
         tracked = trace.track(leaves, layout)
         with trace:
             output = self.run(tracked)
-        selected = selected_output(output, self.target, self.n)
+        selected = selected_output(output, self.target, self.n, self.span)
         if not trace.depends_on_inputs(output):
             raise ValueError(
                 "the model's output is not connected to its inputs by differentiable operations; a quantised model has "

@@ -30,6 +30,7 @@ from captum_density._linear.places import Place
 from captum_density._linear.propagation import Positions, place_of_input, propagate, unknown_place
 from captum_density._linear.remainders import DERIVATIVE, PARTS, Remainder
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
+from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import ModuleStack, batch_statistics_error
 
 __all__ = ["OpaqueOperationError", "Operation", "Trace", "enclosing_trace"]
@@ -258,7 +259,7 @@ class Trace(TorchFunctionMode):
         """What the gradient of each output is to be multiplied by, None for zero: here, r."""
         self._refuse_without_gradient(call.name, outputs)
         try:
-            with torch.set_grad_enabled(self.create_graph):
+            with grad_mode(self.create_graph):
                 return remainder.of(call, outputs, self.create_graph)
         except NotImplementedError as error:
             raise NotImplementedError(

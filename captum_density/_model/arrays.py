@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_tensors", "takes_arrays"]
+from captum_density._model.interrupts import CleanInterrupts
+
+__all__ = ["as_tensor", "as_tensors", "takes_arrays"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,7 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def takes_arrays(function: F) -> F:
     """A function that may be given NumPy arrays wherever it takes tensors; its type says tensors.
 
-    They go where the model is: the first module with parameters among the arguments, or which one of them explains.
+    They go where the model is: the first module with parameters among the arguments, or which one of them explains. As
+    this is the door to most of the package, it is also where Ctrl-C is told to leave nothing behind.
     """
 
     @functools.wraps(function)
@@ -29,7 +32,8 @@ def takes_arrays(function: F) -> F:
         if not all(map(operator.is_, values, given)):
             device = _device_of_model(given)
             values = [as_tensors(value, device) for value in given]
-        return function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+        with CleanInterrupts():
+            return function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
 
     return cast(F, wrapper)
 
@@ -49,7 +53,7 @@ def as_tensors(value: Any, device: torch.device | None = None) -> Any:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return _as_tensor(value).to(device=device)
+        return _of_array(value).to(device=device)
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (tuple, list):
@@ -61,7 +65,12 @@ def as_tensors(value: Any, device: torch.device | None = None) -> Any:
     return value
 
 
-def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor as it is, and anything else as one on the host, whatever PyTorch's default device."""
+    return value.to(dtype=dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device="cpu")
+
+
+def _of_array(array: np.ndarray[Any, Any]) -> Tensor:
     """A tensor of the same memory where PyTorch can share it: not what is read only, runs backwards or is foreign."""
     if array.dtype.kind not in "biufc":
         raise TypeError(

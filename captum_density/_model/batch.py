@@ -16,9 +16,10 @@ from captum_density._model.captum import (
     format_tensor_into_tuples,
     run_forward,
 )
-from captum_density._model.evaluation import full_precision, refuse_random_numbers
+from captum_density._model.evaluation import differentiable, full_precision, grad_mode, refuse_random_numbers
 from captum_density._model.fixed_modules import FixedModules, fixed_modules
-from captum_density._model.validation import check_limit, check_model, selected_output, validate_inputs
+from captum_density._model.interrupts import CleanInterrupts
+from captum_density._model.validation import check_limit, check_model, class_span, selected_output, validate_inputs
 
 __all__ = ["ModelOnBatch", "Rows", "rows_of"]
 
@@ -66,6 +67,8 @@ class ModelOnBatch:
         self.inputs: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         validate_inputs(forward_func, self.inputs, differentiable=differentiable)
         self.forward_func, self.target = forward_func, target
+        # The lowest and the highest class, read once: on a GPU each look at a tensor waits for it.
+        self.span = class_span(target)
         self.args: tuple[Any, ...] | None = format_additional_forward_args(additional_forward_args)
         self.limit = max_examples_per_batch
         self._comparison = False
@@ -136,9 +139,10 @@ class ModelOnBatch:
             ValueError: Batch norm without running statistics; where values are compared, a model that changes itself.
         """
         with ExitStack() as stack:
-            gradients = torch.is_grad_enabled()
+            stack.enter_context(CleanInterrupts())
+            gradients = grad_mode(torch.is_grad_enabled())
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(gradients))  # leaving inference mode enables them
+            stack.enter_context(gradients)  # leaving inference mode enables them
             stack.enter_context(full_precision(self.device))
             self._modules = stack.enter_context(fixed_modules(self.forward_func, comparison=comparison))
             self._comparison = comparison
@@ -156,7 +160,9 @@ class ModelOnBatch:
             ValueError: The model draws random numbers, where values are compared.
         """
         inputs = self.inputs_of(rows) if inputs is None else inputs
-        with refuse_random_numbers(inputs[0]) if self._comparison else nullcontext():
+        comparison = refuse_random_numbers(inputs[0]) if self._comparison else nullcontext()
+        gradients = torch.is_grad_enabled()
+        with comparison, differentiable(self.forward_func, self.device) if gradients else nullcontext():
             return run_forward(self.forward_func, inputs, None, self.args_of(rows))
 
     def selected(self, inputs: tuple[Tensor, ...] | None = None, rows: Rows = _ALL) -> Tensor:
@@ -172,7 +178,7 @@ class ModelOnBatch:
             AssertionError: Captum's own, for a target that does not fit.
         """
         inputs = self.inputs_of(rows) if inputs is None else inputs
-        return selected_output(self.run(inputs, rows), self.target_of(rows), len(inputs[0]))
+        return selected_output(self.run(inputs, rows), self.target_of(rows), len(inputs[0]), self.span)
 
 
 def rows_of(values: Tensor, rows: Rows) -> Tensor:

@@ -21,15 +21,19 @@ from captum_density._model.fixed_modules import modules_of
 
 __all__ = [
     "DifferentiableNorms",
+    "differentiable",
     "differentiable_twice",
     "fixed_buffers",
     "full_precision",
+    "grad_mode",
     "load_forward_mode",
     "refuse_random_numbers",
     "refuse_reentrant_checkpoint",
     "without_compilation",
     "without_fused_recurrence",
 ]
+
+_RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,16 +94,80 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
+def grad_mode(enabled: bool) -> torch.enable_grad | torch.no_grad:
+    """As `torch.set_grad_enabled`, which changes the mode as it is made, before a `with` can change it back."""
+    return torch.enable_grad() if enabled else torch.no_grad()
+
+
+@contextmanager
+def differentiable(model: Callable[..., Any], device: torch.device) -> Iterator[None]:
+    """Within, a model runs so that its outputs can be differentiated: recurrent layers in evaluation mode, on a GPU.
+
+    Args:
+        model: A module or a function.
+        device: Where it runs.
+    """
+    if device.type != "cuda" or not _may_recur(model):
+        yield
+        return
+    with _Recurrence(_as_trained):
+        yield
+
+
+def _may_recur(model: Callable[..., Any]) -> bool:
+    modules = modules_of(model)
+    return not modules or any(isinstance(module, nn.RNNBase) for module in modules)
+
+
+class _Recurrence(TorchFunctionMode):
+    """Within, recurrent layers run in another way.
+
+    Args:
+        run: Takes the function, its arguments and those by name.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self._run = run
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _RECURRENT:
+            return self._run(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _as_trained(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As in training mode and without dropout, which gives the same numbers.
+
+    In evaluation mode cuDNN keeps nothing that a backward pass could use.
+    """
+    if len(args) == 9:
+        # (data, batch_sizes, ..., dropout, train, bidirectional) of packed sequences, one more at the end of others
+        packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()
+        at = 6 if packed else 5
+        if not args[at + 1]:
+            args = (*args[:at], 0.0, True, *args[at + 2 :])
+    return func(*args, **kwargs)
+
+
+def _step_by_step(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with without_fused_recurrence():
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def differentiable_twice(model: Callable[..., Any]) -> Iterator[None]:
     """Within, attention, recurrent layers and compiled code run in the form that has second derivatives."""
-    recurrent = any(isinstance(module, nn.RNNBase) for module in modules_of(model))
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if _can_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if recurrent:
+        if any(isinstance(module, nn.RNNBase) for module in modules_of(model)):
             stack.enter_context(without_fused_recurrence())
+        elif _may_recur(model):
+            stack.enter_context(_Recurrence(_step_by_step))
         yield
 
 

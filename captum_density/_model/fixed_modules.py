@@ -34,7 +34,8 @@ class FixedModules:
     a word to autograd, and the backward pass through this evaluation would read others than were used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, needs_statistics: bool = True) -> None:
+        self._needs_statistics = needs_statistics
         self._saved: dict[int, _Saved] = {}
 
     def fix(self, module: nn.Module, name: str = "") -> None:
@@ -45,6 +46,8 @@ class FixedModules:
         """
         is_batch_norm = isinstance(module, _BatchNorm)
         if is_batch_norm and (module.running_mean is None or module.running_var is None):
+            if not self._needs_statistics:
+                return
             raise ValueError(
                 f"batch norm {name!r} keeps no running statistics, so that f(x) depends on the other examples in the "
                 "batch; use track_running_stats=True, or GroupNorm in its place"
@@ -87,7 +90,9 @@ class FixedModules:
 
 
 @contextmanager
-def fixed_modules(model: Callable[..., Any], *, comparison: bool = False) -> Iterator[FixedModules]:
+def fixed_modules(
+    model: Callable[..., Any], *, comparison: bool = False, needs_statistics: bool = True
+) -> Iterator[FixedModules]:
     """Within, nothing that a forward pass does to the model's modules lasts, or makes two of them differ.
 
     Of a function, the modules are those that run within: PyTorch tells of each before it does.
@@ -95,11 +100,12 @@ def fixed_modules(model: Callable[..., Any], *, comparison: bool = False) -> Ite
     Args:
         model: A module, a method of one, or any function.
         comparison: Whether values are compared, so that a model is refused whose other buffers change.
+        needs_statistics: Whether batch norm without running statistics is refused, or left as it is.
 
     Raises:
         ValueError: Batch norm without running statistics, or a model that changes itself.
     """
-    fixed, hook = FixedModules(), None
+    fixed, hook = FixedModules(needs_statistics), None
     try:
         owner = _owner(model)
         if isinstance(owner, nn.Module):

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_density._model.interrupts import CleanInterrupts
+
 __all__ = ["RANDOM_STATE", "derived_seed", "pinned", "replayable", "seed_generators", "seeded", "standard_noise"]
 
 
@@ -88,7 +90,7 @@ RANDOM_STATE = threading.RLock()
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Within, the global generators start from a seed; after, they are as before. One thread at a time."""
-    with RANDOM_STATE, replayable(device):
+    with CleanInterrupts(), RANDOM_STATE, replayable(device):
         seed_generators(seed, device)
         np.random.seed(seed % 2**32)
         random.seed(seed)
@@ -98,7 +100,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
     """Within, PyTorch has so many threads; one thread of ours at a time, as these are the process's."""
-    with RANDOM_STATE:
+    with CleanInterrupts(), RANDOM_STATE:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:

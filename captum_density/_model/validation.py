@@ -17,6 +17,7 @@ __all__ = [
     "are_probabilities",
     "check_limit",
     "check_model",
+    "class_span",
     "class_targets",
     "examples_first",
     "expanded_baselines",
@@ -138,26 +139,62 @@ def examples_first(output: Any, n: int) -> Tensor:
     return output
 
 
-def selected_output(output: Any, target: TargetType, n: int) -> Tensor:
+def class_span(target: TargetType) -> tuple[int, int] | None:
+    """The lowest and the highest of several classes; None where PyTorch refuses what is out of range by itself.
+
+    On a GPU a bad index in a tensor ends all use of the GPU in this process, so these are looked at before. Where they
+    are on one, that waits for it.
+    """
+    if isinstance(target, Tensor):
+        if target.device.type in ("cpu", "meta") or target.numel() < 2 or target.is_complex():
+            return None
+        low, high = torch.stack(target.aminmax()).tolist()
+        return low, high
+    if isinstance(target, list) and target and all(type(index) is int for index in target):
+        return min(target), max(target)
+    return None
+
+
+def _refuse_out_of_range(output: Tensor, span: tuple[int, int] | None) -> None:
+    if span is not None and output.ndim == 2 and not 0 <= span[0] <= span[1] < output.shape[1]:
+        raise RuntimeError(
+            f"target holds classes from {span[0]} to {span[1]}, but the model has the outputs 0 to "
+            f"{output.shape[1] - 1}; leave out, or relabel, what is not among them"
+        )
+
+
+def selected_output(output: Any, target: TargetType, n: int, span: tuple[int, int] | None = None) -> Tensor:
     """f per example, (N,): the target's output.
+
+    Args:
+        output: What the model returned.
+        target: As Captum's.
+        n: How many examples there are.
+        span: `class_span` of the target, where it is known.
 
     Raises:
         TypeError: If the model returned no tensor.
         ValueError: If the examples do not come first.
         AssertionError: As Captum's, for a target that does not fit.
+        RuntimeError: As PyTorch's, for classes that there are not.
     """
-    selected = select_targets(examples_first(output, n), target)
-    if target is None:  # Captum's own words
-        advice = "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
-    else:
-        rest = tuple(selected.shape[1:])
-        advice = (
-            f"target {target!r} selects {rest} values of each example, of the model's output {tuple(output.shape)}, "
-            f"where one is needed; give an index for each dimension after the first, such as "
-            f"{(0,) * (output.ndim - 1)}, or sum over the others in a function of the model"
-        )
-    assert selected[0].numel() == 1, advice
+    output = examples_first(output, n)
+    if output.device.type != "cpu":
+        _refuse_out_of_range(output, class_span(target) if span is None else span)
+    selected = select_targets(output, target)
+    assert selected[0].numel() == 1, _advice(output, target, selected)
     return selected.reshape(n)
+
+
+def _advice(output: Tensor, target: TargetType, selected: Tensor) -> str:
+    """What to do about a target that selects several numbers."""
+    if target is None:  # Captum's own words
+        return "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    return (
+        f"target {target!r} selects {tuple(selected.shape[1:])} values of each example, of the model's output "
+        f"{tuple(output.shape)}, where one is needed; give an index for each dimension after the first, such as "
+        f"{(0,) * (output.ndim - 1)}, or sum over the others in a function of the model"
+    )
 
 
 def are_probabilities(outputs: Tensor, class_dim: int) -> bool:
@@ -241,7 +278,7 @@ def class_targets(target: Any, n: int, device: torch.device) -> Tensor:
     try:
         classes = torch.as_tensor(target, device=device)
     except (TypeError, ValueError, RuntimeError):
-        classes = torch.empty(0, 0)
+        classes = torch.empty(0, 0, device="cpu")
     if (
         (isinstance(target, tuple) and len(target) > 1)  # an index into several dimensions of the output
         or classes.is_floating_point()

@@ -14,6 +14,8 @@ from captum_density._attention import AttentionCalls, Observed, Place, find_laye
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
+from captum_density._model.evaluation import grad_mode
+from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.validation import selected_output
 from captum_density.attr._repr import shown
 
@@ -168,7 +170,7 @@ class AttentionGradient(_LayerAttention):
         """
         batch = self._batch(inputs, target, additional_forward_args)
         with _observation(batch, self.layer, gradient=True) as (output, attention):
-            selected = selected_output(logits_of(output), target, batch.n)
+            selected = selected_output(logits_of(output), target, batch.n, batch.span)
             gradient = None
             if selected.requires_grad:
                 (gradient,) = torch.autograd.grad(selected.sum(), attention.handle, allow_unused=True)
@@ -191,7 +193,8 @@ def _observation(batch: ModelOnBatch, layer: nn.Module, gradient: bool) -> Itera
         observations.append(observed)
         return result
 
-    with torch.inference_mode(False), torch.set_grad_enabled(gradient):
+    fixed = fixed_modules(batch.forward_func, needs_statistics=False)
+    with torch.inference_mode(False), grad_mode(gradient), fixed:
         xs = tuple(x.clone() if x.is_inference() else x for x in batch.inputs)
         with AttentionCalls(batch.forward_func, layer, observe, batch.n) as calls:
             output = batch.run(xs)

@@ -102,8 +102,7 @@ def _positions(layout: Any, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...] 
 def warn_of_places(placement: Placement) -> None:
     """Say so where more than half of |terms| has no place, but for dense networks over flat features."""
     share = float(placement.unplaced_size().sum() / placement.size.sum().clamp(min=1e-300))
-    culprit = placement.culprit()
-    if share > 0.5 and culprit:
+    if share > 0.5 and (culprit := placement.culprit()):
         warn(
             f"{share:.0%} of |terms| has no place on the inputs, most of it since {culprit}, and is spread evenly: "
             "the sum is f(x), but where it lies says little; FullGrad(model).decompose lists the terms, and "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_density._attention import AttentionCalls, Place, find_layer, places
 from captum_density._model.arrays import takes_arrays
+from captum_density._model.interrupts import CleanInterrupts
 
 __all__ = ["erase_attention"]
 
@@ -73,7 +74,7 @@ def erase_attention(
     def without(call: Any, n: int) -> Any:
         return call.without(erasure.mask, erasure.n or call.examples or n)
 
-    with AttentionCalls(inner, module, without, erasure.n) as calls:
+    with CleanInterrupts(), AttentionCalls(inner, module, without, erasure.n) as calls:
         yield
     calls.check_seen()
 
@@ -87,7 +88,7 @@ class _Erasure:
         if self._per_example:
             tensor = positions.detach()
         else:
-            tensor = torch.tensor([_integers(positions, "positions")], dtype=torch.long)
+            tensor = torch.tensor([_integers(positions, "positions")], dtype=torch.long, device="cpu")
         self._positions = tensor if tensor.dtype == torch.bool or tensor.is_floating_point() else tensor.long()
         self._per_example &= not (self._positions.dtype == torch.bool and self._positions.ndim == 1)
         ranks = (1, 2, 4) if self._positions.dtype == torch.bool else (1, 2)

@@ -20,6 +20,8 @@ from captum_density._model.captum import (
     approximation_parameters,
     log_usage,
 )
+from captum_density._model.evaluation import differentiable
+from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model, expanded_baselines, selected_output
 from captum_density.attr._common import finish
@@ -159,7 +161,7 @@ class PathIntegratedGradients(GradientAttribution):
             raise ValueError(f"internal_batch_size must be an integer of at least 1, but is {internal_batch_size!r}")
         batch = ModelOnBatch(self.forward_func, inputs, target, additional_forward_args)
         starts = expanded_baselines(baselines, batch.inputs)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), fixed_modules(self.forward_func, needs_statistics=False):
             xs = tuple(x.detach().clone() if x.is_inference() else x.detach() for x in batch.inputs)
             legs = self.path.legs(starts, xs)
             totals: list[Tensor] | None = None
@@ -172,20 +174,23 @@ class PathIntegratedGradients(GradientAttribution):
         attributions = finish(totals, inputs)
         if not return_convergence_delta:
             return attributions
-        delta = self.compute_convergence_delta(
-            attributions,
-            batch.in_form(starts),
-            inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-        )
+        with fixed_modules(self.forward_func, needs_statistics=False):
+            delta = self.compute_convergence_delta(
+                attributions,
+                batch.in_form(starts),
+                inputs,
+                target=target,
+                additional_forward_args=additional_forward_args,
+            )
         return attributions, delta
 
     def _integrals(
         self, batch: ModelOnBatch, leg: Leg, steps: int, method: str, internal_batch_size: int | None
     ) -> list[Tensor]:
         """The integral along one piece, for each input (N, ...)."""
-        step_sizes, places = (torch.tensor(of(steps), dtype=torch.float64) for of in approximation_parameters(method))
+        step_sizes, places = (
+            torch.tensor(of(steps), dtype=torch.float64, device="cpu") for of in approximation_parameters(method)
+        )
         count = steps if internal_batch_size is None else max(1, internal_batch_size // batch.n)
         totals = [torch.zeros_like(x, dtype=accumulation_dtype(x)) for x in leg.end]
         for weights, alphas in zip(step_sizes.split(count), places.split(count), strict=True):
@@ -193,7 +198,7 @@ class PathIntegratedGradients(GradientAttribution):
             rows = torch.arange(batch.n, device=batch.device).repeat(s)
             points = leg.path.points(alphas, leg.start, leg.end)
             gradients = self.gradient_func(
-                forward_fn=functools.partial(self._summed, batch.target_of(rows)),
+                forward_fn=functools.partial(self._summed, batch.target_of(rows), batch.span),
                 inputs=tuple(p.flatten(0, 1).requires_grad_() for p in points),
                 target_ind=None,
                 additional_forward_args=batch.args_of(rows),
@@ -214,13 +219,15 @@ class PathIntegratedGradients(GradientAttribution):
                 totals[i] += integral if factor is None else integral * factor
         return totals
 
-    def _summed(self, target: TargetType, *args: Any) -> Tensor:
+    def _summed(self, target: TargetType, span: tuple[int, int] | None, *args: Any) -> Tensor:
         """(1,): the sum of the target's outputs.
 
         Its gradient by a row is that of the row's own output, which Captum would take of each row by itself; nor would
         Captum tell a target of several numbers from a missing one.
         """
-        return selected_output(self.forward_func(*args), target, len(args[0])).sum().reshape(1)
+        with differentiable(self.forward_func, args[0].device):
+            output = self.forward_func(*args)
+        return selected_output(output, target, len(args[0]), span).sum().reshape(1)
 
 
 def _shares(n_steps: int, pieces: int, method: str) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
-from captum_density._model.arrays import takes_arrays
+from captum_density._model.arrays import as_tensor, takes_arrays
 from captum_density._model.evaluation import load_forward_mode
 from captum_density.attr._repr import shown
 
@@ -146,7 +146,7 @@ class PowerPath(Path):
     @takes_arrays
     def __init__(self, powers: float | Tensor | tuple[float | Tensor, ...]) -> None:
         given = powers if isinstance(powers, tuple) else (powers,)
-        self.powers = tuple(torch.as_tensor(p, dtype=torch.float64) for p in given)
+        self.powers = tuple(as_tensor(p, torch.float64) for p in given)
         if any(not bool((p.isfinite() & (p >= 1)).all()) for p in self.powers):
             raise ValueError(
                 "powers must be finite and at least 1, or the path has an infinite derivative at the baseline; divide "
@@ -327,7 +327,7 @@ class FunctionPath(Path):
 
     def legs(self, baselines: Tensors, inputs: Tensors) -> list[Leg]:
         """The whole path."""
-        at = self.points(torch.tensor([0.0, 0.5, 1.0]), baselines, inputs)
+        at = self.points(torch.tensor([0.0, 0.5, 1.0], device="cpu"), baselines, inputs)
         for i, ends, what in ((0, baselines, "start at the baseline"), (2, inputs, "end at the input")):
             for points, end in zip(at, ends, strict=True):
                 if not bool(points.isfinite().all()):

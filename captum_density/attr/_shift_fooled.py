@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
+from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.validation import check_model, selected_output
 from captum_density.attr._common import finish
 from captum_density.attr._repr import shown
@@ -85,12 +86,13 @@ class ShiftFooledGradient(GradientAttribution):
             TypeError: Inputs that are not floating-point tensors; a model or shift that returns no tensor.
         """
         batch = ModelOnBatch(self.forward_func, inputs, target, additional_forward_args)
-        with torch.inference_mode(False), torch.enable_grad():
+        fixed = fixed_modules(self.forward_func, needs_statistics=False)
+        with torch.inference_mode(False), torch.enable_grad(), fixed:
             # Copies, so that the caller's own tensors are neither marked nor given gradients.
             leaves = tuple(x.detach().clone().requires_grad_() for x in batch.inputs)
             output = batch.run(leaves)
             if isinstance(output, Tensor):
                 output = self.shift.add_to(output, *leaves, *(batch.args or ()), class_dim=self.class_dim)
-            selected = selected_output(output, target, batch.n)
+            selected = selected_output(output, target, batch.n, batch.span)
             gradients = torch.autograd.grad(selected.sum(), leaves, allow_unused=True, materialize_grads=True)
         return finish([g.abs() if abs else g for g in gradients], inputs)

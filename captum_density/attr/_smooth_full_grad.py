@@ -11,6 +11,7 @@ from captum_density._linear.maps import BatchSums, SampleSums, smooth_maps
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
+from captum_density._model.generators import standard_noise
 from captum_density._model.modules import unwrap
 from captum_density.attr._common import FullGradAttribution, finish, warn_of_unreached
 
@@ -88,7 +89,7 @@ class SmoothFullGrad(FullGradAttribution):
             raise ValueError(
                 f"nt_samples and nt_samples_batch_size must be at least 1, but are {nt_samples} and {size}"
             )
-        noise = [_noise(x, nt_samples, generator) for x in xs]
+        noise = standard_noise(xs, nt_samples, "gaussian", generator)
         sums: BatchSums | None = None
         for start in range(0, nt_samples, size):
             k = min(size, nt_samples - start)
@@ -104,10 +105,6 @@ class SmoothFullGrad(FullGradAttribution):
         maps = smooth_maps(sums)
         warn_of_unreached(maps)
         return finish(maps.maps, inputs)
-
-
-def _noise(x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
-    return torch.randn((samples, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
 
 
 def _noise_scales(inputs: tuple[Tensor, ...], stdevs: float | tuple[float, ...] | None) -> list[Tensor]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from captum_density._cache.store import Store
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.attribution import attribution_maker
+from captum_density._model.evaluation import differentiable
 from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.generators import replayable
 from captum_density._model.validation import check_limit, check_model, class_targets
@@ -191,7 +192,7 @@ def check_names(
         ValueError: there is no attribution 'Salience'; there are 'Saliency', ...
     """
     selected(metrics)
-    methods_of(attributions, torch.zeros(1, 1, 1, 1))  # the options, which inputs decide, are not used
+    methods_of(attributions, torch.zeros(1, 1, 1, 1, device="cpu"))  # the options, which inputs decide, are not used
 
 
 @contextmanager
@@ -203,6 +204,7 @@ def _measuring(device: torch.device, *models: Callable[..., Any]) -> Iterator[No
         replayable(device),
         evaluation_mode(models[0]),
         evaluation_mode(models[1]),
+        differentiable(models[0], device),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
@@ -290,7 +292,7 @@ def _fitting_labels(sample: Sample, logits: Tensor) -> tuple[Tensor | None, str]
         return None, "the data have no labels"
     n = max(2, logits.shape[1])
     if classes is not None and categories is not None and len(categories) == n and {*classes} <= {*categories}:
-        outputs = torch.tensor([categories.index(name) for name in classes])
+        outputs = torch.tensor([categories.index(name) for name in classes], device="cpu")
         return outputs[labels].to(logits.device), ""
     if classes is not None and len(classes) != n:
         return None, f"the data have {len(classes)} classes and the model {logits.shape[1]} outputs"

@@ -41,7 +41,7 @@ class Maps:
     def of(cls, inputs: Tensor, targets: Tensor, maps: Mapping[str, Tensor]) -> Maps:
         """Some of the audited examples, with maps made by `drawn_maps`."""
         if not cls.can_show(inputs):
-            return cls(torch.zeros(0, 1, 1, 1))
+            return cls(torch.zeros(0, 1, 1, 1, device="cpu"))
         low, high = inputs.min(), inputs.max()
         if low < 0 or high > 1:  # normalised: on one scale for all, as far as that can be undone
             inputs = (inputs - low) / (high - low)

@@ -77,7 +77,7 @@ def _is_pair(data: Sequence[Any]) -> bool:
 def _places(n: int, limit: int | None, seed: int) -> list[int]:
     if limit is None or n <= limit:
         return list(range(n))
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
     return sorted(order[:limit].tolist())
 
 
@@ -85,7 +85,7 @@ def _from_dataset(data: Any, limit: int | None, seed: int) -> Sample:
     n = len(data)
     order = list(range(n))
     if limit is not None and n > limit:
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     items: dict[int, tuple[Tensor, Any]] = {}
     skipped: list[str] = []
     for i in order:
@@ -149,7 +149,7 @@ def _joined(items: list[tuple[Tensor, Any]], names: list[str]) -> Sample:
     if all(y is None for y in labels):
         return Sample(inputs, None)
     try:
-        joined = torch.tensor(labels)
+        joined = torch.tensor(labels, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         kinds = sorted({type(y).__name__ for y in labels})
         raise TypeError(f"labels must be integers, one for each example, got {' and '.join(kinds)}") from error

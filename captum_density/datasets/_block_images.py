@@ -214,13 +214,13 @@ def _square(height: int, width: int) -> Tensor:
     """(H, W) bool: a square in the middle; on 28 x 28 it fills 20 x 20, as MNIST's digits do."""
     short = min(height, width)
     side, line = short - 2 * (short // 7), max(1, short // 14)
-    rows, columns = torch.arange(side)[:, None], torch.arange(side)
+    rows, columns = torch.arange(side, device="cpu")[:, None], torch.arange(side, device="cpu")
     square = torch.minimum(rows, columns) < line
     square = square | square.flip(0, 1)
     if short >= 14:  # on less there is no room inside
         diagonal = (rows - columns).abs() < line
         square = square | diagonal | diagonal.flip(0)
     top, left = (height - side) // 2, (width - side) // 2
-    block = torch.zeros(height, width, dtype=torch.bool)
+    block = torch.zeros(height, width, dtype=torch.bool, device="cpu")
     block[top : top + side, left : left + side] = square
     return block

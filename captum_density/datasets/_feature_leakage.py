@@ -93,7 +93,7 @@ def feature_leakage(
         signal_blocks = d // 2
     if not isinstance(signal_blocks, int) or not 1 <= signal_blocks <= d:
         raise ValueError(f"signal_blocks must be an integer in 1..{d}, as there are d = {d}, but is {signal_blocks!r}")
-    u = torch.full((block_dim,), block_dim**-0.5) if u is None else u.detach().cpu()
+    u = torch.full((block_dim,), block_dim**-0.5, device="cpu") if u is None else u.detach().cpu()
     if u.shape != (block_dim,) or not u.is_floating_point() or not bool(u.isfinite().all()):
         raise ValueError(f"u must be a finite floating-point vector, ({block_dim},) as block_dim says, but is {u}")
 
@@ -105,6 +105,6 @@ def feature_leakage(
     direction /= np.linalg.norm(direction, axis=2, keepdims=True)
     noise = direction * draw.random_sample((n, d, 1)) ** (1 / block_dim)
     blocks = torch.from_numpy(eta * noise + 0.0).to(u.dtype)  # 0.0, as 0 times a negative number is -0
-    blocks[torch.arange(n), signal_block] += (2 * labels - 1)[:, None] * u
-    masks = (signal_block[:, None] == torch.arange(d)).repeat_interleave(block_dim, dim=1)
+    blocks[torch.arange(n, device="cpu"), signal_block] += (2 * labels - 1)[:, None] * u
+    masks = (signal_block[:, None] == torch.arange(d, device="cpu")).repeat_interleave(block_dim, dim=1)
     return FeatureLeakage(blocks.flatten(1), labels, masks, signal_block)

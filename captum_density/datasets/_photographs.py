@@ -66,7 +66,7 @@ def photographs() -> Photographs:
 
     stored = (data.chelsea(), data.coffee(), data.rocket(), data.stereo_motorcycle()[0], data.astronaut())
     images = torch.stack([_middle(torch.from_numpy(pixels).permute(2, 0, 1).float()) for pixels in stored])
-    return Photographs((images - 127) / 128, torch.tensor(list(_LABELS.values())), tuple(_LABELS))
+    return Photographs((images - 127) / 128, torch.tensor(list(_LABELS.values()), device="cpu"), tuple(_LABELS))
 
 
 def _middle(pixels: Tensor) -> Tensor:

@@ -111,7 +111,9 @@ def cifar10(root: str | PathLike[str], *, download: bool = False) -> ImageSplits
         torch.Size([50000, 3, 32, 32])
     """
     train, test = (_load("CIFAR10", root, download, train=train) for train in (True, False))
-    return _splits(*((torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets)) for s in (train, test)))
+    return _splits(
+        *((torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets, device="cpu")) for s in (train, test))
+    )
 
 
 def imagenet10(

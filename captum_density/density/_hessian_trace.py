@@ -12,7 +12,7 @@ from captum_density._density.hessian_trace import TraceEstimator
 from captum_density._density.log_density import LogDensity
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_density._model.evaluation import without_compilation
+from captum_density._model.evaluation import grad_mode, without_compilation
 
 __all__ = ["hessian_trace"]
 
@@ -103,6 +103,6 @@ def hessian_trace(
     differences = estimate.by_differences
     with (
         density.evaluation(second_derivatives=not differences, comparison=differences),
-        torch.set_grad_enabled(create_graph),
+        grad_mode(create_graph),
     ):
         return estimate(density, None, create_graph=create_graph)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from captum_density._model.copies import ModelOnCopies, Points, gradients_of
+from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
 from captum_density.losses._density_loss import Log, check_weight
@@ -108,7 +109,7 @@ class AttentionMapLoss(TransferLoss):
     def _compare(self, student: ModelOnCopies, lesson: list[_Lesson], create_graph: bool) -> tuple[Tensor, Log]:
         dtype = accumulation_dtype(*student.inputs)
         of_maps, of_gradients = [], []
-        with torch.set_grad_enabled(create_graph or self.jacobian_weight > 0):
+        with grad_mode(create_graph or self.jacobian_weight > 0):
             leaves, maps = self._maps(student, 0)
             for (theirs, largest, their_gradients), attention in zip(lesson, maps, strict=True):
                 ours = _on_grid(attention, theirs.shape[2:])

@@ -87,7 +87,9 @@ class ContrastiveDivergenceLoss(DensityLoss):
         check_steps(n_steps, step_size)
         check_bounds(bounds)
         check_weight("regularization", regularization)
-        if bounds is not None and not all(bool(torch.as_tensor(bound).isfinite().all()) for bound in bounds):
+        if bounds is not None and not all(
+            bool(torch.as_tensor(bound, device="cpu").isfinite().all()) for bound in bounds
+        ):
             raise ValueError(f"chains start uniformly between the bounds, which must be finite, but are {bounds}")
         if not isinstance(buffer_size, int) or buffer_size < 1:
             raise ValueError(f"buffer_size must be an integer of at least 1, but is {buffer_size!r}")
@@ -100,8 +102,8 @@ class ContrastiveDivergenceLoss(DensityLoss):
         self._langevin = Langevin(step_size, temperature, bounds, False, generator)
         self.positive = self.negative = None
         # Made by the first call, and grown until they hold buffer_size.
-        self.register_buffer("chains", torch.empty(0))
-        self.register_buffer("chain_targets", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("chains", torch.empty(0, device="cpu"))
+        self.register_buffer("chain_targets", torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # As many chains as were saved, which torch takes for a mismatch.

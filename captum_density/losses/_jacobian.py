@@ -116,7 +116,7 @@ class JacobianMatchingLoss(TransferLoss):
 
     def _vectors(self, outputs: Tensor, target: TargetType) -> Tensor:
         """(K, N, ...) for the teacher's outputs (N, ...)."""
-        n = len(outputs)
+        n, span = len(outputs), None
         if self.output == "all":
             size = outputs[0].numel()
             every = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
@@ -129,12 +129,12 @@ class JacobianMatchingLoss(TransferLoss):
                     "without a target, the teacher's predicted class is taken, of logits (N, C), but it returned "
                     f"{tuple(outputs.shape)}; name a target"
                 )
-            target = outputs.argmax(1)
+            target, span = outputs.argmax(1), (0, 0)
         refuse_labels_of_one_output(outputs, target, n)
         # Captum's targets come in many forms; the derivative of its choice is 1 where it chose.
         leaf = outputs.detach().requires_grad_()
         try:
-            selected = selected_output(leaf, target, n)
+            selected = selected_output(leaf, target, n, span)
         except (IndexError, RuntimeError) as error:
             raise ValueError(
                 f"the target does not fit the teacher's outputs {tuple(outputs.shape)}: {error}"

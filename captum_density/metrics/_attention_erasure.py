@@ -116,7 +116,7 @@ def attention_erasure(
     compared = live.sum(1) > 1
     top = weights.argmax(1)
     generator = torch.Generator().manual_seed(derived_seed(seed, "other positions"))
-    draws = torch.rand(weights.shape, generator=generator, dtype=torch.float64).to(weights.device)
+    draws = torch.rand(weights.shape, generator=generator, dtype=torch.float64, device="cpu").to(weights.device)
     others = live.scatter(1, top[:, None], False)
     other = draws.masked_fill(~others, -1.0).argmax(1)
     rows = compared.nonzero().flatten()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,16 +19,12 @@ __all__ = ["attribution_rows", "counted_runs"]
 def counted_runs(model: Callable[..., Any]) -> Iterator[list[bool]]:
     """A list with an entry for each time the module runs; it stays empty for a function."""
     runs: list[bool] = []
-    hook = None
-    if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        hook = model.register_forward_hook(lambda *_: runs.append(True))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
-            yield runs
-    finally:
-        if hook is not None:
-            hook.remove()
+    with ExitStack() as stack:
+        if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+            stack.callback(model.register_forward_hook(lambda *_: runs.append(True)).remove)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
+        yield runs
 
 
 def attribution_rows(attributions: Any, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captum_density._model.arrays import as_tensors
 from captum_density._model.attribution import attribute_function, attribution_of, parameters_of
 from captum_density._model.batch import ModelOnBatch
+from captum_density._model.evaluation import differentiable
 from captum_density._model.validation import received
 
 __all__ = ["Array", "Attributor", "Split", "attribute_rows", "check_attributor", "device_of", "explained_module"]
@@ -86,7 +87,8 @@ def attribute_rows(
                 )
             options["target"] = logits.argmax(1)
         try:
-            return function(inputs, **options)
+            with differentiable(explained_module(attributor) or function, device):
+                return function(inputs, **options)
         except Exception as error:
             raise RuntimeError(
                 f"attributions[{name!r}] raised {type(error).__name__}: {error}. Options are passed as in "

@@ -40,8 +40,8 @@ class Elements:
                 f"groups must be numbered 0..{self.d - 1} without gaps, but {int(sizes.argmin())} is empty"
             )
         # (d, largest group): the elements of each group, one position more than there are for "none".
-        places = torch.arange(len(flat)) - (sizes.cumsum(0) - sizes)[flat.sort(stable=True).values]
-        self._members = torch.full((self.d, int(sizes.max())), len(flat))
+        places = torch.arange(len(flat), device="cpu") - (sizes.cumsum(0) - sizes)[flat.sort(stable=True).values]
+        self._members = torch.full((self.d, int(sizes.max())), len(flat), device="cpu")
         order = flat.argsort(stable=True)
         self._members[flat[order], places] = order
         self._sizes = sizes
@@ -52,7 +52,7 @@ class Elements:
         if self.groups is None:
             return flat
         padded = torch.cat([flat.double(), flat.new_zeros(len(flat), 1, dtype=torch.float64)], dim=1)
-        total = torch.zeros(len(flat), self.d, dtype=torch.float64)
+        total = torch.zeros(len(flat), self.d, dtype=torch.float64, device="cpu")
         for members in self._members.T:  # one after another: the same order of additions on every machine
             total += padded[:, members]
         return total / self._sizes
@@ -102,11 +102,11 @@ def _groups(shape: tuple[int, ...], groups: Any) -> Tensor:
     if len(shape) < 2:
         raise ValueError(f"inputs of shape {shape} have no channels or patches; pass groups as a tensor, or None")
     if isinstance(groups, str) and groups == "channels":
-        return torch.arange(int(np.prod(shape[1:]))).view(1, *shape[1:]).expand(shape).contiguous()
+        return torch.arange(int(np.prod(shape[1:])), device="cpu").view(1, *shape[1:]).expand(shape).contiguous()
     patch = (groups, groups) if isinstance(groups, int) else groups
     if not (isinstance(patch, tuple | list) and len(patch) == 2 and all(isinstance(p, int) and p >= 1 for p in patch)):
         raise ValueError(f"groups must be None, 'channels', a patch's size, or a tensor of integers, but is {groups!r}")
     if len(shape) != 3:
         raise ValueError(f"patches need inputs (channels, height, width), but they are {shape}")
-    rows, columns = (torch.arange(side) // p for side, p in zip(shape[1:], patch, strict=True))
+    rows, columns = (torch.arange(side, device="cpu") // p for side, p in zip(shape[1:], patch, strict=True))
     return (rows[:, None] * (int(columns[-1]) + 1) + columns).expand(shape).contiguous()

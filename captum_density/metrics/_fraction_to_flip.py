@@ -116,7 +116,7 @@ class _Importances:
             return weights
         if ranking == "random":
             generator = torch.Generator().manual_seed(derived_seed(self._seed, "random ranking"))
-            return torch.rand(weights.shape, generator=generator, dtype=torch.float64)
+            return torch.rand(weights.shape, generator=generator, dtype=torch.float64, device="cpu")
         if ranking not in _OURS:
             raise ValueError(f"ranking {name!r} must be one of {', '.join(_OURS)}, or importances, but is {ranking!r}")
         return self._examples.gradients(multiply_by_weights=ranking != "gradient")

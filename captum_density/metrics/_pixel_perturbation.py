@@ -118,7 +118,7 @@ def pixel_perturbation(
         right, p = classifier(masked)
         correct.append(right[0])
         probability.append(p[0])
-    at = torch.tensor(kept_fractions, dtype=torch.float64)
+    at = torch.tensor(kept_fractions, dtype=torch.float64, device="cpu")
     hits, chances = torch.stack(correct), torch.stack(probability)
     return PixelPerturbation(at, hits, chances, _area(chances, at), _area(hits, at))
 

@@ -80,7 +80,7 @@ def ranked(
     attribute = attribute_rows(name, attributor, splits, target)
     plain = _Ranking(folder, splits, elements.d)
     smooth = _Ranking(folder, splits, elements.d) if blurred else None
-    total = torch.zeros(elements.shape, dtype=torch.float64)
+    total = torch.zeros(elements.shape, dtype=torch.float64, device="cpu")
     constant = 0
     device = device_of(attributor, splits[0][0])
     count = sum(len(inputs) for inputs, _ in splits)
@@ -114,7 +114,7 @@ def random_ranks(folder: Path, splits: tuple[Split, Split], d: int, seed: int) -
     drawn = _Ranking(folder, splits, d)
     for split, (inputs, _) in enumerate(splits):
         for low, high in _batches(len(inputs), _ROWS):
-            drawn.add(split, ranks(torch.rand(high - low, d, generator=generator, dtype=torch.float64)))
+            drawn.add(split, ranks(torch.rand(high - low, d, generator=generator, dtype=torch.float64, device="cpu")))
     return drawn.pair()
 
 
@@ -193,8 +193,10 @@ def _gaussian(side: int, sigma: float) -> Tensor:
     As a matrix: a convolution of two dimensions takes a second for a plane of 224 x 224, a thousand times as long.
     """
     reach = min(round(3 * sigma), side - 1)
-    offsets = torch.arange(-reach, reach + 1)
+    offsets = torch.arange(-reach, reach + 1, device="cpu")
     weights = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
-    at = (torch.arange(side)[:, None] + offsets).abs()
+    at = (torch.arange(side, device="cpu")[:, None] + offsets).abs()
     at = side - 1 - (side - 1 - at).abs()
-    return torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, at, (weights / weights.sum()).expand(at.shape))
+    return torch.zeros(side, side, dtype=torch.float64, device="cpu").scatter_add_(
+        1, at, (weights / weights.sum()).expand(at.shape)
+    )

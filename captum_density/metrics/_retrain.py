@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from captum_density._cache.scratch import scratch_folder
-from captum_density._model.arrays import as_tensors
+from captum_density._model.arrays import as_tensor, as_tensors
 from captum_density._model.generators import derived_seed
 from captum_density.metrics._attributors import Attributor, check_attributor
 from captum_density.metrics._elements import Elements
@@ -178,7 +178,7 @@ def _fill(baselines: Any, whole: Examples) -> Tensor:
     if isinstance(baselines, str):
         if baselines != "mean":
             raise ValueError(f"baselines must be a number, 'mean', a tensor or a function, but is {baselines!r}")
-        total = torch.zeros(shape, dtype=torch.float64)
+        total = torch.zeros(shape, dtype=torch.float64, device="cpu")
         for start in range(0, len(inputs), 4096):
             rows = inputs[start : start + 4096]
             total += as_tensors(rows).cpu().sum(0, dtype=torch.float64)
@@ -186,7 +186,7 @@ def _fill(baselines: Any, whole: Examples) -> Tensor:
         # Of each channel of images or volumes; of other inputs, of each element.
         return mean.mean(list(range(1, len(shape))), keepdim=True) if len(shape) > 2 else mean
     try:
-        fill = torch.as_tensor(as_tensors(baselines))
+        fill = as_tensor(as_tensors(baselines))
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"baselines must be a number, 'mean', a tensor or a function, but is {baselines!r}") from error
     if not bool(fill.isfinite().all()):

@@ -187,6 +187,6 @@ class RetrainingScores:
     def _summary(self, scores: Tensor, resampled: Tensor) -> Tensor:
         below = self._below
         if not below:
-            return torch.full((len(scores), 3), float("nan"), dtype=torch.float64)
+            return torch.full((len(scores), 3), float("nan"), dtype=torch.float64, device="cpu")
         ends = interval(resampled[:, below].mean(1), self.level)
         return torch.cat([scores[:, below].mean(1, keepdim=True), ends], dim=1)

@@ -13,6 +13,7 @@ from captum_density._model.arrays import takes_arrays
 from captum_density._model.attribution import attribute_function, attribution_maker
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.evaluation import differentiable
 from captum_density._model.generators import replayable
 from captum_density._model.validation import selected_output
 from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
@@ -115,7 +116,8 @@ def shift_sensitivity(
     # Token ids have no gradient, which a shift of one's own does not need.
     batch = ModelOnBatch(model, inputs, target, additional_forward_args, differentiable=shift is None, name="model")
     make = attribution_maker(make_attribution, "make_attribution", model=model)
-    with replayable(batch.device) as rewind, torch.inference_mode(False):
+    recurrent = differentiable(model, batch.device)
+    with replayable(batch.device) as rewind, torch.inference_mode(False), recurrent:
         if shift is None:
             shift = _default_shift(batch)
         shifted = SoftmaxShift(model, shift, class_dim)
@@ -169,7 +171,7 @@ def _rounding(shifted: SoftmaxShift, batch: ModelOnBatch) -> Tensor:
         leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in batch.inputs)
         output = shifted(*leaves, *args)
         if batch.target is not None:
-            selected_output(output, batch.target, batch.n)
+            selected_output(output, batch.target, batch.n, batch.span)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         values = shifted.shift(*leaves, *args)
         gradients: tuple[Tensor, ...] = tuple(map(torch.zeros_like, wanted))

@@ -181,7 +181,7 @@ def _check_fractions(name: str, result: FractionToFlip) -> None:
 
 def _box(axes: Axes, y: float, values: Tensor, i: int) -> None:
     """Draw a lying box. Matplotlib's own takes other words for lying in each of its versions."""
-    low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu")).tolist()
     reach = 1.5 * (high - low)
     inside = (values >= low - reach) & (values <= high + reach)
     first, last = min(low, values[inside].min().item()), max(high, values[inside].max().item())

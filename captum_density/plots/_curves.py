@@ -46,7 +46,7 @@ def density_ratio_curves(
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['plain', 'anti']
     """
-    at = list(noise_std)
+    at = [float(std) for std in noise_std]
     if not all(low < high < float("inf") for low, high in zip([0.0, *at], at, strict=False)):
         raise ValueError(f"noise_std must be positive and ascending, but is {at}")
     figure, axes = _axes(ratios)
@@ -117,7 +117,7 @@ def _draw(
     curves = values.detach().double().cpu()
     if not bool(curves.isfinite().all()):
         raise ValueError(f"{name!r} contains NaN or infinity")
-    low, middle, high = curves.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
+    low, middle, high = curves.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu"), dim=1)
     line = curves.mean(1) if mean else middle
     color = COLORS[i % len(COLORS)]
     style = STYLES[i // len(COLORS) % len(STYLES)]  # the next one after each round of colours

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captum_density._cache.arrays import parts_of
-from captum_density._model.arrays import as_tensors
+from captum_density._model.arrays import as_tensor, as_tensors
 
 __all__ = ["Data", "Examples", "Impute", "Job", "Split"]
 
@@ -115,7 +115,7 @@ class Examples:
 
     def _check_fill(self) -> None:
         shape = self.shape
-        fill = torch.as_tensor(self.fill)
+        fill = as_tensor(self.fill)
         try:
             fits = tuple(torch.broadcast_shapes(fill.shape, shape)) == shape
         except RuntimeError:
@@ -223,7 +223,7 @@ def _collected(name: str, loader: DataLoader[Any]) -> list[Tensor]:
     batches = list(loader)
     if not batches or not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
         raise TypeError(f"{name} must give pairs (inputs, labels); wrap it in one that does")
-    return [torch.cat([torch.as_tensor(as_tensors(part)) for part in parts]) for parts in zip(*batches, strict=True)]
+    return [torch.cat([as_tensor(as_tensors(part)) for part in parts]) for parts in zip(*batches, strict=True)]
 
 
 def _check_split(name: str, pair: Sequence[Any]) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_density._density.langevin import Bounds, check_bounds, check_steps, limits
+from captum_density._density.langevin import Bounds, FiniteSteps, check_bounds, check_steps, limits
 from captum_density._model.arrays import takes_arrays
-from captum_density._model.fixed_modules import fixed_modules, modules_of
+from captum_density._model.evaluation import differentiable
+from captum_density._model.fixed_modules import evaluation_mode, fixed_modules
 from captum_density._model.generators import standard_noise
 from captum_density._model.validation import class_targets, received, validate_inputs
 
@@ -90,7 +91,8 @@ def pgd(
     limits = None if bounds is None else _limits(bounds, inputs)
     centre = inputs.detach()
     if loss is None:
-        loss, target = _cross_entropy, class_targets(target, len(inputs), inputs.device)
+        target = class_targets(target, len(inputs), inputs.device)
+        loss = partial(_cross_entropy, highest=int(target.max()))
     step_size = 2.5 * radius / n_steps if step_size is None else step_size
     direction, project = (_sign, _clamp) if norm == "linf" else (_unit, _shrink)
 
@@ -99,9 +101,13 @@ def pgd(
         return x if limits is None else x.clamp(*limits)
 
     x = within(centre + _start(centre, norm, radius, generator)) if random_start else centre
-    with _evaluation_mode(model), fixed_modules(model):
+    with evaluation_mode(model), fixed_modules(model):
+        finite = FiniteSteps(n_steps, x.device)
         for _ in range(n_steps):
-            x = within(x + step_size * direction(_gradient(model, x, target, loss)))
+            gradient = _gradient(model, x, target, loss)
+            if finite.first_other((gradient,)) is not None:  # and torch.sign(nan) is 0
+                raise ValueError("the gradient of the loss is NaN or infinite within the ball")
+            x = within(x + step_size * direction(gradient))
     return x
 
 
@@ -109,7 +115,9 @@ def _gradient(model: Callable[..., Any], x: Tensor, target: Any, loss: Callable[
     """Of each example's loss by itself: the sum, unlike the mean, does not shrink with the batch."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        losses = loss(model(x.clone()), target)  # a copy, as a model may write to its input
+        with differentiable(model, x.device):
+            outputs = model(x.clone())  # a copy, as a model may write to its input
+        losses = loss(outputs, target)
         if losses.shape != x.shape[:1]:
             raise ValueError(
                 f"the loss must return one value for each of {len(x)} examples, but has shape {tuple(losses.shape)}; "
@@ -118,19 +126,17 @@ def _gradient(model: Callable[..., Any], x: Tensor, target: Any, loss: Callable[
         gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
     if gradient is None:
         raise ValueError("the loss does not depend on the inputs; does the model detach them or run without gradients?")
-    if not bool(gradient.isfinite().all()):  # and torch.sign(nan) is 0
-        raise ValueError("the gradient of the loss is NaN or infinite within the ball")
     return gradient
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, target: Tensor, *, highest: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(target):
         raise ValueError(
             f"the model must return logits ({len(target)}, C), or pass a loss of what it returns; but it returned "
             f"{received(logits)}"
         )
-    if int(target.max()) >= logits.shape[1]:
-        raise ValueError(f"target holds class {int(target.max())}, but the model has {logits.shape[1]} classes")
+    if highest >= logits.shape[1]:
+        raise ValueError(f"target holds class {highest}, but the model has {logits.shape[1]} classes")
     return F.cross_entropy(logits, target, reduction="none")
 
 
@@ -168,18 +174,6 @@ def _clamp(change: Tensor, radius: float) -> Tensor:
 def _shrink(change: Tensor, radius: float) -> Tensor:
     norm = _norm(change)
     return torch.where(norm > radius, change * (radius / norm), change)
-
-
-@contextmanager
-def _evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
-    modes = [(module, module.training) for module in modules_of(model)]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _limits(bounds: Bounds, inputs: Tensor) -> tuple[Tensor, Tensor]:

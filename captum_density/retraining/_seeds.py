@@ -44,7 +44,10 @@ def size_of(model: nn.Module) -> list[float]:
     sizes = []
     for value in [*model.parameters(), *model.buffers()]:
         flat = value.detach().abs().double().flatten().cpu()
-        sizes += [flat.sum().item(), (flat * torch.linspace(1, 2, len(flat), dtype=flat.dtype)).sum().item()]
+        sizes += [
+            flat.sum().item(),
+            (flat * torch.linspace(1, 2, len(flat), dtype=flat.dtype, device="cpu")).sum().item(),
+        ]
     return sizes
 
 

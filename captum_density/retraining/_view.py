@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_density._cache.arrays import ArrayRef, Arrays
-from captum_density._model.arrays import as_tensors
+from captum_density._model.arrays import as_tensor, as_tensors
 from captum_density._model.generators import derived_seed, seeded
 from captum_density.retraining._examples import Examples, Impute
 
@@ -46,7 +46,7 @@ class ExamplesRef:
         (train, train_labels), (test, test_labels) = examples.splits
         ranks = examples.ranks
         # A number is that number for inputs in double precision too.
-        fill = torch.as_tensor(examples.fill, dtype=None if isinstance(examples.fill, Tensor) else torch.float64)
+        fill = as_tensor(examples.fill, None if isinstance(examples.fill, Tensor) else torch.float64)
         return cls(
             (arrays.ref(train), arrays.ref(test)),
             (arrays.ref(train_labels), arrays.ref(test_labels)),

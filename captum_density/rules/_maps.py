@@ -19,7 +19,7 @@ _STEP = 1e-5
 
 def probe_points() -> Tensor:
     """Where a chain of pointwise functions is looked at, beside the activation itself: at zero, and around it."""
-    return torch.tensor([0.0, _STEP, -_STEP], dtype=torch.float64)
+    return torch.tensor([0.0, _STEP, -_STEP], dtype=torch.float64, device="cpu")
 
 
 def scaled(u: Tensor, factor: float) -> Tensor:

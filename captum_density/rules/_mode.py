@@ -8,8 +8,8 @@ gate. A chain of pointwise functions, however it is spelt, gets the secant of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from captum_density._linear.remainders import linear
 from captum_density._linear.trace import Trace, enclosing_trace
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.errors import warn
+from captum_density._model.interrupts import CleanInterrupts
 from captum_density._model.modules import FSDP_IDENTITY, as_written
 from captum_density.rules._choices import Choice, RuleCall, Rules, RuleSet
 from captum_density.rules._maps import Secant, Valued, probe_points, scaled
@@ -124,7 +125,7 @@ class RuleMode(TorchFunctionMode):
             for t in inputs:
                 setattr(t, _MARK, self._plain)
                 self._remember_source(t)
-            with self._watching(), self:
+            with CleanInterrupts(), self._watching(), self:
                 output = model(*args, **kwargs)
             for t in tensors_in(output):
                 self._depends(t)
@@ -135,14 +136,15 @@ class RuleMode(TorchFunctionMode):
                 if hasattr(t, _MARK):
                     delattr(t, _MARK)
 
-    def _watching(self) -> ExitStack:
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
         """Within, it is known in which module an operation runs, and compiled code runs as it was written."""
-        stack = ExitStack()
-        if self.rules.classes or self.rules.modules:
-            stack.callback(module_hooks.register_module_forward_pre_hook(self._enter_module).remove)
-            stack.callback(module_hooks.register_module_forward_hook(self._leave_module, always_call=True).remove)
-        stack.enter_context(as_written())
-        return stack
+        with ExitStack() as stack:
+            if self.rules.classes or self.rules.modules:
+                stack.callback(module_hooks.register_module_forward_pre_hook(self._enter_module).remove)
+                stack.callback(module_hooks.register_module_forward_hook(self._leave_module, always_call=True).remove)
+            stack.enter_context(as_written())
+            yield
 
     # -- modules
 

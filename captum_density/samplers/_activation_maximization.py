@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_density._density.langevin import Bounds, Step, check_bounds, check_steps, within
+from captum_density._density.langevin import Bounds, FiniteSteps, Step, check_bounds, check_steps, within
 from captum_density._density.log_density import LogDensity, squared_norm
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.copies import Points
@@ -87,7 +87,8 @@ class ActivationMaximization(Sampler):
         references = self._references(density)
         points = density.points()
         every = torch.ones(density.n, dtype=torch.bool, device=points[0].device)
-        for number in range(self.n_steps):
+        finite = FiniteSteps(self.n_steps, points[0].device)
+        for _ in range(self.n_steps):
             _, gradients = density.scores(points)
             if self.normalize:
                 gradients = _normalized(gradients)
@@ -97,9 +98,10 @@ class ActivationMaximization(Sampler):
             )
             if self.bounds is not None:
                 points = within(points, self.bounds)
-            if not all(bool(p.isfinite().all()) for p in points):
+            left = finite.first_other(points)
+            if left is not None:
                 raise ValueError(
-                    f"step {number + 1} left the finite numbers; take a smaller step_size, decay, bounds or normalize"
+                    f"step {left} left the finite numbers; take a smaller step_size, decay, bounds or normalize"
                 )
             yield Step(points, every)
 

@@ -144,7 +144,10 @@ class BoundedShift(LogitsWrapper):
 
 def _phases(classes: int) -> Tensor:
     """(C,) evenly over one period, neighbours far apart, and none at a peak for x = 0."""
-    return 4 * (torch.arange(classes, dtype=torch.float64) * _phase_step(classes) % classes) / classes + 1 / math.pi
+    return (
+        4 * (torch.arange(classes, dtype=torch.float64, device="cpu") * _phase_step(classes) % classes) / classes
+        + 1 / math.pi
+    )
 
 
 @lru_cache(maxsize=8)

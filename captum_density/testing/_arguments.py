@@ -36,7 +36,14 @@ def _row_by_row(attributor: Attributor, case: Case, targets: list[int]) -> tuple
 )
 def target_forms(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """An int, a tuple of one, a list and integer tensors of dimension 0 and 1 mean the same target."""
-    forms = ((2,), torch.tensor(2), torch.tensor([2]), [2] * BATCH, torch.tensor([2] * BATCH), [(2,)] * BATCH)
+    forms = (
+        (2,),
+        torch.tensor(2, device="cpu"),
+        torch.tensor([2], device="cpu"),
+        [2] * BATCH,
+        torch.tensor([2] * BATCH, device="cpu"),
+        [(2,)] * BATCH,
+    )
     expected = attributor.attribute(replace(case, target=2))
     yield from _same_targets(attributor, case, expected, "as for target=2", *forms)
 
@@ -60,7 +67,9 @@ def target_per_example(attributor: Attributor, case: Case) -> Iterator[Violation
     """A list or tensor of N targets attributes example i to target i."""
     targets = [(row + 1) % CLASSES for row in range(BATCH)]
     expected = _row_by_row(attributor, case, targets)
-    yield from _same_targets(attributor, case, expected, "row i as for target[i]", targets, torch.tensor(targets))
+    yield from _same_targets(
+        attributor, case, expected, "row i as for target[i]", targets, torch.tensor(targets, device="cpu")
+    )
 
 
 @check(
@@ -112,9 +121,13 @@ def _unexpected(attributor: Attributor, case: Case, expected: str, outcome: Any,
 def target_refused(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """A malformed target raises what Captum's Saliency raises: wrong range, length, depth or type, or none at all."""
     bad: list[Any] = [99, 1, (99,), (1, 2, 3), [0] * (BATCH + 1), [], [(99,)] * BATCH, 1.5, "seven", [0.5] * BATCH]
-    bad += [None, torch.zeros(BATCH + 1, dtype=torch.long), torch.zeros(BATCH, 2, dtype=torch.long)]
+    bad += [
+        None,
+        torch.zeros(BATCH + 1, dtype=torch.long, device="cpu"),
+        torch.zeros(BATCH, 2, dtype=torch.long, device="cpu"),
+    ]
     if attributor.device.type == "cpu":  # elsewhere an index out of range in a tensor brings the device down
-        bad += [[99] * BATCH, torch.tensor([99] * BATCH)]
+        bad += [[99] * BATCH, torch.tensor([99] * BATCH, device="cpu")]
     reference, attribution = Saliency(case.model), attributor.make(case.model)
     extra = {} if case.args is None else {"additional_forward_args": case.args}
     for target in bad:

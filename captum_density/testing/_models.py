@@ -161,8 +161,9 @@ class Case:
 def build_case(name: str, device: torch.device, dtype: torch.dtype, fuse: str = "") -> Case:
     """A case of the named model; weights, inputs and arguments come from the global random state."""
     spec = MODELS[name]
-    model = _Model(spec.body(), fuse).eval()
-    as_if_trained(model)
-    inputs = tuple(torch.randn(BATCH, *shape).to(device, dtype) for shape in spec.shapes)
-    args = ((torch.rand(BATCH, 1) + 0.5).to(device, dtype), 0.25) if spec.has_args else None
+    with torch.device("cpu"):  # whatever the default: it is then the same case everywhere
+        model = _Model(spec.body(), fuse).eval()
+        as_if_trained(model)
+    inputs = tuple(torch.randn(BATCH, *shape, device="cpu").to(device, dtype) for shape in spec.shapes)
+    args = ((torch.rand(BATCH, 1, device="cpu") + 0.5).to(device, dtype), 0.25) if spec.has_args else None
     return Case(name, model.to(device, dtype), inputs if len(inputs) > 1 else inputs[0], spec.target, args)

@@ -267,12 +267,12 @@ def networks(kinds: Collection[Kind] = KINDS, *, dtype: torch.dtype = torch.floa
             return draw(st.sampled_from(options))
 
         kind, seed = choose(*kinds), draw(st.integers(0, 2**16))
-        with torch.random.fork_rng(devices=[]):
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # of the CPU alone, where torch.manual_seed reseeds CUDA's too
             model, shape = BUILDERS[kind](choose)
             as_if_trained(model)
             batch = choose(2, 1, 3)
-            inputs = torch.randn(batch, *shape, dtype=torch.float64).to(dtype)
+            inputs = torch.randn(batch, *shape, dtype=torch.float64, device="cpu").to(dtype)
         one = st.integers(0, CLASSES - 1)
         each = st.lists(one, min_size=batch, max_size=batch)
         target = draw(st.one_of(one, each, each.map(torch.tensor)))

@@ -27,7 +27,7 @@ def _measure(setting: Setting) -> Measured:
         raise ValueError("gan_test needs proxy, another classifier of the same classes, to judge samples")
     x = setting.inputs
     low, high = x.min().item(), x.max().item()
-    noise = torch.randn(x.shape, generator=setting.generator(), dtype=torch.float64).to(x)
+    noise = torch.randn(x.shape, generator=setting.generator(), dtype=torch.float64, device="cpu").to(x)
     start = ((low + high) / 2 + 0.2 * (high - low) * noise).clamp(low, high)
     step = _LENGTH / _STEPS * (high - low) * math.sqrt(x[0].numel())
     climb = ActivationMaximization(setting.model, step, _STEPS, bounds=(low, high), normalize=True)

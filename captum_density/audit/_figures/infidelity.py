@@ -70,7 +70,7 @@ def _infidelities(explanation: Explanation, attributions: Tensor, multiplies_by_
     # Captum's decorator lets a contribution vanish with its feature and a slope act on its change.
     @infidelity_perturb_func_decorator(multiplies_by_inputs)
     def erase(inputs: Tensor) -> Tensor:
-        erased = torch.rand(inputs.shape, generator=generator).to(inputs.device) < _ERASED
+        erased = torch.rand(inputs.shape, generator=generator, device="cpu").to(inputs.device) < _ERASED
         return inputs.masked_fill(erased, 0)
 
     replay.rewind()

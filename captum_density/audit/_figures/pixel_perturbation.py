@@ -59,7 +59,7 @@ def _random_area(setting: Setting) -> Tensor:
     shape = (len(x), 1, *x.shape[2:]) if setting.has_channels else x.shape
     generator = torch.Generator().manual_seed(derived_seed(setting.seed, "random rankings"))
     areas = [
-        _area(setting, torch.rand(shape, generator=generator, dtype=torch.float64).to(x))
+        _area(setting, torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(x))
         for _ in range(_RANDOM_RANKINGS)
     ]
     return torch.stack(areas).mean(dim=0)

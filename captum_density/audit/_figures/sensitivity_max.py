@@ -1,9 +1,11 @@
 """How far attributions move when the input hardly does: Captum's `sensitivity_max`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from captum.metrics import sensitivity_max
+from torch import Tensor
 
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, of_examples
@@ -18,10 +20,15 @@ _UNSTEADY = 0.5  # of a map's own length
 
 def _measure(explanation: Explanation) -> Measured:
     setting, attribution = explanation.setting, explanation.attribution
+
+    def contiguous(*args: Any, **kwargs: Any) -> Tensor:
+        """What the method returns, in the layout that Captum's metric can view as rows."""
+        return attribution.attribute(*args, **kwargs).contiguous()
+
     setting.reseed()
     values = [
         sensitivity_max(
-            attribution.attribute,
+            contiguous,
             setting.inputs[at],
             perturb_radius=setting.perturb_radius,
             n_perturb_samples=setting.sensitivity_samples,

@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_density._model.attribution import parameters_of
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType
+from captum_density._model.evaluation import differentiable
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.generators import replayable
 from captum_density._model.validation import expanded_baselines
@@ -142,7 +143,13 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 @contextmanager
 def explaining(model: Callable[..., Any], device: torch.device) -> Iterator[Callable[[], None]]:
     """Within, attributions may be taken and leave no trace; yields what rewinds the random numbers."""
-    with replayable(device) as rewind, torch.inference_mode(False), fixed_modules(model), warnings.catch_warnings():
+    with (
+        replayable(device) as rewind,
+        torch.inference_mode(False),
+        fixed_modules(model),
+        differentiable(model, device),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
         yield rewind
 

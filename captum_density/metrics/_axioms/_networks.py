@@ -41,8 +41,8 @@ def networks_by_axiom() -> dict[str, tuple[Network, ...]]:
     with torch.device("cpu"), seeded(0, torch.device("cpu")):
         clipped = Network("min(x, 1) at 2", _clipped(), _row(2))
         beyond = Network("max(0, x - 10) at 15", _beyond(), _row(15))
-        smooth = Network("tanh network", _smooth(), torch.randn(3, 3, dtype=torch.float64))
-        images = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+        smooth = Network("tanh network", _smooth(), torch.randn(3, 3, dtype=torch.float64, device="cpu"))
+        images = torch.randn(3, 1, 2, 2, dtype=torch.float64, device="cpu")
         network = _ConvolutionalNetwork().double().eval()
         rectified = Network("convolutional network", network, images)
         general = (clipped, beyond, smooth, rectified)
@@ -65,12 +65,12 @@ def networks_by_axiom() -> dict[str, tuple[Network, ...]]:
 
 
 def _row(*values: float) -> Tensor:
-    return torch.tensor([values], dtype=torch.float64)
+    return torch.tensor([values], dtype=torch.float64, device="cpu")
 
 
 def _linear(weight: list[list[float]], bias: list[float]) -> nn.Linear:
     layer = nn.Linear(len(weight[0]), len(weight), dtype=torch.float64)
-    layer.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+    layer.load_state_dict({"weight": torch.tensor(weight, device="cpu"), "bias": torch.tensor(bias, device="cpu")})
     return layer
 
 
@@ -126,7 +126,7 @@ def _symmetric(nonlinearity: type[nn.Module]) -> nn.Module:
 
 
 def _symmetric_networks() -> tuple[Network, ...]:
-    x, pairs = torch.randn(3, 3, dtype=torch.float64)[:, [0, 0, 1]], ((0, 1),)
+    x, pairs = torch.randn(3, 3, dtype=torch.float64, device="cpu")[:, [0, 0, 1]], ((0, 1),)
     rectified, smooth = _symmetric(nn.ReLU), _symmetric(nn.Tanh)
     return (
         Network("min(x1, x2) at (2, 2)", _minimum(), _row(2, 2), pairs=pairs),
@@ -172,7 +172,7 @@ def _dense(model: nn.Module) -> nn.Module:
     """The convolution written out as one matrix, a column for each pixel."""
     rewritten: Any = copy.deepcopy(model)
     with torch.no_grad():
-        unit = torch.eye(4, dtype=torch.float64).reshape(4, 1, 2, 2)
+        unit = torch.eye(4, dtype=torch.float64, device="cpu").reshape(4, 1, 2, 2)
         constant = rewritten.convolution(torch.zeros_like(unit[:1]))
         columns = (rewritten.convolution(unit) - constant).flatten(1)
     layer = _linear(columns.T.tolist(), constant.flatten().tolist())

@@ -105,8 +105,8 @@ def sensitivity_gap(
 
 def _checked(features: Sequence[int] | None, d: int) -> Tensor:
     if features is None:
-        return torch.arange(d)
+        return torch.arange(d, device="cpu")
     chosen = [int(i) for i in features]
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= i < d for i in chosen):
         raise ValueError(f"features must be different indices from 0 to {d - 1}, at least one, but are {chosen}")
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device="cpu")

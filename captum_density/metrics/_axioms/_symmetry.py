@@ -87,7 +87,7 @@ def _checked(pairs: Sequence[tuple[int, int]], d: int) -> Tensor:
     chosen = [tuple(int(index) for index in pair) for pair in pairs]
     if not chosen or not all(len(p) == 2 and p[0] != p[1] and all(0 <= index < d for index in p) for p in chosen):
         raise ValueError(f"pairs must be pairs of different indices from 0 to {d - 1}, at least one, but are {chosen}")
-    return torch.tensor(chosen).T
+    return torch.tensor(chosen, device="cpu").T
 
 
 def _check_symmetric(vectors: FeatureVectors, first: int, second: int) -> None:

@@ -68,7 +68,9 @@ class AxiomTable:
     def gaps(self) -> Tensor:
         """(M, A) float64, the worst gap over the networks; NaN where the method refused every one of them."""
         worst = [[self._worst(method, axiom) for axiom in self.axioms] for method in self.methods]
-        return torch.tensor([[math.nan if gap is None else gap for gap in row] for row in worst], dtype=torch.float64)
+        return torch.tensor(
+            [[math.nan if gap is None else gap for gap in row] for row in worst], dtype=torch.float64, device="cpu"
+        )
 
     @property
     def holds(self) -> dict[str, dict[str, bool | None]]:
