@@ -289,6 +289,7 @@ def test_another_seed_and_what_is_asked_for(whole, tmp_path, undrawn):
     assert report["softmax_shift"] != whole[-1]["softmax_shift"]
 
 
+@pytest.mark.slow
 @pytest.mark.cuda
 def test_cuda_run(tmp_path):
     state = torch.cuda.get_rng_state()

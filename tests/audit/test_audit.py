@@ -739,3 +739,10 @@ def test_a_method_refuses_a_model_and_a_view_that_is_no_function():
         Method(TwoProducts())
     with pytest.raises(TypeError, match=r"view.*such as CenteredLogits, but is an object of class str"):
         Method(Saliency, view="CenteredLogits")
+
+
+def test_attributions_of_any_layout():
+    """Gradients by what a model transposes are laid out as it left them, which Captum's metric cannot view as rows."""
+    layer = nn.Linear(6, 2)
+    report = audit(lambda x: layer(x.mT.flatten(1)), torch.rand(3, 3, 2), ["Saliency"], metrics=["sensitivity_max"])
+    assert not report.methods["Saliency"]["sensitivity_max"].failed

@@ -93,7 +93,9 @@ def of_part(part: str, size: str, out: Path) -> dict[str, Any]:
     """What came of a part, and what of it failed."""
     until = time.perf_counter() + SECONDS[part]
     if part == "tests":
-        failed, text = _run(["-m", "pytest", "-m", "cuda", "-n0", "-q", "-p", "no:cacheprovider", "tests"], until)
+        failed, text = _run(
+            ["-m", "pytest", "-m", "cuda and not slow", "-n0", "-q", "-p", "no:cacheprovider", "tests"], until
+        )
         return {"failed": failed, "said": text.splitlines()[-1:]}
     if part != "benchmarks":
         path = out.with_name(f"{out.stem}-{part.replace(' ', '-')}.json")

@@ -21,9 +21,9 @@ _UNSTEADY = 0.5  # of a map's own length
 def _measure(explanation: Explanation) -> Measured:
     setting, attribution = explanation.setting, explanation.attribution
 
-    def contiguous(*args: Any, **kwargs: Any) -> Tensor:
+    def contiguous(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """What the method returns, in the layout that Captum's metric can view as rows."""
-        return attribution.attribute(*args, **kwargs).contiguous()
+        return tuple(part.contiguous() for part in attribution.attribute(*args, **kwargs))
 
     setting.reseed()
     values = [
