@@ -45,6 +45,7 @@ from captum_density._linear.layouts import (
     shared,
     unknown,
 )
+from captum_density._linear.recurrent_tangents import recurrent
 from captum_density._linear.remainders import (
     Remainder,
     affine,
@@ -248,7 +249,7 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_DOT,      added,             _PLUS,     _MIDDLE,  "addmm baddbmm"),
     (_LOST,     added,             _PLUS,     _MIDDLE,  "addbmm addmv addr"),
     (_LOST,     biased(-1, 3),     _PRODUCT,  _MIDDLE,  "bilinear"),
-    (_STEP,     any_call,          _STEPS,    _PIECES,  "lstm gru rnn_tanh rnn_relu"),
+    (_STEP,     recurrent,         _STEPS,    _PIECES,  "lstm gru rnn_tanh rnn_relu"),
     (_QUERY,    dot_attention,     _ATTEND,   _BLOCKS,  "scaled_dot_product_attention"),
     (_HEADS,    parts,             _OPEN,     _PIECES,  "multi_head_attention_forward"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "mv dot inner outer ger vdot kron tensordot"),

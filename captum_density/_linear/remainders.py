@@ -53,9 +53,11 @@ class Remainder:
 
     Attributes:
         evaluates: Whether the call may be run a second time, so that what it overwrites must be kept.
+        related: Whether one of several outputs may be computed from another, as an LSTM's h is from its c.
     """
 
     evaluates: ClassVar[bool] = False
+    related: ClassVar[bool] = False
 
     def prepare(self, call: Call) -> None:
         """Note of a call that is about to run what cannot be found out afterwards."""
@@ -117,6 +119,7 @@ class _Derivative(Remainder):
     """y - sum_j J_j u_j, of whatever has a derivative."""
 
     evaluates = True
+    related = True
 
     def prepare(self, call: Call) -> None:
         call.record_rng()

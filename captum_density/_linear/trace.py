@@ -173,7 +173,7 @@ class Trace(TorchFunctionMode):
         if call.mutated:
             return self._run_in_place(call, remainder)
         result = func(*args, **kwargs)
-        related = remainder is DERIVATIVE and isinstance(result, tuple)
+        related = remainder.related and isinstance(result, tuple)
         result = map_tensors(lambda y: self._on_its_own(y, related), result)
         outputs = list(tensors_in(result))
         if any(self._is_new(y) for y in outputs):

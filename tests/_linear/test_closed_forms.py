@@ -1,10 +1,12 @@
 """Remainders in closed form against the definition, y - jvp(op, u, u), whichever operands are activations."""
 
+from functools import partial
 from itertools import combinations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from captum_density._linear import closed_forms, remainders
 from captum_density._linear.jacobian import jacobian_products
@@ -118,3 +120,23 @@ def test_one_activation_in_several_places():
         (tracked,) = trace.track([u.clone().requires_grad_()])
         with trace:
             function(tracked)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}], ids=["one", "two"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, partial(nn.RNN, nonlinearity="relu")])
+def test_recurrent_layers_equal_the_derivative(kind, batch_first, options, monkeypatch):
+    monkeypatch.setattr(remainders, "jacobian_products", None)
+    torch.manual_seed(0)
+    layer = kind(3, 4, batch_first=batch_first, dtype=DOUBLE, **options)
+    x = torch.randn(2, 5, 3, dtype=DOUBLE)
+    states = [torch.randn(4 if options else 1, 5 if not batch_first else 2, 4, dtype=DOUBLE) for _ in range(2)]
+    operands = [x, *states[: 2 if kind is nn.LSTM else 1]]
+    for count in range(1, len(operands) + 1):
+        for active in combinations(range(len(operands)), count):
+            trace = ComparingTrace()
+            tracked = iter(trace.track([operands[i].clone().requires_grad_() for i in active]))
+            with trace:
+                x, *state = (next(tracked) if i in active else u for i, u in enumerate(operands))
+                layer(x, tuple(state) if kind is nn.LSTM else state[0])
+            assert trace.compared in ("lstm", "gru", "rnn_tanh", "rnn_relu")
