@@ -1,10 +1,12 @@
 """A whole DiffROAR against the loop that published code is: time and, of ours, peak memory.
 
 Plain is one DataLoader loop after another, each mask made by sorting all attributions again; on a CPU with one thread
-or with all of them, whichever a trial finds faster. Ours is `diff_roar` in this process, and on a CPU in as many worker
-processes as there are cores: in workers that are there, and with starting and ending them. Each trains as many models
-for as many epochs, on masks with the same number of elements, from attributions that are ready; that they compute the
-same is checked: the benchmark fails where their mean predictive powers differ.
+or with all of them, whichever a trial finds faster. Two more say what could be had: the same loops on tensors, without
+a DataLoader, and perceptrons whose weights of one run are stacked by hand, on masks made at once. Ours is `diff_roar`
+in this process, and on a CPU in as many worker processes as there are cores: in workers that are there, and with
+starting and ending them. Each trains as many models for as many epochs, on masks with the same number of elements, from
+attributions that are ready; that they compute the same is checked: the benchmark fails where their mean predictive
+powers differ.
 
 The ratio hardly depends on how many models and epochs there are, apart from what is done once in a call (our choice of
 engines), which counts against us the more the fewer they are. "MLP-64, 8x8" is whole: 10 fractions, 2 sides, 5 runs.
@@ -17,13 +19,13 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from captum.attr import Saliency
@@ -40,6 +42,8 @@ Split = tuple[Tensor, Tensor]
 
 CORES = os.cpu_count() or 1
 PLAIN = "plain"
+TENSORS = "plain, without a DataLoader"
+BY_HAND = "stacked by hand"
 OURS = "diff_roar"
 POOL = f"diff_roar, {CORES} workers"
 POOL_STARTED = f"diff_roar, {CORES} workers and their start"
@@ -73,6 +77,7 @@ class Experiment:
         runs: Models for each.
         epochs: Of each model's training.
         tolerance: How much two mean accuracies of a side may differ, which vary where runs and epochs are few.
+        perceptron: Whether the model is one, of `mlp`, which is stacked by hand.
     """
 
     blocks: bool
@@ -81,6 +86,7 @@ class Experiment:
     runs: int
     epochs: int
     tolerance: float
+    perceptron: bool = False
 
     @property
     def models(self) -> int:
@@ -94,9 +100,11 @@ class Experiment:
 
 TEN = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 EXPERIMENTS = {
-    "MLP-64, 8x8": Experiment(False, partial(mlp, 64, 64), TEN, runs=5, epochs=20, tolerance=0.02),
+    "MLP-64, 8x8": Experiment(False, partial(mlp, 64, 64), TEN, runs=5, epochs=20, tolerance=0.02, perceptron=True),
     "CNN, 8x8": Experiment(False, partial(cnn, 8, 8), TEN, runs=2, epochs=4, tolerance=0.05),
-    "MLP-256, 56x28": Experiment(True, partial(mlp, 56 * 28, 256), TEN, runs=2, epochs=10, tolerance=0.05),
+    "MLP-256, 56x28": Experiment(
+        True, partial(mlp, 56 * 28, 256), TEN, runs=2, epochs=10, tolerance=0.05, perceptron=True
+    ),
     "CNN, 56x28": Experiment(True, partial(cnn, 56, 28), TEN, runs=2, epochs=3, tolerance=0.1),
 }
 
@@ -121,6 +129,8 @@ class SpeedUp:
         models: How many were trained.
         plain_threads: Of the plain loop.
         plain_seconds: It took.
+        tensors: The plain loop without a DataLoader.
+        by_hand: Stacked by hand, in this process; None for other models than perceptrons.
         inline: In this process.
         pool: In workers that are there; None on a GPU.
         pool_started: With starting and ending the workers.
@@ -132,6 +142,8 @@ class SpeedUp:
     models: int
     plain_threads: int
     plain_seconds: float
+    tensors: float
+    by_hand: float | None
     inline: float
     pool: float | None
     pool_started: float | None
@@ -139,7 +151,8 @@ class SpeedUp:
     power: dict[str, list[float]]
 
     def row(self) -> str:
-        times = " | ".join("-" if r is None else f"{r:.2f}" for r in (self.inline, self.pool, self.pool_started))
+        speeds = (self.tensors, self.by_hand, self.inline, self.pool, self.pool_started)
+        times = " | ".join("-" if r is None else f"{r:.2f}" for r in speeds)
         powers = " | ".join(", ".join(f"{value:.3f}" for value in result) for result in self.power.values())
         plain = f"{self.plain_seconds:.1f} ({self.plain_threads})"
         return f"| {self.title} | {self.models} | {plain} | {times} | {powers} | {self.engines} |"
@@ -147,8 +160,9 @@ class SpeedUp:
 
 HEADING = (
     "Times as fast as the plain loop:\n\n"
-    "| what | models | plain s (threads) | one process | workers | and their start | power, plain | ours | engine |\n"
-    f"|{'---|' * 9}"
+    "| what | models | plain s (threads) | no DataLoader | stacked by hand | one process | workers | and their start | "
+    "power, plain | ours | engine |\n"
+    f"|{'---|' * 11}"
 )
 
 
@@ -226,9 +240,9 @@ def compared(title: str, experiment: Experiment, runs: int, device: str) -> tupl
 
     threads = _faster_threads(experiment, data) if device == "cpu" else 1
 
-    def published() -> Call:
+    def published(name: str, compute: Callable[[], Tensor]) -> Call:
         def call() -> None:
-            powers[PLAIN] = plain_diff_roar(experiment, data, threads)
+            powers[name] = compute()
 
         return call
 
@@ -245,7 +259,14 @@ def compared(title: str, experiment: Experiment, runs: int, device: str) -> tupl
             ours(POOL_STARTED, executor)()
 
     with ExitStack() as stack:
-        cases: dict[str, Callable[[], Call]] = {PLAIN: published, OURS: partial(ours, OURS, None)}
+        plain_loop = partial(plain_diff_roar, experiment, data, threads)
+        cases: dict[str, Callable[[], Call]] = {
+            PLAIN: partial(published, PLAIN, plain_loop),
+            TENSORS: partial(published, TENSORS, partial(plain_loop, Batches)),
+            OURS: partial(ours, OURS, None),
+        }
+        if experiment.perceptron:
+            cases[BY_HAND] = partial(published, BY_HAND, partial(stacked_diff_roar, experiment, data))
         if device == "cpu":
             executor = stack.enter_context(_pool())
             _warm(executor, experiment)
@@ -266,6 +287,8 @@ def compared(title: str, experiment: Experiment, runs: int, device: str) -> tupl
         experiment.models,
         threads,
         plain,
+        speedups[TENSORS],
+        speedups.get(BY_HAND),
         speedups[OURS],
         speedups.get(POOL),
         speedups.get(POOL_STARTED),
@@ -274,7 +297,25 @@ def compared(title: str, experiment: Experiment, runs: int, device: str) -> tupl
     )
 
 
-def plain_diff_roar(experiment: Experiment, data: Data, threads: int) -> Tensor:
+def loader(split: Split, size: int) -> Iterable[Any]:
+    return DataLoader(TensorDataset(*split), batch_size=size, shuffle=True)
+
+
+class Batches:
+    """What a DataLoader gives, of tensors."""
+
+    def __init__(self, split: Split, size: int) -> None:
+        self._split, self._size = split, size
+
+    def __iter__(self) -> Iterator[Split]:
+        inputs, labels = self._split
+        for rows in torch.randperm(len(labels), device=labels.device).split(self._size):
+            yield inputs[rows], labels[rows]
+
+
+def plain_diff_roar(
+    experiment: Experiment, data: Data, threads: int, batches: Callable[[Split, int], Iterable[Any]] = loader
+) -> Tensor:
     """Mean predictive power of top side and bottom side, as published code finds it."""
     accuracies: dict[str, list[float]] = {"top": [], "bottom": []}
     with settings(threads):
@@ -285,9 +326,9 @@ def plain_diff_roar(experiment: Experiment, data: Data, threads: int) -> Tensor:
                     for (inputs, labels), attributions in zip((data.train, data.test), data.attributions, strict=True)
                 ]
                 for _ in range(experiment.runs):
-                    accuracies[side].append(train_and_test(experiment, masked[0], masked[1]))
+                    accuracies[side].append(train_and_test(experiment, masked[0], masked[1], batches))
         for _ in range(experiment.runs):
-            train_and_test(experiment, data.train, data.test)
+            train_and_test(experiment, data.train, data.test, batches)
     return torch.tensor([sum(result) / len(result) for result in accuracies.values()], dtype=torch.float64)
 
 
@@ -298,16 +339,17 @@ def keep(inputs: Tensor, attributions: Tensor, fraction: float, side: str) -> Te
     return inputs * mask.view_as(inputs)
 
 
-def train_and_test(experiment: Experiment, train: Split, test: Split) -> float:
+def train_and_test(
+    experiment: Experiment, train: Split, test: Split, batches: Callable[[Split, int], Iterable[Any]] = loader
+) -> float:
     config, device = experiment.fit, train[0].device
     model = experiment.make_model().to(device)
-    loader = DataLoader(TensorDataset(*train), batch_size=config.batch_size, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    steps = config.epochs * len(loader)
+    steps = config.epochs * -(-len(train[0]) // config.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     model.train()
     for _ in range(config.epochs):
-        for x, y in loader:
+        for x, y in batches(train, config.batch_size):
             optimizer.zero_grad()
             loss = cross_entropy(model(x), y)
             loss.backward()
@@ -319,6 +361,47 @@ def train_and_test(experiment: Experiment, train: Split, test: Split) -> float:
         for x, y in DataLoader(TensorDataset(*test), batch_size=256):
             correct += int((model(x).argmax(1) == y).sum())
     return correct / len(test[0])
+
+
+def stacked_diff_roar(experiment: Experiment, data: Data) -> Tensor:
+    """As `plain_diff_roar`, of perceptrons: those of a run in one stack, in what operations that takes at least."""
+    with settings(1):
+        parts = [(side, fraction) for side in ("top", "bottom") for fraction in experiment.fractions]
+        train, test = (
+            torch.stack([*(keep(inputs, given, fraction, side) for side, fraction in parts), inputs]).flatten(2)
+            for (inputs, _), given in zip((data.train, data.test), data.attributions, strict=True)
+        )
+        accuracies = [_train_and_test_stack(experiment, train, test, data) for _ in range(experiment.runs)]
+        return torch.stack(accuracies).mean(0)[:-1].view(2, -1).mean(1)
+
+
+def _train_and_test_stack(experiment: Experiment, train: Tensor, test: Tensor, data: Data) -> Tensor:
+    """(M,) accuracies of a stack, from (M, N, d) inputs."""
+    config, labels, n_models = experiment.fit, data.train[1], len(train)
+    layers = [[m for m in experiment.make_model().modules() if isinstance(m, nn.Linear)] for _ in range(n_models)]
+    parameters = [
+        part.detach().clone().requires_grad_()
+        for linear in zip(*layers, strict=True)
+        for part in (torch.stack([m.weight.T for m in linear]), torch.stack([m.bias[None] for m in linear]))
+    ]
+
+    def forward(x: Tensor) -> Tensor:
+        weight, bias, last_weight, last_bias = parameters
+        return torch.baddbmm(last_bias, torch.baddbmm(bias, x, weight).relu(), last_weight)
+
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    steps = config.epochs * -(-len(labels) // config.batch_size)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(labels)).split(config.batch_size):
+            optimizer.zero_grad()
+            y = labels[rows].expand(n_models, -1)
+            loss = cross_entropy(forward(train.index_select(1, rows)).flatten(0, 1), y.flatten(), reduction="sum")
+            (loss / len(rows)).backward()
+            optimizer.step()
+            scheduler.step()
+    with torch.no_grad():
+        return (forward(test).argmax(2) == data.test[1]).double().mean(1)
 
 
 def _faster_threads(experiment: Experiment, data: Data) -> int:

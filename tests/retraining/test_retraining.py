@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from captum_density import retraining
+from captum_density._cache import arrays
 from captum_density.retraining import Examples, FitConfig, Job, adversarial_fit, fit_many
 from tests.benchmarks.harness import peak_bytes
 from tests.retraining import retraining_worker as worker
@@ -1276,3 +1277,16 @@ def test_whole_examples_join_the_stack_of_masked_ones_on_the_same_arrays():
     assert [result.job for result in results] == jobs
     alone = fit_many(mlp, jobs, fit=SGD, strategy="loop")
     assert all(torch.equal(a.correct, b.correct) for a, b in zip(results, alone, strict=True))
+
+
+@pytest.mark.cuda
+def test_examples_on_a_device_are_not_copied_to_the_host(monkeypatch):
+    names = []
+    (x, y), ranks = split(40, 3), order(40)
+    on_device = Examples((x.cuda(), y.cuda()), (x.cuda(), y.cuda()), ranks=(ranks.cuda(), ranks.cuda()))
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays, "content_name", lambda array: names.append(array.shape) or "a number")
+        results = fit_many(mlp, eight(on_device), fit=SGD)
+    assert set(names) <= {()}  # what removed elements become
+    on_host = fit_many(mlp, eight(Examples((x, y), (x, y), ranks=(ranks, ranks))), fit=SGD)
+    assert all(torch.equal(a.correct, b.correct) for a, b in zip(results, on_host, strict=True))
