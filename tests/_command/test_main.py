@@ -170,8 +170,8 @@ def test_quick_takes_less_of_everything(monkeypatch, tmp_path):
 
 def test_density_figures_are_of_their_networks():
     data = few_digits()
-    plain, judge = train(data, seed=5, epochs=4), train(data, seed=6, epochs=1)
-    study = study_density(data, seed=5, epochs=4, samples_per_class=1, noise_samples=2, plain=plain, judge=judge)
+    plain, judge = train(data, seed=5, epochs=2), train(data, seed=6, epochs=1)
+    study = study_density(data, seed=5, epochs=2, samples_per_class=1, noise_samples=2, plain=plain, judge=judge)
     images, labels = data.test_images, data.test_labels
     assert list(study.models) == MODELS
     assert study.models["plain"].network is plain
