@@ -22,7 +22,7 @@ from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import selected_output
+from captum_density._model.validation import class_span, refuse_out_of_range, selected_or_nan
 
 __all__ = ["IncompleteError", "Reduction", "Sweep", "Term", "per_example", "sweep"]
 
@@ -125,6 +125,7 @@ def sweep(
     if batch.n == 1:
         raise _diagnosis(batch, whole)
     with torch.no_grad():
+        batch.check_values()
         output = batch.selected() if whole is None else whole.output
     parts = [_alone(batch, i, float(output[i]), reduction, create_graph, layout) for i in range(batch.n)]
     results = [part.result() for part in parts]
@@ -132,7 +133,23 @@ def sweep(
 
 
 class _Batch(ModelOnBatch):
-    """A model and examples to trace it on."""
+    """A model and examples to trace it on.
+
+    Inputs that are not finite, and classes that there are not, show in the sum.
+    """
+
+    _checks_late = True
+    _shape = torch.Size()
+
+    def check_values(self) -> None:
+        """As there, and classes that there are not.
+
+        Raises:
+            ValueError: As there.
+            RuntimeError: As `selected_output`.
+        """
+        super().check_values()
+        refuse_out_of_range(self._shape, class_span(self.target))
 
     def traced(
         self, kind: type[T], create_graph: bool, layout: Sequence[Sequence[int] | None] | None = None
@@ -150,7 +167,8 @@ class _Batch(ModelOnBatch):
         tracked = trace.track(leaves, layout)
         with trace:
             output = self.run(tracked)
-        selected = selected_output(output, self.target, self.n, self.span)
+        self._shape = getattr(output, "shape", self._shape)
+        selected = selected_or_nan(output, self.target, self.n)
         if not trace.depends_on_inputs(output):
             raise ValueError(
                 "the model's output is not connected to its inputs by differentiable operations; a quantised model has "
@@ -296,6 +314,7 @@ def _is_complete(terms: _Terms[Any], batch: _Batch) -> bool:
     tolerance = _TOLERANCE[terms.precision]
     if bool((terms.gap() <= tolerance).all()):
         return True
+    batch.check_values()
     # Large elements may cancel within a term: then their absolute values are the scale, and have to be summed for it.
     error = (terms.total - terms.output.double()).abs()
     again = _terms(batch, _Magnitude, False)

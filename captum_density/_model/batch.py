@@ -19,7 +19,13 @@ from captum_density._model.captum import (
 from captum_density._model.evaluation import differentiable, full_precision, grad_mode, refuse_random_numbers
 from captum_density._model.fixed_modules import FixedModules, fixed_modules
 from captum_density._model.interrupts import CleanInterrupts
-from captum_density._model.validation import check_limit, check_model, class_span, selected_output, validate_inputs
+from captum_density._model.validation import (
+    check_limit,
+    check_model,
+    class_span,
+    selected_output,
+    validate_inputs,
+)
 
 __all__ = ["ModelOnBatch", "Rows", "rows_of"]
 
@@ -48,6 +54,9 @@ class ModelOnBatch:
         ValueError: Inputs as `validate_inputs`; a limit below 1.
     """
 
+    # Whether numbers on a GPU are looked at by `check_values` alone, not before anything runs: each look waits for it.
+    _checks_late = False
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -65,14 +74,23 @@ class ModelOnBatch:
             raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, but is {type(inputs).__name__}")
         self.is_tuple = isinstance(inputs, tuple)
         self.inputs: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        validate_inputs(forward_func, self.inputs, differentiable=differentiable)
+        late = self._checks_late and self.device.type != "cpu"
+        validate_inputs(forward_func, self.inputs, differentiable=differentiable, finite=not late)
         self.forward_func, self.target = forward_func, target
         # The lowest and the highest class, read once: on a GPU each look at a tensor waits for it.
-        self.span = class_span(target)
+        self.span = None if late else class_span(target)
         self.args: tuple[Any, ...] | None = format_additional_forward_args(additional_forward_args)
         self.limit = max_examples_per_batch
         self._comparison = False
         self._modules: FixedModules | None = None
+
+    def check_values(self) -> None:
+        """Refuse inputs that are not finite, where that has not been looked at.
+
+        Raises:
+            ValueError: They contain NaN or infinity.
+        """
+        validate_inputs(self.forward_func, self.inputs)
 
     @property
     def n(self) -> int:

@@ -26,7 +26,9 @@ __all__ = [
     "picked",
     "received",
     "refuse_labels_of_one_output",
+    "refuse_out_of_range",
     "returned_tensor",
+    "selected_or_nan",
     "selected_output",
     "validate_inputs",
     "warn_of_probabilities",
@@ -49,7 +51,9 @@ def check_model(model: Any, name: str = "forward_func") -> None:
         raise TypeError(f"{name} must be a torch.nn.Module or a function, but is {what}{remedy}")
 
 
-def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, differentiable: bool = True) -> None:
+def validate_inputs(
+    model: Callable[..., Any], inputs: tuple[Tensor, ...], *, differentiable: bool = True, finite: bool = True
+) -> None:
     """Refuse, before anything runs, inputs that hold no example, and those that no gradient exists by.
 
     Args:
@@ -57,6 +61,7 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, di
         inputs: Any number.
         differentiable: Whether a gradient is taken by them. Where none is, ids, masks of minus infinity and inputs of
             one row for all examples pass.
+        finite: Whether to look for NaN and infinity, too.
 
     Raises:
         TypeError: Inputs that are no tensors, or not floating-point.
@@ -82,7 +87,7 @@ def validate_inputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], *, di
             if len(devices) == 1 and x.device not in devices:
                 raise ValueError(f"input {i} is on {x.device}, the model on {devices.pop()}; move one of them")
     for i, x in enumerate(inputs):
-        if differentiable and not bool(torch.isfinite(x).all()):
+        if differentiable and finite and not bool(torch.isfinite(x).all()):
             raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
 
 
@@ -155,11 +160,16 @@ def class_span(target: TargetType) -> tuple[int, int] | None:
     return None
 
 
-def _refuse_out_of_range(output: Tensor, span: tuple[int, int] | None) -> None:
-    if span is not None and output.ndim == 2 and not 0 <= span[0] <= span[1] < output.shape[1]:
+def refuse_out_of_range(shape: torch.Size, span: tuple[int, int] | None) -> None:
+    """Refuse classes that a model's outputs, of shape (N, C), do not have.
+
+    Raises:
+        RuntimeError: There are some.
+    """
+    if span is not None and len(shape) == 2 and not 0 <= span[0] <= span[1] < shape[1]:
         raise RuntimeError(
             f"target holds classes from {span[0]} to {span[1]}, but the model has the outputs 0 to "
-            f"{output.shape[1] - 1}; leave out, or relabel, what is not among them"
+            f"{shape[1] - 1}; leave out, or relabel, what is not among them"
         )
 
 
@@ -180,10 +190,20 @@ def selected_output(output: Any, target: TargetType, n: int, span: tuple[int, in
     """
     output = examples_first(output, n)
     if output.device.type != "cpu":
-        _refuse_out_of_range(output, class_span(target) if span is None else span)
+        refuse_out_of_range(output.shape, class_span(target) if span is None else span)
     selected = select_targets(output, target)
     assert selected[0].numel() == 1, _advice(output, target, selected)
     return selected.reshape(n)
+
+
+def selected_or_nan(output: Any, target: TargetType, n: int) -> Tensor:
+    """As `selected_output`, but NaN for classes that there are not, where looking for them would wait for a GPU."""
+    of_each = isinstance(target, Tensor) and target.shape == (n,) and n > 1 and target.device.type == "cuda"
+    if not of_each or not isinstance(output, Tensor) or output.ndim != 2:
+        return selected_output(output, target, n)
+    highest = output.shape[1] - 1
+    selected = selected_output(output, target.clamp(0, highest), n, (0, 0))
+    return selected.where((target >= 0) & (target <= highest), torch.nan)
 
 
 def _advice(output: Tensor, target: TargetType, selected: Tensor) -> str:

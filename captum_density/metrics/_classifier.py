@@ -48,6 +48,7 @@ class Classifier(ModelOnBatch):
             name="the classifier",
         )
         self.classes = class_targets(target, self.n, self.device)
+        self._highest = int(self.classes.max())
 
     def __call__(self, points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Whether right, and the softmax probability of the class, (K, N) each.
@@ -65,16 +66,24 @@ class Classifier(ModelOnBatch):
         with torch.no_grad(), self.evaluation(comparison=True):
             for part in self.parts(len(rows)):
                 logits, classes = self.run(tuple(f[part] for f in flat), rows[part]), self.classes[rows[part]]
-                _check(logits, classes)
+                _check(logits, classes, self._highest)
                 probabilities = logits.to(accumulation_dtype(logits)).softmax(1)
-                if bool(probabilities.isnan().any()):
-                    raise ValueError("the classifier returned NaN or infinite logits, which have no softmax")
                 correct.append(logits.argmax(1) == classes)
                 probability.append(probabilities.gather(1, classes[:, None])[:, 0])
         return torch.cat(correct).reshape(shape), torch.cat(probability).reshape(shape)
 
+    @staticmethod
+    def refuse_nan(probability: Tensor) -> None:
+        """Refuse probabilities that are none, once for all that were asked for: a GPU is waited for at each look.
 
-def _check(logits: Any, classes: Tensor) -> None:
+        Raises:
+            ValueError: Logits were NaN or infinite.
+        """
+        if bool(probability.isnan().any()):
+            raise ValueError("the classifier returned NaN or infinite logits, which have no softmax")
+
+
+def _check(logits: Any, classes: Tensor, highest: int) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(classes):
         raise ValueError(f"the classifier must return logits ({len(classes)}, C), but returned {received(logits)}")
     if logits.shape[1] < 2:
@@ -82,5 +91,5 @@ def _check(logits: Any, classes: Tensor) -> None:
             "the classifier has one output, which is always the largest; make two classes of it, such as "
             "`lambda x: torch.cat([torch.zeros_like(model(x)), model(x)], dim=1)`"
         )
-    if int(classes.max()) >= logits.shape[1]:
-        raise ValueError(f"target holds class {int(classes.max())}, the classifier knows {logits.shape[1]}")
+    if highest >= logits.shape[1]:
+        raise ValueError(f"target holds class {highest}, the classifier knows {logits.shape[1]}")

@@ -77,4 +77,5 @@ def gan_test(
     classifier = Classifier(proxy, samples, target, additional_forward_args, max_examples_per_batch)
     # Copies, as a proxy may write to what it is given.
     correct, probability = classifier(tuple(x.detach().clone()[None] for x in classifier.inputs))
+    classifier.refuse_nan(probability)
     return GanTest(correct[0], probability[0])

@@ -120,6 +120,7 @@ def pixel_perturbation(
         probability.append(p[0])
     at = torch.tensor(kept_fractions, dtype=torch.float64, device="cpu")
     hits, chances = torch.stack(correct), torch.stack(probability)
+    classifier.refuse_nan(chances)
     return PixelPerturbation(at, hits, chances, _area(chances, at), _area(hits, at))
 
 

@@ -22,9 +22,10 @@ def check_patterns(patterns: tuple[Any, ...], what: str = "pattern") -> None:
     if not patterns or not all(isinstance(p, Tensor) and p.is_floating_point() for p in patterns):
         received = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in patterns)
         raise TypeError(f"pattern must be a floating-point tensor or a tuple of them, but is {received or 'empty'}")
-    if not all(bool(p.isfinite().all()) for p in patterns):
+    looks = torch.stack([torch.stack([p.isfinite().all(), p.any()]).to(patterns[0].device) for p in patterns]).tolist()
+    if not all(finite for finite, _ in looks):
         raise ValueError(f"{what} contains NaN or infinity")
-    if not any(bool(p.any()) for p in patterns):
+    if not any(moves for _, moves in looks):
         raise ValueError(f"{what} is zero throughout: a shift by it would move no gradient")
 
 

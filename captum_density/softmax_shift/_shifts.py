@@ -61,8 +61,10 @@ class Shift(nn.Module):
             raise TypeError(f"the shift returned {received}, not a floating-point tensor (N,)")
         if values.device != logits.device:
             raise ValueError(f"the shift is on {values.device}, the logits on {logits.device}; move one of them")
-        one_each = _one_each(values, logits, class_dim)
-        if not holds(values.isfinite().all()):
+        shifted = logits + _one_each(values, logits, class_dim).to(logits.dtype)
+        in_range = (shifted.isfinite() | ~logits.isfinite()).all()
+        finite = holds(values.isfinite().all() & in_range)  # one look, as a GPU is waited for at each
+        if not finite and not holds(values.isfinite().all()):
             bad = int((~values.isfinite()).sum())
             raise ValueError(
                 f"the shift gave {bad} NaN or infinite values of {values.numel()} in {values.dtype}; lower its scale, "
@@ -77,8 +79,7 @@ class Shift(nn.Module):
                 "the shift does not depend on the inputs, so it moves no gradient; is it a constant, or computed "
                 "under torch.no_grad or from detached inputs?"
             )
-        shifted = logits + one_each.to(logits.dtype)
-        if not holds((shifted.isfinite() | ~logits.isfinite()).all()):
+        if not finite:
             raise ValueError(f"logits plus shift exceed the range of {logits.dtype}; lower the shift's scale")
         return shifted
 

@@ -7,10 +7,12 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
-from captum_density._cache.scratch import scratch_folder
+from captum_density._cache.scratch import scratch_folder, scratch_name
+from captum_density._cache.store import Store
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -33,3 +35,19 @@ def test_a_scratch_folder_goes_with_its_process(tmp_path):
         assert not left.exists() and other_machine.exists() and of_someone.exists() and of_the_first.exists()
         raise ArithmeticError
     assert not folder.exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_what_a_kill_left_is_cleared_in_the_system_s_place_and_in_stores(tmp_path, monkeypatch):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = scratch_name().replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    for use in (lambda: scratch_folder(None).__enter__(), lambda: Store(tmp_path)):
+        folder, half, own = tmp_path / f"{left}a", tmp_path / f"{left}b.tmp", tmp_path / f"{scratch_name()}c.tmp"
+        folder.mkdir()
+        (folder / "file").write_text("content", encoding="ascii")
+        for path in (half, own):
+            path.write_text("{", encoding="ascii")
+        use()
+        assert not folder.exists() and not half.exists() and own.exists()

@@ -8,6 +8,10 @@ from torch.testing import assert_close
 
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.copies import ModelOnCopies
+from captum_density.attr import FullGrad, PathIntegratedGradients
+from captum_density.density import class_score
+from captum_density.retraining import pgd
+from captum_density.samplers import LangevinSampler
 
 A, B = torch.randn(3, 4), torch.randn(3, 2)
 MASK, SCALE = torch.rand(3, 4), torch.rand(4)
@@ -137,3 +141,32 @@ def test_copies_take_the_arguments_of_their_examples():
     outputs = own.outputs(points)
     for copy, *inputs in zip(outputs, *points, strict=True):
         assert_close(copy, model(*inputs, MASK, SCALE, 3))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("target", [[0, 3], [-4, 0]])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x, y: FullGrad(model).attribute(x, y),
+        lambda model, x, y: PathIntegratedGradients(model).attribute(x, target=y),
+        lambda model, x, y: class_score(model, x, y),
+        lambda model, x, y: LangevinSampler(model, 0.1, 2).sample(x, y),
+        lambda model, x, y: pgd(model, x, y, norm="linf", radius=0.1),
+    ],
+)
+def test_classes_that_there_are_not_are_refused_before_a_gpu_meets_them(call, target):
+    """There, an index out of range ends the process's use of the GPU."""
+    model, x, y = nn.Linear(4, 3).cuda(), torch.rand(2, 4).cuda(), torch.tensor(target).cuda()
+    for given in (y, target):
+        with pytest.raises((RuntimeError, ValueError), match=r"from (0 to 3|-4 to 0)|has 3 classes|a class, or one"):
+            call(model, x, given)
+    assert torch.equal(y.cpu(), torch.tensor(target))  # the GPU is still there
+
+
+@pytest.mark.cuda
+def test_numbers_that_are_looked_at_late_are_refused_all_the_same():
+    model, x = nn.Linear(4, 3).cuda(), torch.rand(2, 4).cuda()
+    x[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="input 0 contains NaN"):
+        FullGrad(model).attribute(x, 0)

@@ -26,7 +26,8 @@ _KEPT_BYTES = 2**28
 class _Replay:
     """A model whose outputs are kept for methods that are measured on the same inputs in the same order.
 
-    Captum's infidelity runs the model on all perturbed inputs for each method; seeded alike, they are the same.
+    Captum's infidelity runs the model on all perturbed inputs for each method; seeded alike, they are the same. Whether
+    they are is asked once all are there, as a GPU is waited for at each question.
 
     Args:
         model: (N, ...) to (N, classes).
@@ -34,24 +35,32 @@ class _Replay:
 
     def __init__(self, model: Callable[..., Tensor]) -> None:
         self._model = model
-        self._calls: list[tuple[tuple[object, ...], Tensor]] = []
+        self._calls: list[tuple[Tensor, Tensor]] = []
+        self._differs: list[Tensor] = []
         self._next = self._bytes = 0
 
-    def rewind(self) -> None:
-        """Start again from the first call."""
-        self._next = 0
+    def measured(self, measure: Callable[[], Tensor]) -> Tensor:
+        """What a function returns that calls this from the first call on; alike, whatever was called before."""
+        for _ in range(2):
+            self._next, self._differs = 0, []
+            result = measure()
+            if not self._differs or not bool(torch.stack(self._differs).any()):
+                return result
+            self._calls.clear()
+            self._bytes = 0
+        raise RuntimeError("the perturbed inputs are others each time, though they are seeded alike")
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The outputs, computed only where this call's inputs are not those of the call in this place before."""
+        """The outputs, computed only where there was no call in this place before."""
         weights = torch.linspace(1, 2, inputs[0].numel(), dtype=torch.float64, device=inputs.device)
         sums = inputs.detach().double().flatten(1) @ weights
-        key = (tuple(inputs.shape), *sums.tolist())
         at, self._next = self._next, self._next + 1
-        if at < len(self._calls) and self._calls[at][0] == key:
+        if at < len(self._calls) and self._calls[at][0].shape == sums.shape:
+            self._differs.append((self._calls[at][0] != sums).any())
             return self._calls[at][1]
         outputs = self._model(inputs).detach()
         if at <= len(self._calls) and self._bytes < _KEPT_BYTES:
-            self._calls[at:] = [(key, outputs)]
+            self._calls[at:] = [(sums, outputs)]
             self._bytes += outputs.nbytes
         return outputs
 
@@ -63,31 +72,35 @@ def _measure(explanation: Explanation) -> Measured:
 
 
 def _infidelities(explanation: Explanation, attributions: Tensor, multiplies_by_inputs: bool) -> Tensor:
-    setting, generator = explanation.setting, explanation.setting.generator()
+    setting = explanation.setting
     # By what is explained, which several methods have in common.
     replay = setting.shared((_NAME, id(explanation.method.view)), lambda: _Replay(explanation.function))
 
-    # Captum's decorator lets a contribution vanish with its feature and a slope act on its change.
-    @infidelity_perturb_func_decorator(multiplies_by_inputs)
-    def erase(inputs: Tensor) -> Tensor:
-        erased = torch.rand(inputs.shape, generator=generator, device="cpu").to(inputs.device) < _ERASED
-        return inputs.masked_fill(erased, 0)
+    def measure() -> Tensor:
+        generator = setting.generator()
 
-    replay.rewind()
-    values = [
-        infidelity(
-            replay,
-            erase,
-            setting.inputs[at],
-            attributions[at].expand_as(setting.inputs[at]),
-            target=setting.target[at],
-            n_perturb_samples=setting.infidelity_samples,
-            max_examples_per_batch=setting.at_once(at, setting.infidelity_samples),
-            normalize=True,
-        )
-        for at in setting.chunks()
-    ]
-    return torch.cat(values).double()
+        # Captum's decorator lets a contribution vanish with its feature and a slope act on its change.
+        @infidelity_perturb_func_decorator(multiplies_by_inputs)
+        def erase(inputs: Tensor) -> Tensor:
+            erased = torch.rand(inputs.shape, generator=generator, device="cpu").to(inputs.device) < _ERASED
+            return inputs.masked_fill(erased, 0)
+
+        values = [
+            infidelity(
+                replay,
+                erase,
+                setting.inputs[at],
+                attributions[at].expand_as(setting.inputs[at]),
+                target=setting.target[at],
+                n_perturb_samples=setting.infidelity_samples,
+                max_examples_per_batch=setting.at_once(at, setting.infidelity_samples),
+                normalize=True,
+            )
+            for at in setting.chunks()
+        ]
+        return torch.cat(values).double()
+
+    return replay.measured(measure)
 
 
 def _findings(results: Results) -> Iterator[Finding]:
