@@ -86,14 +86,19 @@ class Fit:
         config: What to do.
         parameters: What to change; their gradients are given to `step`.
         steps: How many there will be.
+        may_lay_out: Whether parameters may be laid out in memory as their first gradients are, which spares a copy of
+            each later one.
     """
 
-    def __init__(self, config: FitConfig, parameters: Sequence[Tensor], steps: int) -> None:
+    def __init__(
+        self, config: FitConfig, parameters: Sequence[Tensor], steps: int, *, may_lay_out: bool = False
+    ) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
         self._config, self._steps, self._step = config, steps, 0
         # Fused, and by PyTorch's functions, whose classes take as long again to prepare a step: on models this small
         # its time is that of starting operations.
         self._fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in self._parameters)
+        self._may_lay_out = may_lay_out
         self._states = [self._start(p) for p in self._parameters]
 
     def _start(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,6 +111,11 @@ class Fit:
     def step(self, loss: Tensor) -> None:
         """Descend: the loss is a scalar, the sum over models of what each of them minimises."""
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        if self._step == 0 and self._may_lay_out:
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.data = torch.empty_like(gradient).copy_(parameter.detach())
+            self._states = [self._start(p) for p in self._parameters]
         updates = [
             (parameter, _in_order_of(parameter, gradient), *state)
             for parameter, gradient, state in zip(self._parameters, gradients, self._states, strict=True)

@@ -110,14 +110,17 @@ def train_stack(
     parameters, buffers = _stacked(models)
     skeleton = copy.deepcopy(models[0]).train()
     n = view.size(0)
-    fit = Fit(config, list(parameters.values()), count_batches(n, config.batch_size, config.epochs))
+    steps = count_batches(n, config.batch_size, config.epochs)
+    fit = Fit(config, list(parameters.values()), steps, may_lay_out=True)
     low, high = torch.tensor(kept, device=device).T
     orders = sorted(set(runs))  # one for each run
     of_run = torch.tensor([orders.index(run) for run in runs], device=device)
     forward, inputs = _vmapped(skeleton), view.of_models(0, low, high)
-    steps = zip(*(batches(n, config.batch_size, config.epochs, seed, run, device) for run in orders), strict=True)
+    orders_of_batches = zip(
+        *(batches(n, config.batch_size, config.epochs, seed, run, device) for run in orders), strict=True
+    )
     with seeded(derived_seed(seed, "training", *orders), device), torch.enable_grad():
-        for step, batch in enumerate(steps):
+        for step, batch in enumerate(orders_of_batches):
             if step == max_steps:
                 break
             check()
