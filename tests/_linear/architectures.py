@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
+import torchvision.models as tv
 from torch import Tensor, nn
 
 from captum_density.attr import FullGrad
@@ -110,25 +110,49 @@ def _hugging_face(name: str) -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-def _torchvision(name: str, side: int) -> nn.Module:
-    if name == "maxvit_t" and side < 224:  # whose windows fit no smaller image
-        return torchvision.models.MaxVit((side, side), 16, 4, [16, 32], [1, 2], head_dim=8, stochastic_depth_prob=0.2,
-                                         num_classes=10)  # fmt: skip
+def _swin(block: Callable[..., nn.Module] | None = None, merging: Any = tv.swin_transformer.PatchMerging) -> nn.Module:
+    # Windows that the images have to be padded for, and one of each two layers shifts, as in the large ones.
+    return tv.SwinTransformer(
+        [4, 4], 16, [2, 2], [2, 4], [3, 3], stochastic_depth_prob=0.2, num_classes=10, block=block,
+        downsample_layer=merging,
+    )  # fmt: skip
+
+
+# Few and narrow blocks, for small images, of those that have many or wide ones.
+NARROW: dict[str, Callable[[int], nn.Module]] = {
+    "convnext_tiny": lambda side: tv.ConvNeXt(
+        [tv.convnext.CNBlockConfig(12, 24, 2), tv.convnext.CNBlockConfig(24, None, 1)], 0.1, num_classes=10
+    ),
+    "vit_b_32": lambda side: tv.VisionTransformer(side, 32, 2, 2, 16, 32, num_classes=10),
+    "swin_t": lambda side: _swin(),
+    "swin_v2_t": lambda side: _swin(tv.swin_transformer.SwinTransformerBlockV2, tv.swin_transformer.PatchMergingV2),
+    "maxvit_t": lambda side: tv.MaxVit(
+        (side, side), 16, 4, [16, 32], [1, 2], head_dim=8, stochastic_depth_prob=0.2, num_classes=10
+    ),
+}
+
+
+def _torchvision(name: str, side: int, narrow: bool) -> nn.Module:
+    if name in NARROW and (narrow or (name == "maxvit_t" and side < 224)):  # whose windows fit no smaller image
+        return NARROW[name](side)
     options: dict[str, Any] = {"num_classes": 10}
     if name in ("googlenet", "inception_v3"):
         options |= {"init_weights": False, "aux_logits": False}
     if name == "vit_b_32":
         options["image_size"] = side
-    return torchvision.models.get_model(name, weights=None, **options)
+    return tv.get_model(name, weights=None, **options)
 
 
-def build(name: str, dtype: torch.dtype = torch.float32, small: bool = False) -> Case:
-    """One of NAMES, seeded, on images as the table's or small ones; leaves the global random state as it was."""
+def build(name: str, dtype: torch.dtype = torch.float32, small: bool = False, narrow: bool = False) -> Case:
+    """One of NAMES, seeded, on images as the table's or small ones; leaves the global random state as it was.
+
+    Those that are `narrow` have the operations of the others, in fewer and narrower blocks.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if name in TORCHVISION:
             side = TORCHVISION[name][small]
-            model = randomise(_torchvision(name, side)).to(dtype)
+            model = randomise(_torchvision(name, side, narrow)).to(dtype)
             return Case(model, torch.randn(2, 3, side, side, dtype=dtype), [1, 2])
         if name in RECURRENT:
             recurrent = RecurrentClassifier({"lstm": nn.LSTM, "gru": nn.GRU}[name])

@@ -213,9 +213,9 @@ class TestGradients:
 
 
 class TestBounded:
-    def test_bounds_hold_in_a_thousand_trials(self):
+    def test_bounds_hold_in_many_trials(self):
         largest, kept, flipped = 0.0, 0, 0
-        for trial in range(1000):
+        for trial in range(300):
             torch.manual_seed(trial)
             classes = int(torch.randint(2, 21, ()))
             uniform = torch.rand(3, dtype=torch.float64)
@@ -237,7 +237,7 @@ class TestBounded:
             assert bool(same[leads].all())
             kept, flipped = kept + int(leads.sum()), flipped + int((~same).sum())
         assert 0.9 < largest <= 1
-        assert min(kept, flipped) > 1000
+        assert min(kept, flipped) > 300
 
     @pytest.mark.parametrize("amplitude", [1e-3, 0.1, 3.0])
     @pytest.mark.parametrize("classes", [2, 3, 4, 5, 19, 20])
@@ -255,7 +255,7 @@ class TestBounded:
         factor = classes / (classes - 1) if classes % 2 else 1
         assert 1 - 1e-9 <= waved.probability_bound / moved <= factor + 1e-9
 
-    @settings(max_examples=50)
+    @settings(max_examples=20)
     @given(st.integers(2, 20), st.floats(-3, 0.4), st.floats(0, 4), SEEDS)
     def test_gradients_move_by_amplitude_times_frequency(self, classes, log_amplitude, log_frequency, seed):
         torch.manual_seed(seed)
