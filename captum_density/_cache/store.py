@@ -25,6 +25,7 @@ from captum_density._cache.scratch import clear_left_behind, scratch_name
 __all__ = ["SCHEMA", "Store", "packed", "unpacked"]
 
 SCHEMA = 3
+_LARGEST = 2**28  # bytes of a file that may be of this package's making
 
 
 class Store:
@@ -55,7 +56,9 @@ class Store:
         name = name_of(identity)
         path = self._path(name)
         try:
-            text = path.read_bytes()
+            text = path.read_bytes() if path.is_file() and path.stat().st_size <= _LARGEST else b""
+            if not text and not path.exists():
+                return None
         except FileNotFoundError:
             return None
         except OSError:  # a folder of this name, or what may not be read

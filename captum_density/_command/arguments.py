@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from captum_density import __version__
+from captum_density._display.terminal import printable
 
 __all__ = ["Parser", "interrupts_wait", "make_parser", "parse"]
 
@@ -81,8 +82,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, and end with status 2."""
-        # Names of files and of modules may hold what moves a terminal's cursor.
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+        line = printable(" ".join(message.split()))
         self.exit(2, f"{self.prog}: error: {line} (--help lists the arguments)\n")
 
 

@@ -31,6 +31,8 @@ _UNREAD = (
     *(".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".dcm", ".nii", ".npy", ".npz", ".mat"),
 )
 _LEVELS = 65535  # of 16 bits
+# Half a gigabyte of numbers. Pillow warns of more than 89 million.
+_PIXELS = 40_000_000
 
 
 def load_data(name: str, transform: str | None, what: str = "--data", *, seed: int) -> Any:
@@ -154,7 +156,11 @@ def _opened(path: str) -> Image.Image:
     suffix = Path(path).suffix.lower()
     if suffix not in IMG_EXTENSIONS:
         raise ValueError(f"{suffix} files are not read; save it as .png")
-    return Image.open(path)
+    image = Image.open(path)  # reads no pixels yet
+    if image.width * image.height > _PIXELS:
+        image.close()
+        raise ValueError(f"it has {image.width} x {image.height} pixels; make it smaller, at most {_PIXELS:,}")
+    return image
 
 
 def _deep_levels(image: Image.Image) -> np.ndarray[Any, Any] | None:

@@ -15,6 +15,7 @@ from captum_density._command.data import load_data
 from captum_density._command.digits_job import FULL, QUICK, remove_pictures, run
 from captum_density._command.models import load_model
 from captum_density._command.names import BadInput, import_object
+from captum_density._display.terminal import printable
 from captum_density._model.errors import one_line
 from captum_density._model.generators import seeded
 from captum_density.audit import Retraining, audit, check_names
@@ -93,7 +94,7 @@ def audit_model(arguments: Namespace, store: Path) -> None:
             raise BadInput(str(error)) from error
     remove_pictures(arguments.out)
     written = report.save(arguments.out)
-    print(f"{report}\n\nwritten to {arguments.out}: {', '.join(written)}")
+    print(printable(f"{report}\n\nwritten to {arguments.out}: {', '.join(written)}"))
 
 
 def lack_of_memory(error: MemoryError | RuntimeError) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from captum_density._command.names import BadInput, call, import_object
+from captum_density._display.terminal import printable
 from captum_density._model.errors import one_line
 
 __all__ = ["load_model"]
@@ -94,7 +95,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             if where or how:
                 others = [key for key in states if key != where]
                 also = f"; beside it: {_few(others)}" if others else ""
-                print(f"--weights: of {path}, {', '.join(filter(None, (where, how)))}{also}")
+                print(printable(f"--weights: of {path}, {', '.join(filter(None, (where, how)))}{also}"))
             return
     if best is None:
         raise BadInput(f"--weights: {path} holds no state dict; save model.state_dict()")
@@ -168,10 +169,20 @@ def _misfit(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
         "of another shape": [
             f"{key} is {_shape(state[key])} and should be {_shape(own[key])}"
             for key in own
-            if key in state and _shape(state[key]) != _shape(own[key])
+            if key in state and _is_dense(state[key]) and _shape(state[key]) != _shape(own[key])
+        ],
+        "sparse, nested or quantised; save them dense": [
+            key for key in own if key in state and not _is_dense(state[key])
         ],
     }
     return "; ".join(f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in reasons.items() if keys)
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether it is no tensor that PyTorch cannot copy numbers from."""
+    if not isinstance(value, torch.Tensor):
+        return True
+    return value.layout == torch.strided and not value.is_nested and not value.is_quantized
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

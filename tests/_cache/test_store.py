@@ -55,3 +55,14 @@ def test_many_may_open_a_store_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert not errors and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+def test_a_file_that_would_hang_or_fill_the_memory_is_set_aside(tmp_path):
+    store, identity = Store(tmp_path), {"which": 1}
+    path = tmp_path / f"{name_of(identity)}.json"
+    for make in (lambda: os.mkfifo(path), lambda: path.touch() or os.truncate(path, 2**40)):
+        make()
+        with pytest.warns(UserWarning, match="is computed again"):
+            assert store.read(identity) is None
+        assert not path.exists()

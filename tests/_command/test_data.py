@@ -1,6 +1,9 @@
 """Folders of images, and what makes tensors of them."""
 
 import json
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +230,19 @@ def test_corrupt_images_are_named_counted_and_skipped(user, undrawn, capsys, mon
     for path in bad:
         Path(path).unlink()
     check_model_figures(report, model, *of_folder("images", ToTensor()))
+
+
+def test_images_that_would_fill_the_memory_and_names_that_would_move_a_cursor(user, undrawn, capsys):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 13_000, 13_000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (user / "images" / "cat" / "huge.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT")
+    (user / "images" / "fish" / "\x1b[2Jred.png").write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        report = audited("--metrics", "accuracy", "--attributions", "Saliency")
+    assert len(report.skipped) == 2 and "13000 x 13000 pixels; make it smaller" in report.skipped[0]
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out and "[2Jred.png" in printed.out.replace("\n", "")
 
 
 def test_corrupt_images_of_a_limited_audit_are_made_up_for(user, undrawn):

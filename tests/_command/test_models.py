@@ -163,6 +163,10 @@ def endless():
             "4 missing (convolution.weight, convolution.bias, linear.weight,",
         ),
         (lambda path, state: torch.save(_without(state), path), "does not fit the model: 1 missing (linear.bias)"),
+        (
+            lambda path, state: torch.save({key: value.to_sparse() for key, value in state.items()}, path),
+            "does not fit the model: 4 sparse, nested or quantised; save them dense (convolution.weight,",
+        ),
         (lambda path, state: torch.save(state | {"head": torch.zeros(2)}, path), "1 unexpected (head)"),
         (
             lambda path, state: torch.save(state | {"linear.weight": torch.zeros(5, 64)}, path),
