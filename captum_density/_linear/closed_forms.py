@@ -6,6 +6,7 @@ In each, a is 1 for an argument that is an activation and 0 for one that is a co
     summed product   b + u_1 ... u_n             (1 - k) y + (k - a_b) b, of k activations among the u
     normalisation    w (x - mean) / std + b      (1 - a_x e - a_w) (y - b) + (1 - a_b) b,  e = eps / std^2
     attention        P V, P = softmax(S + B)     (1 - a_v) y + rowsum(P * M) y - (P * M) V,  M = (a_q + a_k) S + a_B B
+    smooth function  sigma(u)                    y - sigma'(u) u
 
 The first follows from Euler's theorem. A normalisation of x alone would leave all of y, as what a scale of x does not
 change, were it not for eps. The derivative of attention weights P by scores, times M, is P * M - P rowsum(P * M).
@@ -23,10 +24,10 @@ import torch
 from torch import Tensor
 
 from captum_density._linear.jacobian import finite
-from captum_density._linear.remainders import DERIVATIVE, Remainder
+from captum_density._linear.remainders import DERIVATIVE, SYMMETRIC, Remainder, symmetric
 from captum_density._model.calls import Call
 
-__all__ = ["added", "biased", "dot_attention", "normalisation"]
+__all__ = ["added", "biased", "dot_attention", "normalisation", "smooth"]
 
 _BLOCK = 2**17  # attention weights at a time, which a cache holds
 _LEAST = 16  # queries at a time
@@ -73,6 +74,60 @@ _ADDED = _SummedProduct(0, "input", None)
 def added(call: Call) -> Remainder:
     """A first argument, `beta` times, and a product of the others."""
     return _ADDED
+
+
+# -- functions with a symmetric Jacobian
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Smooth(Remainder):
+    """By the backward pass that PyTorch has for the operation, without a graph to send it through.
+
+    Attributes:
+        product: Of (call, u, y), the Jacobian times u.
+        bounded: Whether y is finite where u is infinite: then nothing comes from there.
+    """
+
+    product: Callable[[Call, Tensor, Tensor], Tensor]
+    bounded: bool = False
+    evaluates: ClassVar[bool] = True
+
+    def prepare(self, call: Call) -> None:
+        SYMMETRIC.prepare(call)
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        (u,), (y,) = call.activations, outputs
+        if create_graph or u.shape != y.shape or u.dtype != y.dtype:
+            return SYMMETRIC.of(call, outputs, create_graph)
+        product = self.product(call, u, y)
+        if self.bounded:
+            product.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        return [torch.sub(y, product, out=product)]
+
+
+def _softmax(call: Call, u: Tensor, y: Tensor) -> Tensor:
+    return _aten._softmax_backward_data(finite(u), y, call.argument(1, "dim"), u.dtype)
+
+
+_SMOOTH = {
+    "sigmoid": _Smooth(lambda call, u, y: _aten.sigmoid_backward(u, y), True),
+    "tanh": _Smooth(lambda call, u, y: _aten.tanh_backward(u, y), True),
+    "exp": _Smooth(lambda call, u, y: u * y, True),
+    "gelu": _Smooth(lambda call, u, y: _aten.gelu_backward(u, u, approximate=call.kwargs.get("approximate", "none"))),
+    "silu": _Smooth(lambda call, u, y: _aten.silu_backward(u, u)),
+    "hardswish": _Smooth(lambda call, u, y: _aten.hardswish_backward(u, u)),
+    "hardsigmoid": _Smooth(lambda call, u, y: _aten.hardsigmoid_backward(u, u), True),
+    "softmax": _Smooth(_softmax),
+}
+
+
+def smooth(call: Call) -> Remainder:
+    """A function of each element, or along a dimension, with a symmetric Jacobian of which PyTorch has the product."""
+    explicit = call.name != "softmax" or call.argument(1, "dim") is not None
+    remainder = symmetric(call)
+    return _SMOOTH[call.name] if explicit and remainder is SYMMETRIC else remainder
 
 
 # -- normalisations

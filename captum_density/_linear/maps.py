@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -120,12 +120,12 @@ class _Sizes:
                 step = min(term.gradient.numel() // _SAMPLE, max(sizes) // 4) | 1  # odd: not in step with a width
             values = self._every(step, dim, term.gradient) * self._every(step, dim, term.remainder)
             scale = term.gradient.size(dim) / values.size(dim) if step > 1 else 1.0
-            size = self._size_of(values) * scale
+            size = term.summed(self._size_of(values)) * scale
             self._take(size)
             nowhere = term.spread.nowhere
             if isinstance(nowhere, Tensor):
                 absent = self._every(step, dim, term.spread.absent(values.device))
-                self._lose(term.lost, self._size_of(values * absent) * scale)
+                self._lose(term.lost, term.summed(self._size_of(values * absent)) * scale)
             elif nowhere:
                 self._lose(term.lost, size)
 
@@ -156,6 +156,8 @@ class _Sizes:
 
 class AllTerms:
     """Keeps every term: what a decomposition is made of."""
+
+    together = False
 
     def __init__(self) -> None:
         self._biases: dict[str, Tensor] = {}
@@ -248,6 +250,8 @@ class BatchSums:
 class SampleSums:
     """Terms summed over noise samples, the copies of an example standing together."""
 
+    together = False
+
     def __init__(self, samples: int) -> None:
         self._samples = samples
         self._biases: dict[str, tuple[Tensor, Spread]] = {}
@@ -296,6 +300,7 @@ class _Maps:
     """Cell sums by input and cells, so that those of equal cells are added up before they are spread once."""
 
     kind: Literal["area", "linear"]
+    together = True
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, Hashable], tuple[Lie, Tensor]] = {}
@@ -343,7 +348,7 @@ class SignedMaps(_Maps):
             bias = term.remainder.flatten(1)
             weights = bias.unsqueeze(1).expand(len(term.gradient), -1, -1)
             placed = torch.bmm(weights, term.gradient.flatten(2)).squeeze(1)
-            self._put(index, channelwise, placed.reshape(-1, *channelwise.shape))
+            self._put(index, channelwise, term.summed(placed).reshape(-1, *channelwise.shape))
             self._sizes.add(term)
             return placed.sum(1)
         values = term.values
@@ -351,15 +356,15 @@ class SignedMaps(_Maps):
         if len(term.spread.lies) == 1 and term.spread.nowhere is False:
             ((index, lie),) = term.spread.lies.items()
             sums = lie.sums(values)
-            self._put(index, lie, sums)
+            self._put(index, lie, term.summed(sums))
             return per_example(sums)
         total, rest = per_example(values), None
         for index, lie in term.spread.lies.items():
             sums = lie.sums(values)
-            self._put(index, lie, sums)
+            self._put(index, lie, term.summed(sums))
             rest = (total if rest is None else rest) - per_example(sums)
         if term.spread.nowhere is not False:
-            rest = total if rest is None else rest
+            rest = term.summed(total if rest is None else rest)
             self._unplaced = rest if self._unplaced is None else self._unplaced + rest
         return total
 
@@ -409,16 +414,17 @@ class SaliencyMaps(_Maps):
         if self._sizes is not None:
             self._sizes.add(term)
         if term.spread.lies:
-            self.add_size(values.abs() if values.requires_grad else values.abs_(), term.spread)
+            self.add_size(values.abs() if values.requires_grad else values.abs_(), term.spread, term.summed)
         return total
 
-    def add_size(self, size: Tensor, spread: Spread) -> None:
-        """Add what is left of psi once absolute values (N, ...) have been taken."""
+    def add_size(self, size: Tensor, spread: Spread, summed: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+        """Add what is left of psi once absolute values (N, ...) have been taken, of one term or several."""
         low, high = _extremes(size, spread)
         for index, lie in spread.lies.items():
             view = [-1, *[1] * len(lie.shape)]
             smallest, largest = low.view(view), high.view(view)
-            self._put(index, lie, (lie.sums(size) - lie.counts(size) * smallest) / (largest - smallest + _EPS))
+            psi = (lie.sums(size) - lie.counts(size) * smallest) / (largest - smallest + _EPS)
+            self._put(index, lie, summed(psi))
 
     def result(self, products: list[Tensor], positions: _Dims) -> InputMaps:
         """psi of the input term plus psi of the bias terms."""
@@ -459,7 +465,7 @@ class SimpleSaliencyMaps(SaliencyMaps):
     def add(self, term: Term) -> Tensor:
         self._lost = term.lost or self._lost
         if term.spread.lies:
-            self.add_size(term.gradient.abs(), term.spread)
+            self.add_size(term.gradient.abs(), term.spread, term.summed)
         return per_example(term.values)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
-from captum_density._linear.closed_forms import added, biased, dot_attention, normalisation
+from captum_density._linear.closed_forms import added, biased, dot_attention, normalisation, smooth
 from captum_density._linear.layouts import (
     CONVOLUTION,
     EINSUM,
@@ -60,9 +61,10 @@ from captum_density._linear.remainders import (
     parts,
     power,
     quotient,
+    shift,
     symmetric,
 )
-from captum_density._model.calls import Call
+from captum_density._model.calls import Call, operation_name
 
 __all__ = ["ROWS", "UNKNOWN", "Balance", "Difference", "Row", "row"]
 
@@ -160,13 +162,14 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_KEEP,     linear,            _SAME,     _LINEAR,  "float double half bfloat16"),
     (_KEEP,     linear,            _OWN,      _LINEAR,  "real imag complex"),
     (_PAIRS,    linear,            _OWN,      _LINEAR,  "view_as_real view_as_complex"),
-    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "sigmoid hardsigmoid logsigmoid log_sigmoid tanh"),
+    (_KEEP,     smooth,            _SECANT,   _CHORD,   "sigmoid tanh gelu silu hardswish hardsigmoid exp"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "logsigmoid log_sigmoid"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "softsign tanhshrink"),
-    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "silu mish hardswish gelu elu selu celu softplus"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "mish elu selu celu softplus"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "relu6 hardtanh"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "threshold hardshrink softshrink clamp clip"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "clamp_min clamp_max"),
-    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "erf erfc erfinv exp exp2 expm1 log log1p log2 log10 logit"),
+    (_KEEP,     symmetric,         _SECANT,   _CHORD,   "erf erfc erfinv exp2 expm1 log log1p log2 log10 logit"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "special_expit special_erf special_erfc"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "special_exp2 special_expm1"),
     (_KEEP,     symmetric,         _SECANT,   _CHORD,   "special_log1p special_ndtr sinc special_sinc"),
@@ -183,7 +186,7 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_KEEP,     quotient,          _DIVIDE,   _PIECES,  "div"),
     (_MIX1,     any_call,          _PARTS,    _PIECES,  "glu"),
     (_KEEP,     any_call,          _PARTS,    _PIECES,  "softmin addcmul addcdiv lerp"),
-    (_KEEP,     affine,            _SCALE,    _LINEAR,  "add sub rsub"),
+    (_KEEP,     shift,             _SCALE,    _LINEAR,  "add sub rsub"),
     (_KEEP,     affine,            _MOVE,     _CHOICE,  "where masked_fill"),
     (_LOST,     affine,            _OWN,      _LINEAR,  "masked_scatter"),
     (_KEEP,     affine,            _OWN,      _LINEAR,  "zero fill new_tensor"),
@@ -257,7 +260,8 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "linalg_multi_dot"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "chain_matmul"),
     # normalisations
-    (_KEEP,     symmetric,         _GATE,     _CLOSED,  "softmax special_softmax"),
+    (_KEEP,     smooth,            _GATE,     _CLOSED,  "softmax"),
+    (_KEEP,     symmetric,         _GATE,     _CLOSED,  "special_softmax"),
     (_KEEP,     any_call,          _OWN,      _CLOSED,  "log_softmax"),
     (_KEEP,     any_call,          _OPEN,     _PIECES,  "normalize"),
     (_OVER2,    any_call,          _OWN,      _PIECES,  "linalg_vector_norm"),
@@ -307,4 +311,9 @@ ROWS: dict[str, Row] = {
 
 def row(call: Call) -> Row:
     """What the table has of a call's operation."""
-    return ROWS.get(call.name, UNKNOWN)
+    return _row(call.func)
+
+
+@lru_cache(maxsize=4096)
+def _row(func: Callable[..., Any]) -> Row:
+    return ROWS.get(operation_name(func), UNKNOWN)

@@ -116,7 +116,7 @@ class Place:
         known = [a.known for key in self.telling for a in self.axes[key]]
         return bool(known) and bool(_any(known).all())
 
-    @property
+    @cached_property
     def is_flat(self) -> bool:
         """Whether it is that of one dimension of features beside the examples, in one piece."""
         return all(key[1] <= 1 and len(axes) == 1 for key, axes in self.axes.items())
@@ -448,6 +448,13 @@ class Spread:
     @cached_property
     def _copies(self) -> dict[torch.device, Tensor]:
         return {}
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Whether all examples lie alike."""
+        own = [t for lie in self.lies.values() for t in (lie.index, lie.share) if t is not None]
+        own += [self.nowhere] if isinstance(self.nowhere, Tensor) else []
+        return all(len(t) == 1 for t in own)
 
     def absent(self, device: torch.device) -> Tensor:
         """`nowhere`, where it is a tensor."""

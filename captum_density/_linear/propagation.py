@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_density._linear.jacobian import reach
-from captum_density._linear.layouts import Layout, PlacedCall, unknown
+from captum_density._linear.layouts import Layout, PlacedCall, kept, unknown
 from captum_density._linear.operations import row
 from captum_density._linear.places import Place, input_place
 from captum_density._model.calls import Call, is_continuous
@@ -96,9 +96,12 @@ def propagate(
     """
     if not outputs or all(place is None for place in places):
         return [None] * len(outputs), ()
-    by_tensor = {id(u): p for u, p in zip(call.activations, places, strict=True) if p is not None}
-    layout = row(call).layout
+    layout, first = row(call).layout, places[0]
     shapes = [y.shape for y in outputs]
+    pairs = zip(call.activations, places, strict=True)
+    if layout.rule is kept and len(shapes) == 1 and all([p is first and u.shape == shapes[0] for u, p in pairs]):
+        return [first], ()
+    by_tensor = {id(u): p for u, p in zip(call.activations, places, strict=True) if p is not None}
     key = (
         call.name, bool(call.mutated), _key(call.args, by_tensor, layout.reads),
         _key(call.kwargs, by_tensor, layout.reads), tuple(shapes),

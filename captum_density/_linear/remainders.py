@@ -29,6 +29,8 @@ from captum_density._model.calls import Call, is_continuous, tensors_in
 __all__ = [
     "DERIVATIVE",
     "PARTS",
+    "SYMMETRIC",
+    "ZERO",
     "Remainder",
     "affine",
     "any_call",
@@ -42,6 +44,7 @@ __all__ = [
     "parts",
     "power",
     "quotient",
+    "shift",
     "symmetric",
 ]
 
@@ -115,6 +118,20 @@ class _AtZero(Remainder):
         return [finite(y) if is_continuous(y) else None for y in call.evaluate(torch.zeros_like)]
 
 
+class _Constant(Remainder):
+    """c of u + c, times what `alpha` and a difference make of it."""
+
+    evaluates = True
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        (y,), (first, second) = outputs, (call.argument(i, name) for i, name in enumerate(("input", "other")))
+        alpha = call.kwargs.get("alpha", 1)
+        weights = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[call.name]
+        of_second = call.is_activation(first)
+        c = torch.as_tensor(second if of_second else first, dtype=y.dtype, device=y.device)
+        return [(weights[of_second] * finite(c)).reshape([1] * (y.ndim - c.ndim) + [*c.shape])]
+
+
 class _Derivative(Remainder):
     """y - sum_j J_j u_j, of whatever has a derivative."""
 
@@ -147,11 +164,13 @@ class _Symmetric(Remainder):
 
 DERIVATIVE = _Derivative()
 PARTS = Remainder()  # no way of its own: each of the operations that it is made of has one
-_ZERO, _AT_ZERO, _SYMMETRIC, _BATCH_NORM = _Zero(), _AtZero(), _Symmetric(), _BatchNormBias()
+ZERO = _Zero()
+SYMMETRIC = _Symmetric()
+_AT_ZERO, _BATCH_NORM, _CONSTANT = _AtZero(), _BatchNormBias(), _Constant()
 
 
 def _of_degree(degree: float) -> Remainder:
-    return _ZERO if degree == 1 else _Degree(degree)
+    return ZERO if degree == 1 else _Degree(degree)
 
 
 # -- what the table holds
@@ -169,12 +188,17 @@ def parts(call: Call) -> Remainder:
 
 def linear(call: Call) -> Remainder:
     """Homogeneous of degree 1 in the one activation it reads; whatever else it reads scales, selects or shapes."""
-    return _ZERO if len(call.activations) == 1 else DERIVATIVE
+    return ZERO if len(call.activations) == 1 else DERIVATIVE
 
 
 def affine(call: Call) -> Remainder:
     """Affine in all the tensors it reads together."""
-    return _AT_ZERO if call.has_constants() else _ZERO
+    return _AT_ZERO if call.has_constants() else ZERO
+
+
+def shift(call: Call) -> Remainder:
+    """A sum or a difference of two."""
+    return ZERO if len(call.activations) > 1 else _CONSTANT
 
 
 def multilinear(call: Call) -> Remainder:
@@ -191,7 +215,7 @@ def homogeneous(degree: float) -> Callable[[Call], Remainder]:
 def symmetric(call: Call) -> Remainder:
     """With a symmetric Jacobian in its one activation, as every elementwise function has."""
     # That of a holomorphic function, such as exp(z), is no symmetric 2x2.
-    return _SYMMETRIC if len(call.activations) == 1 and not call.activations[0].is_complex() else DERIVATIVE
+    return SYMMETRIC if len(call.activations) == 1 and not call.activations[0].is_complex() else DERIVATIVE
 
 
 def quotient(call: Call) -> Remainder:
@@ -211,14 +235,14 @@ def power(call: Call) -> Remainder:
 def extremum(call: Call) -> Remainder:
     """max and min over dimensions, or of two tensors."""
     if call.name in ("maximum", "minimum"):
-        return DERIVATIVE if call.has_constants() else _ZERO
-    return _ZERO if len(call.activations) == len(list(tensors_in(call.args))) else DERIVATIVE
+        return DERIVATIVE if call.has_constants() else ZERO
+    return ZERO if len(call.activations) == len(tensors_in(call.args)) else DERIVATIVE
 
 
 def padding(call: Call) -> Remainder:
     """Padding with a number, or with what is there."""
     is_constant = (call.argument(2, "mode") or "constant") == "constant"
-    return _AT_ZERO if is_constant and call.argument(3, "value") else _ZERO
+    return _AT_ZERO if is_constant and call.argument(3, "value") else ZERO
 
 
 def batch_norm(call: Call) -> Remainder:

@@ -8,7 +8,7 @@ the sweep is done again one example at a time, where nothing can be mixed up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from captum_density._linear.places import NOWHERE, Spread
 from captum_density._linear.trace import OpaqueOperationError, Operation, Trace
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType
+from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import class_span, refuse_out_of_range, selected_or_nan
@@ -28,6 +29,8 @@ __all__ = ["IncompleteError", "Reduction", "Sweep", "Term", "per_example", "swee
 
 # Largest |sum of terms - f| over the sum of the terms' absolute values that rounding explains.
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+_SMALL, _TOGETHER = 2**13, 2**16  # elements of a term that waits for others, and of those that wait
 
 
 class IncompleteError(RuntimeError):
@@ -45,6 +48,7 @@ class Term:
         spread: How the elements lie on the inputs.
         lost: The operation at which some of them lost their place; None if none has, "" if flat features lost it to a
             dense layer.
+        count: How many operations it is of, whose examples stand one after another: (count * N, ...).
     """
 
     name: str
@@ -52,11 +56,16 @@ class Term:
     remainder: Tensor
     spread: Spread
     lost: str | None
+    count: int = 1
 
     @property
     def values(self) -> Tensor:
         """(N, ...) df/dy * r; gradient and remainder are in float32 or float64."""
         return self.gradient * self.remainder
+
+    def summed(self, values: Tensor) -> Tensor:
+        """(count * N, ...) summed over operations, (N, ...)."""
+        return values if self.count == 1 else values.unflatten(0, (self.count, -1)).sum(0)
 
 
 R = TypeVar("R")
@@ -64,10 +73,16 @@ T = TypeVar("T", bound=Trace)
 
 
 class Reduction(Protocol[R]):
-    """What a sweep makes of the terms of f(x), each reduced inside the backward pass so that none has to be kept."""
+    """What a sweep makes of the terms of f(x), each reduced inside the backward pass so that none has to be kept.
+
+    Attributes:
+        together: Whether it takes small terms that lie alike as one.
+    """
+
+    together: bool
 
     def add(self, term: Term) -> Tensor:
-        """Take one term, last operation first; returns its sum per example, (N,)."""
+        """Take a term, last operation first; returns its sums per example, (count * N,)."""
 
     def result(self, products: list[Tensor], positions: Sequence[Sequence[int]]) -> R:
         """What has come of the terms, once all are there.
@@ -223,8 +238,8 @@ def _terms(
     layout: Sequence[Sequence[int] | None] | None = None,
 ) -> _Terms[R] | None:
     """One pass; nothing where nothing tells the examples of an operation apart."""
-    reducer, dtype = reduction(), accumulation_dtype(*batch.inputs)
-    sums: list[Tensor] = []
+    dtype = accumulation_dtype(*batch.inputs)
+    terms = _Gathering(reduction(), not create_graph)
     unclear: list[str] = []
     with torch.inference_mode(False), torch.enable_grad():
         trace, leaves, output = batch.traced(Trace, create_graph, layout)
@@ -233,32 +248,76 @@ def _terms(
 
         def take(operation: Operation, gradient: Tensor) -> None:
             dtypes.add(gradient.dtype)
-            parts = _examples_first(operation, gradient, batch, positions)
+            parts = _examples_first(operation, gradient, batch.n, dtype, positions)
             if parts is None:
                 unclear.append(operation.name)
             else:
-                sums.append(reducer.add(Term(operation.name, *parts, operation.lost)))
+                terms.add(Term(operation.name, *parts, operation.lost))
 
         gradients = trace.backward(output, take)
         if unclear:
             return None
         at = leaves if create_graph else tuple(x.detach() for x in leaves)
         products = [g.to(dtype) * x.to(dtype) for g, x in zip(gradients, at, strict=True)]
-        sums += [per_example(product) for product in products]
+        with grad_mode(create_graph):  # as in the backward pass
+            of_biases = terms.sums()
+        sums = [*of_biases, *(per_example(product) for product in products)]
     dtypes |= trace.dtypes
-    table = torch.stack([s.detach().double() for s in sums])
+    table = torch.cat([s.detach() for s in sums]).double().view(-1, batch.n)
     precision = max(dtypes & _TOLERANCE.keys(), key=_TOLERANCE.__getitem__)
     output = output if create_graph else output.detach()
-    return _Terms(output, products, reducer, table.sum(0), table.abs().sum(0), precision, positions)
+    return _Terms(output, products, terms.reduction, table.sum(0), table.abs().sum(0), precision, positions)
+
+
+class _Gathering(Generic[R]):
+    """Hands terms to a reduction: small ones that lie alike together, as what a call costs outweighs them.
+
+    Args:
+        reduction: The reduction.
+        together: Whether they may wait for each other.
+    """
+
+    def __init__(self, reduction: Reduction[R], together: bool) -> None:
+        self.reduction = reduction
+        self._together = together and reduction.together
+        self._sums: list[Tensor] = []
+        self._waiting: dict[Hashable, list[Term]] = {}
+
+    def add(self, term: Term) -> None:
+        """Take a term, now or later."""
+        gradient = term.gradient
+        if not self._together or gradient.numel() > _SMALL or not term.spread.is_uniform:
+            self._sums.append(self.reduction.add(term))
+            return
+        key = term.spread, term.lost, gradient.shape
+        alike = self._waiting.setdefault(key, [])
+        alike.append(term)
+        if len(alike) * gradient.numel() > _TOGETHER:
+            self._hand_over(self._waiting.pop(key))
+
+    def _hand_over(self, terms: list[Term]) -> None:
+        first = terms[0]
+        if len(terms) > 1:
+            gradient = torch.cat([term.gradient for term in terms])
+            remainder = torch.cat([term.remainder.expand_as(first.gradient) for term in terms])
+            first = Term(first.name, gradient, remainder, first.spread, first.lost, len(terms))
+        self._sums.append(self.reduction.add(first))
+
+    def sums(self) -> list[Tensor]:
+        """(count * N,) of every term."""
+        for terms in self._waiting.values():
+            self._hand_over(terms)
+        self._waiting.clear()
+        return self._sums
 
 
 def _examples_first(
-    operation: Operation, gradient: Tensor, batch: _Batch, positions: Sequence[Sequence[int]]
+    operation: Operation, gradient: Tensor, n: int, dtype: torch.dtype, positions: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor, Spread] | None:
     """df/dy, the factor and how both lie on the inputs, examples first; None if nothing tells the examples apart."""
-    factor, place, dtype = operation.factor, operation.place, accumulation_dtype(*batch.inputs)
+    factor, place = operation.factor, operation.place
     assert factor is not None
-    spread = (NOWHERE if place is None else place).spread(gradient.shape, batch.n, positions)
+    spread = (NOWHERE if place is None else place).spread(gradient.shape, n, positions)
     if spread is None:
         return None
     gradient, factor = spread.arrange(gradient), spread.arrange(factor)
@@ -334,6 +393,8 @@ def _is_complete(terms: _Terms[Any], batch: _Batch) -> bool:
 class _Magnitude:
     """(N,) sum of the absolute values of all terms, float64."""
 
+    together = False
+
     def __init__(self) -> None:
         self._total: Tensor | None = None
 
@@ -357,12 +418,13 @@ def _largest_rounding(batch: _Batch) -> Tensor | None:
     None where an operation's shape does not tell its examples apart.
     """
     sizes: list[Tensor | None] = []
+    dtype = accumulation_dtype(*batch.inputs)
     with torch.inference_mode(False), torch.enable_grad():
         trace, _, output = batch.traced(RoundingTrace, False)
         positions = trace.positions.of_all()
 
         def take(operation: Operation, gradient: Tensor) -> None:
-            parts = _examples_first(operation, gradient, batch, positions)
+            parts = _examples_first(operation, gradient, batch.n, dtype, positions)
             sizes.append(None if parts is None else per_example((parts[0] * parts[1]).abs()).double())
 
         trace.backward(output, take)

@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from captum_density._linear.jacobian import reverse_mode_product
 from captum_density._linear.operations import row
 from captum_density._linear.places import Place
 from captum_density._linear.propagation import Positions, place_of_input, propagate, unknown_place
-from captum_density._linear.remainders import DERIVATIVE, PARTS, Remainder
+from captum_density._linear.remainders import DERIVATIVE, PARTS, ZERO, Remainder
 from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import ModuleStack, batch_statistics_error
@@ -62,8 +63,7 @@ class Operation:
     lost: str | None = None
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """What the trace knows of a tensor that depends on the inputs."""
 
     trace: object
@@ -161,7 +161,7 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._paused or not torch.is_grad_enabled() or _reads_only(func):
             return func(*args, **kwargs)
-        activations = [t for t in tensors_in((args, kwargs)) if self._is_activation(t)]
+        activations = self._activations_in(args, kwargs)
         if not activations:
             return func(*args, **kwargs)
         call = Call(func, args, kwargs, activations, mutated(func, args, kwargs))
@@ -173,10 +173,14 @@ class Trace(TorchFunctionMode):
         if call.mutated:
             return self._run_in_place(call, remainder)
         result = func(*args, **kwargs)
-        related = remainder.related and isinstance(result, tuple)
-        result = map_tensors(lambda y: self._on_its_own(y, related), result)
-        outputs = list(tensors_in(result))
-        if any(self._is_new(y) for y in outputs):
+        if isinstance(result, Tensor):
+            result = self._on_its_own(result, False)
+            outputs = [result]
+        else:
+            related = remainder.related and isinstance(result, tuple)
+            result = map_tensors(lambda y: self._on_its_own(y, related), result)
+            outputs = tensors_in(result)
+        if any([self._is_new(y) for y in outputs]):
             self.record(call, outputs, self._factors(remainder, call, outputs))
         return result
 
@@ -258,6 +262,8 @@ class Trace(TorchFunctionMode):
     def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
         """What the gradient of each output is to be multiplied by, None for zero: here, r."""
         self._refuse_without_gradient(call.name, outputs)
+        if remainder is ZERO:
+            return [None] * len(outputs)
         try:
             with grad_mode(self.create_graph):
                 return remainder.of(call, outputs, self.create_graph)
@@ -281,10 +287,9 @@ class Trace(TorchFunctionMode):
         """
         if place is not None and place.everywhere:
             return None
-        before = [getattr(u, _MARK).lost for u in call.activations if self._is_marked(u)]
-        earlier = next((name for name in before if name is not None), None)
-        if earlier is not None:
-            return earlier
+        for u in call.activations:
+            if self._is_marked(u) and (earlier := getattr(u, _MARK).lost) is not None:
+                return earlier
         flat = all(p is not None and p.is_flat for p in map(self._place, call.activations))
         return "" if flat and row(call).layout.mixes is not None else self._name(call.name)
 
@@ -313,7 +318,7 @@ class Trace(TorchFunctionMode):
 
     def _refuse_without_gradient(self, operation: str, outputs: Sequence[Tensor]) -> None:
         """PyTorch connects what it cannot differentiate, such as a quantised layer, to a node that says so."""
-        if any(y.grad_fn is not None and y.grad_fn.name().endswith("NotImplemented") for y in outputs):
+        if any([(node := y.grad_fn) is not None and node.name().endswith("NotImplemented") for y in outputs]):
             raise NotImplementedError(
                 f"{self._name(operation)} has no gradient, as quantised layers have none; explain the model as it was "
                 "before it was quantised"
@@ -336,11 +341,21 @@ class Trace(TorchFunctionMode):
         return y.requires_grad and not self._is_marked(y)
 
     def _is_marked(self, t: Tensor) -> bool:
-        mark = getattr(t, _MARK, None)
-        return mark is not None and mark.trace is self
+        return (mark := getattr(t, _MARK, None)) is not None and mark.trace is self
 
     def _place(self, t: Tensor) -> Place | None:
-        return getattr(t, _MARK).place if self._is_marked(t) else None
+        mark = getattr(t, _MARK, None)
+        return mark.place if mark is not None and mark.trace is self else None
+
+    def _activations_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        result = []
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(value, Tensor):
+                if self._is_activation(value):
+                    result.append(value)
+            elif isinstance(value, (tuple, list, dict)):
+                result += [t for t in tensors_in(value) if self._is_activation(t)]
+        return result
 
     def _is_activation(self, t: Tensor) -> bool:
         return self._is_marked(t) or (t.requires_grad and not t.is_leaf and self._adopt(t))
@@ -428,6 +443,7 @@ def _in_layout(shape: torch.Size, strides: tuple[int, ...]) -> Callable[[Tensor 
     return copy
 
 
+@lru_cache(maxsize=4096)
 def _reads_only(func: Callable[..., Any]) -> bool:
     """Attribute access and size queries: no operation, or one (`.T`) that is worth looking at."""
     if getattr(func, "__name__", "") == "__get__":

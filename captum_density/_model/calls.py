@@ -32,6 +32,8 @@ _RANDOM = _FUSED_RECURRENCE | frozenset(
     """.split()
 )
 
+_LEAVES = frozenset((int, float, bool, str, type(None)))
+
 # Operations that add or write a number they are given.
 _TAKES_NUMBERS = frozenset("add sub rsub where masked_fill setitem fill index_fill scatter".split())
 
@@ -61,16 +63,23 @@ def operation_name(func: Callable[..., Any]) -> str:
     return _ALIASES.get(name, name)
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts, in order."""
+    result: list[Tensor] = []
+    _collect(tree, result)
+    return result
+
+
+def _collect(tree: Any, result: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
-        yield tree
+        result.append(tree)
     elif isinstance(tree, (tuple, list)):
         for item in tree:
-            yield from tensors_in(item)
+            if item.__class__ not in _LEAVES:
+                _collect(item, result)
     elif isinstance(tree, dict):
         for item in tree.values():
-            yield from tensors_in(item)
+            _collect(item, result)
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -114,7 +123,7 @@ class Call:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name)
 
     def is_activation(self, value: Any) -> bool:
-        return any(value is activation for activation in self.activations)
+        return any([value is activation for activation in self.activations])  # by identity, and a list is faster
 
     def has_constants(self) -> bool:
         """Whether a floating-point tensor or a number other than 0 is added or written beside the activations."""
@@ -139,11 +148,6 @@ class Call:
             kwargs, mutated = {**kwargs, "inplace": False}, []
         return Call(self.func, args, kwargs, activations, mutated, self.rng_state, self.edge)
 
-    def overwrites_by_flag(self) -> bool:
-        """Whether `inplace=True` was passed."""
-        position = _INPLACE_POSITION.get(self.name, len(self.args))
-        return bool(self.args[position] if len(self.args) > position else self.kwargs.get("inplace", False))
-
     def evaluate(self, substitute: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Run the call with `substitute(u)` in place of each activation u, as it ran: same kernels, same random draws.
 
@@ -165,7 +169,7 @@ class Call:
                 stack.enter_context(without_fused_recurrence())
             stack.enter_context(_replayed(self.rng_state))
             result = self.func(*args, **kwargs)
-        return [done[id(t)] for t in self.mutated] or list(tensors_in(result))
+        return [done[id(t)] for t in self.mutated] or tensors_in(result)
 
     def record_edge(self) -> None:
         """Remember where the activation stands in the graph, before it is overwritten."""
@@ -197,16 +201,24 @@ def is_continuous(t: Tensor) -> bool:
 
 def mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors a call writes to."""
-    if isinstance(out := kwargs.get("out"), Tensor):
+    if kwargs and isinstance(out := kwargs.get("out"), Tensor):
         return [out]
-    name = getattr(func, "__name__", "")
     if isinstance(func, torch._ops.OpOverload):
         return [a for a, spec in zip(args, func._schema.arguments, strict=False) if spec.is_write]
-    in_place = (
+    in_place = _is_in_place(func)
+    if not in_place:
+        position = _INPLACE_POSITION.get(operation_name(func), len(args))
+        in_place = bool(args[position] if len(args) > position else kwargs and kwargs.get("inplace", False))
+    target = (args[0] if args else kwargs.get("input")) if in_place else None
+    return [target] if isinstance(target, Tensor) else []
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_in_place(func: Callable[..., Any]) -> bool:
+    """Whether a function overwrites its first argument, by its name."""
+    name = getattr(func, "__name__", "")
+    return name != "requires_grad_" and (
         (name.endswith("_") and not name.endswith("__"))
         or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"))
         or name == "__setitem__"
     )
-    in_place = in_place or Call(func, args, kwargs, []).overwrites_by_flag()
-    target = args[0] if args else kwargs.get("input")
-    return [target] if in_place and isinstance(target, Tensor) and name != "requires_grad_" else []

@@ -11,6 +11,8 @@ from torch import nn
 from captum_density._linear import closed_forms, remainders
 from captum_density._linear.jacobian import jacobian_products
 from captum_density._linear.trace import Trace
+from captum_density.attr import FullGrad
+from captum_density.testing import assert_complete
 
 DOUBLE = torch.float64
 
@@ -140,3 +142,11 @@ def test_recurrent_layers_equal_the_derivative(kind, batch_first, options, monke
                 x, *state = (next(tracked) if i in active else u for i, u in enumerate(operands))
                 layer(x, tuple(state) if kind is nn.LSTM else state[0])
             assert trace.compared in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.tanh, torch.exp, F.hardsigmoid])
+def test_nothing_comes_from_where_a_function_is_bounded_at_infinity(function):
+    mask = infinite_mask(4)
+    full = FullGrad(lambda x: function(x + mask).sum(1)).decompose(torch.randn(3, 4, dtype=DOUBLE))
+    assert_complete(full)
+    assert all(bool(term.isfinite().all()) for term in full.biases.values())

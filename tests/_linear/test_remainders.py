@@ -18,7 +18,11 @@ SHORTCUTS = [
     *(lambda u, v, c: F.linear(u, c, c[0]), lambda u, v, c: F.conv1d(u[None], c[:, :, None], c[0])),
     *(lambda u, v, c: F.conv1d(u[:, None], c[:1, None, :3].transpose(0, 1), bias=c[0, :1]),),
     *(lambda u, v, c: F.conv_transpose1d(u[None], c[:, :2, None], c[0, :2]), lambda u, v, c: u + c),
-    *(lambda u, v, c: u + 3, lambda u, v, c: 3 - u, lambda u, v, c: u - v, lambda u, v, c: torch.add(u, v, alpha=2)),
+    *(lambda u, v, c: u + 0.1, lambda u, v, c: 3 - u, lambda u, v, c: u - v, lambda u, v, c: torch.add(u, v, alpha=2)),
+    *(lambda u, v, c: torch.sub(c, u, alpha=2), lambda u, v, c: torch.rsub(u, c, alpha=2), lambda u, v, c: c[0] + u),
+    *(lambda u, v, c: torch.rsub(c, u, alpha=2), lambda u, v, c: u.clone().sub_(c), lambda u, v, c: c.clone().add_(u)),
+    *(lambda u, v, c: u.sigmoid(), lambda u, v, c: u.tanh(), lambda u, v, c: F.hardswish(u), lambda u, v, c: F.gelu(u)),
+    *(lambda u, v, c: F.hardsigmoid(u), lambda u, v, c: F.softmax(u, 0, dtype=torch.float32)),
     *(lambda u, v, c: u * v, lambda u, v, c: u * u, lambda u, v, c: u * c, lambda u, v, c: u * 2),
     *(lambda u, v, c: u / v, lambda u, v, c: u / c, lambda u, v, c: 2 / u, lambda u, v, c: u / 2),
     *(lambda u, v, c: c / u, lambda u, v, c: torch.div(u, v, rounding_mode="floor")),
@@ -56,7 +60,9 @@ def test_shortcuts_equal_the_derivative(function):
             factors = super()._factors(remainder, call, outputs)
             for r, e, y in zip(factors, super()._factors(DERIVATIVE, call, outputs), outputs, strict=True):
                 if y.requires_grad:
-                    torch.testing.assert_close(torch.zeros_like(e) if r is None else r.expand_as(e), e)
+                    torch.testing.assert_close(
+                        torch.zeros_like(e) if r is None else r.expand_as(e), e, rtol=1e-12, atol=1e-12
+                    )
             seen.append(call.name)
             return factors
 

@@ -1,10 +1,12 @@
 """Sums that PyTorch's own corners stand in the way of: no gradient, no number, lengths that differ, faulty kernels."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from captum_density.attr import FullGrad, SmoothFullGrad
+from captum_density.attr import FullGrad, SimpleFullGrad, SmoothFullGrad
 from captum_density.rules import BalancedGradients
 from captum_density.testing import assert_complete
 
@@ -193,3 +195,21 @@ def test_what_rounding_leaves_of_f_beside_a_large_shift_is_reported():
     torch.testing.assert_close(delta, exact - full.output, rtol=0, atol=0.25)
     assert float(delta.abs().max()) > 0.01 * float(full.output.abs().max())
     assert float(full.gap().max()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [FullGrad, partial(FullGrad, complete=True), SimpleFullGrad])
+def test_small_terms_that_are_reduced_together(kind, monkeypatch):
+    layer = nn.Conv1d(3, 3, 3, padding=1).double()
+
+    def model(x):
+        for _ in range(5):
+            x = x + layer(x).tanh() + 0.1
+        return x.square().mean(2)
+
+    x = torch.randn(4, 3, 7, dtype=torch.float64)
+    together = kind(model).attribute(x, 1)
+    monkeypatch.setattr("captum_density._linear.sweep._SMALL", 0)
+    torch.testing.assert_close(together, kind(model).attribute(x, 1))
+    monkeypatch.setattr("captum_density._linear.sweep._SMALL", 100)
+    monkeypatch.setattr("captum_density._linear.sweep._TOGETHER", 200)
+    torch.testing.assert_close(together, kind(model).attribute(x, 1))
