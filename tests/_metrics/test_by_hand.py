@@ -65,7 +65,8 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
     if isinstance(fill, str):  # the training set's, of each channel of an image, or of each element
         fill = train[0].double().mean([0, *range(2, 4)] if len(shape) > 2 else 0, keepdim=True)[0].float()
     maps = {"a": some_maps(train, test), "ties": some_maps(train, test, ties=True)}
-    make_model, runs, d = linear(math.prod(shape)), 2, int(numbers.max()) + 1
+    make_model, d = linear(math.prod(shape)), int(numbers.max()) + 1
+    runs = 2 if setup in ("tabular", "image") else 1
     fractions = [0.5, 0.05, 1.0] if metric != "kar" else [0.35]  # not in order; 0.05 of few is none, so one
     result = METRICS[metric](
         make_model,
@@ -108,7 +109,7 @@ def test_results_are_those_of_data_masked_beforehand(tmp_path, metric, setup):
         [-np.array(r) for r in random_ranks(tmp_path, (train, test), d, derived_seed(5, "random ranking", run))]
         for run in range(runs)
     ]
-    assert not any(np.array_equal(a, b) for a, b in zip(*scores, strict=True))
+    assert runs == 1 or not any(np.array_equal(a, b) for a, b in zip(*scores, strict=True))
     random = by_hand(metric, make_model, train, test, scores, numbers, fill, **options)
     assert result.controls["random"].shape[0] == 1 and torch.equal(result.controls["random"][0], random)
     whole = fit_many(make_model, [Job(Examples(train, test), run=run) for run in range(runs)], fit=QUICK, seed=5)

@@ -14,7 +14,7 @@ from captum_density.testing import networks
 from tests.softmax_shift.test_softmax_shift import SHIFTS, SIZES, gradient, normal
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(networks(), st.sampled_from(sorted(SHIFTS)), SIZES, st.sampled_from(["mean", "logsumexp"]))
 def test_has_the_same_softmax_and_no_shift(problem, kind, size, how):
     torch.manual_seed(problem.seed)
