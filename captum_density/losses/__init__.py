@@ -22,6 +22,9 @@ NoiseMatchingLoss                  K, and K of the teacher             no       
 DistillationLoss                   1, and 1 of the teacher             no        one
 AttentionMapLoss                   1, and 1 of the teacher             no        one for each pair of layers, and one
 =================================  ==================================  ========  ======================================
+
+Those of the density cost less in two ways: `logits=` of the training step spares the one run on the examples themselves
+(all but DenoisingScoreMatchingLoss have it), and `share=0.5` looks at a random half of each batch.
 """
 
 from captum_density.losses._attention_maps import AttentionMapLoss as AttentionMapLoss

@@ -13,6 +13,7 @@ Run from the root of the repository: python -m tests.benchmarks.bench_losses --h
 
 import argparse
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=100, help="gradients whose variance is taken")
     parser.add_argument("--threads", type=int, default=1, help="threads in one operation")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--cpu-time", action="store_true", help="where others share the machine")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--quick", action="store_true", help="the small network, few runs, no memory")
     parser.add_argument("--json", type=Path, default=Path("benchmark-results/losses.json"), help="file to write")
@@ -187,6 +189,7 @@ def main() -> None:
                 device=arguments.device,
                 runs=arguments.runs,
                 threads=arguments.threads,
+                clock=time.process_time if arguments.cpu_time else time.perf_counter,
                 memory=not (arguments.quick or arguments.no_memory),
             )
             comparisons.append(comparison)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Independent, Normal
 from torch.nn.functional import cross_entropy
 
 from captum_density.losses import (
@@ -245,3 +246,17 @@ def test_bad_shares_are_refused(name, share):
 def test_a_share_is_shown(name):
     assert "share=0.25" in repr(SHARED[name](share=0.25))
     assert "share" not in repr(SHARED[name]())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@shared
+def test_cuda(name, device, x):
+    model, leaf = network().cuda(), x.cuda().requires_grad_()
+    options = {"share": 0.5, "generator": torch.Generator(device).manual_seed(0)}
+    noise = Independent(Normal(torch.zeros(3, dtype=DOUBLE).cuda(), 2.0), 1)
+    make = SHARED[name] if name != "noise contrast" else lambda **o: NoiseContrastiveLoss(noise, **o).double()
+    loss = make(**options).cuda()
+    given = {} if name == "denoising" else {"logits": model(leaf)}
+    loss(model, leaf, LABELS.cuda(), **given).backward()
+    assert all(p.grad is None or p.grad.is_cuda for p in model.parameters())
