@@ -69,7 +69,7 @@ class SmoothFullGrad(FullGradAttribution):
             nt_samples_batch_size: How many of them go through the model at once; all if None.
             stdevs: Standard deviation of the noise, in units of the inputs, one for all or one for each input. None:
                 0.15 of the range of each example, the published code's choice.
-            generator: Source of the noise, on the inputs' device; the global one if None.
+            generator: Source of the noise, on any device; the global one of the inputs' device if None.
 
         Returns:
             A tensor for a tensor, a tuple for a tuple, of the inputs' shapes and dtypes.

@@ -20,6 +20,8 @@ from captum_density.attr import AttentionGradient, AttentionWeights, erase_atten
 
 __all__ = ["AttentionExamples"]
 
+_AT_ONCE = 32  # versions of fewer examples
+
 
 class AttentionExamples(ModelOnBatch):
     """Examples, and the weights by which a layer attends to their positions.
@@ -65,6 +67,11 @@ class AttentionExamples(ModelOnBatch):
         self.weights = torch.cat([self._weights(at) for at in self.parts(unlimited=self.n)])
         self.live = self.weights > 0
 
+    @property
+    def at_once(self) -> int:
+        """How many versions of examples run at once."""
+        return self.limit or max(self.n, _AT_ONCE)
+
     def probabilities(self, rows: Tensor, erased: Tensor | None = None) -> Tensor:
         """Softmax of the logits, (R, C) float64.
 
@@ -86,7 +93,7 @@ class AttentionExamples(ModelOnBatch):
                     output = self.run(rows=rows[at])
             return _checked(logits_of(output), len(rows[at])).double().softmax(1)
 
-        return torch.cat([predict(at) for at in self.parts(len(rows), unlimited=self.n)])
+        return torch.cat([predict(at) for at in self.parts(len(rows), unlimited=self.at_once)])
 
     def gradients(self, multiply_by_weights: bool) -> Tensor:
         """(N, positions) d log p / d weight of the predicted class, the mean over heads and queries."""

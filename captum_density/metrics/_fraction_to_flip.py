@@ -123,16 +123,26 @@ class _Importances:
 
 
 def _erase_until(examples: AttentionExamples, order: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """For each example the fraction erased at the first flip, 1 for none, and whether there is one."""
+    """For each example the fraction erased at the first flip, 1 for none, and whether there is one.
+
+    Erasures run side by side: of one position, then of two and three, and so on, twice as many each time.
+    """
     positions = examples.live.sum(1)
     fraction = torch.ones(examples.n, dtype=torch.float64, device=order.device)
     flipped = torch.zeros(examples.n, dtype=torch.bool, device=order.device)
-    for count in range(1, int(positions.max())):
-        rows = (~flipped & (positions > count)).nonzero().flatten()
+    most, done, size = int(positions.max()), 0, 1
+    while done + 1 < most:
+        rows = (~flipped & (positions > done + 1)).nonzero().flatten()
         if not len(rows):
             break
-        erased = order[rows] < count  # none that a mask hides: they come last
-        flips = examples.probabilities(rows, erased).argmax(1) != before[rows]
-        fraction[rows[flips]] = count / positions[rows[flips]].double()
-        flipped[rows[flips]] = True
+        size = min(size, max(1, examples.at_once // len(rows)), most - 1 - done)
+        counts = torch.arange(done + 1, done + size + 1, device=order.device)
+        # One position is left at least; none is erased that a mask hides, as they come last.
+        k, r = (counts[:, None] < positions[rows]).nonzero(as_tuple=True)
+        flips = torch.zeros(len(counts), len(rows), dtype=torch.bool, device=order.device)
+        predicted = examples.probabilities(rows[r], order[rows[r]] < counts[k, None]).argmax(1)
+        flips[k, r] = predicted != before[rows[r]]
+        first, flipped[rows] = flips.int().argmax(0), flips.any(0)
+        fraction[rows] = torch.where(flips.any(0), counts[first] / positions[rows].double(), 1.0)
+        done, size = done + size, 2 * size
     return fraction, flipped

@@ -43,10 +43,6 @@ SIZES: dict[str, dict[str, Any]] = {
 LENGTHS = {"1b": 512, "small": 16}
 # Of each benchmark its arguments, and those for the small size, for which it is left out where there are none.
 BENCHMARKS: dict[str, tuple[str, str]] = {
-    "full_grad": (
-        "--models resnet50 vit_b_16 swin_t --batch-size 16 --runs 10 --out",
-        "--models resnet18 --batch-size 1 --runs 1 --out",
-    ),
     "rules": (
         "--models bert llama --lengths 512 --width 1024 --runs 10 --no-memory --out",
         "--models llama --lengths 8 --width 64 --layers 1 --runs 1 --no-memory --out",
@@ -54,6 +50,10 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "losses": (
         "--models resnet18 --samples 1 --batch-size 128 --runs 5 --repeats 4 --no-memory --json",
         "",
+    ),
+    "full_grad": (
+        "--models resnet50 vit_b_16 swin_t --batch-size 16 --runs 10 --out",
+        "--models resnet18 --batch-size 1 --runs 1 --out",
     ),
 }
 
