@@ -24,7 +24,9 @@ class ScoreMatchingLoss(DensityLoss):
     off to minus infinity, as it does where data have little noise.
 
     The default estimate takes 2 * n_samples + 1 evaluations, the copies in one batch, and one gradient that is
-    differentiated again. Its noise is that of `captum_density.density.hessian_trace`: raise `n_samples`, not
+    differentiated again: a training step of a ResNet-18 takes 4 times as long as one without it. The step's own
+    `logits` spare the evaluation of the examples, and a `share` of the batch all of it in proportion (0.375: 2.4 times,
+    at 2.6 times the variance). Its noise is that of `captum_density.density.hessian_trace`: raise `n_samples`, not
     `noise_std`, where it hurts; the square in the last term takes the estimate, and so adds its variance. On ReLU
     networks the estimators by derivatives see no trace, and warn.
 

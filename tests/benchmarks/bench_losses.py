@@ -189,7 +189,7 @@ def main() -> None:
                 device=arguments.device,
                 runs=arguments.runs,
                 threads=arguments.threads,
-                clock=time.process_time if arguments.cpu_time else time.perf_counter,
+                clock=time.process_time if arguments.cpu_time else None,
                 memory=not (arguments.quick or arguments.no_memory),
             )
             comparisons.append(comparison)

@@ -80,7 +80,7 @@ def compare(
     warm_up: int = 2,
     threads: int = 1,
     memory: bool = True,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> Comparison:
     """Measure the cases against each other; one that raises is reported as failed, and the others go on.
 
@@ -93,7 +93,7 @@ def compare(
         warm_up: rounds before them, not timed.
         threads: PyTorch's threads in one operation.
         memory: whether to measure peak memory too.
-        clock: seconds so far; `time.process_time` where others share the machine.
+        clock: seconds so far; `time.process_time` where others share the machine, None for `time.perf_counter`.
 
     Returns:
         The comparison, with a measurement for each case.
@@ -110,7 +110,12 @@ def compare(
         except MeasurementFailedError as error:
             result[name] = Measurement(failure=str(error))
     times, failures = _interleaved(
-        {name: case for name, case in cases.items() if name not in result}, device, runs, warm_up, threads, clock
+        {name: case for name, case in cases.items() if name not in result},
+        device,
+        runs,
+        warm_up,
+        threads,
+        clock or time.perf_counter,
     )
     for name, failure in failures.items():
         result[name] = Measurement(failure=failure)
