@@ -88,10 +88,12 @@ class _Smooth(Remainder):
     Attributes:
         product: Of (call, u, y), the Jacobian times u.
         bounded: Whether y is finite where u is infinite: then nothing comes from there.
+        later: As in `Remainder`: whether autograd keeps u.
     """
 
     product: Callable[[Call, Tensor, Tensor], Tensor]
     bounded: bool = False
+    later: bool = False
     evaluates: ClassVar[bool] = True
 
     def prepare(self, call: Call) -> None:
@@ -115,9 +117,11 @@ _SMOOTH = {
     "sigmoid": _Smooth(lambda call, u, y: _aten.sigmoid_backward(u, y), True),
     "tanh": _Smooth(lambda call, u, y: _aten.tanh_backward(u, y), True),
     "exp": _Smooth(lambda call, u, y: u * y, True),
-    "gelu": _Smooth(lambda call, u, y: _aten.gelu_backward(u, u, approximate=call.kwargs.get("approximate", "none"))),
-    "silu": _Smooth(lambda call, u, y: _aten.silu_backward(u, u)),
-    "hardswish": _Smooth(lambda call, u, y: _aten.hardswish_backward(u, u)),
+    "gelu": _Smooth(
+        lambda call, u, y: _aten.gelu_backward(u, u, approximate=call.kwargs.get("approximate", "none")), later=True
+    ),
+    "silu": _Smooth(lambda call, u, y: _aten.silu_backward(u, u), later=True),
+    "hardswish": _Smooth(lambda call, u, y: _aten.hardswish_backward(u, u), later=True),
     "hardsigmoid": _Smooth(lambda call, u, y: _aten.hardsigmoid_backward(u, u), True),
     "softmax": _Smooth(_softmax),
 }
@@ -142,14 +146,13 @@ class _Normalisation(Remainder):
     weight: int
     bias: int | None
     eps: int
+    later: bool = True
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         (y,), x = outputs, call.argument(0, "input")
         w = call.argument(self.weight, "weight")
         b = None if self.bias is None else call.argument(self.bias, "bias")
         of_x, of_w, of_b = (t is not None and call.is_activation(t) for t in (x, w, b))
-        if of_x + of_w + of_b != len(call.activations) or x.dtype not in _PRECISE or y.dtype != x.dtype:
-            return DERIVATIVE.of(call, outputs, create_graph)
         scale = x.new_tensor(1.0 - of_w)
         if of_x:
             eps = call.argument(self.eps, "eps")
@@ -184,8 +187,12 @@ _NORMALISATIONS = {
 
 def normalisation(call: Call) -> Remainder:
     """A normalisation by the statistics of its input."""
+    x = call.argument(0, "input")
     stored = call.name == "instance_norm" and call.argument(5, "use_input_stats") is False
-    return DERIVATIVE if stored or call.func is torch.instance_norm else _NORMALISATIONS[call.name]
+    twice = len({id(u) for u in call.activations}) < len(call.activations)
+    if stored or twice or call.func is torch.instance_norm or x.dtype not in _PRECISE:
+        return DERIVATIVE
+    return _NORMALISATIONS[call.name]
 
 
 # -- attention
@@ -193,6 +200,10 @@ def normalisation(call: Call) -> Remainder:
 
 class _Attention(Remainder):
     """In blocks of weights, so that no more of them are in memory than fused attention has."""
+
+    def waits(self, y: Tensor) -> bool:
+        # Fused attention keeps its arguments; written out, it keeps what it makes of them.
+        return y.grad_fn is not None and y.grad_fn.name().startswith("ScaledDotProduct")
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         (y,) = outputs
@@ -204,7 +215,7 @@ class _Attention(Remainder):
         mask = None if operands[3] is None else operands[3].detach()
         of_scores, of_value, of_mask = float(active[0] + active[1]), active[2], active[3]
         if not of_scores and not of_mask:
-            return [None]
+            return [torch.zeros_like(y)]
         if call.argument(7, "enable_gqa"):
             k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
         scale = call.argument(6, "scale")

@@ -25,6 +25,7 @@ class CulpritTrace(Trace):
         culprit: Name of the first operation of which they differ, None if there is none.
     """
 
+    postpones = False
     culprit: str | None = None
 
     def _prepare(self, call: Call, remainder: Remainder) -> None:
@@ -66,6 +67,8 @@ class RoundingTrace(Trace):
     That is |y|, and the logarithm of the sum of exponentials (the largest u) where the operation subtracts it inside.
     """
 
+    postpones = False
+
     def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
         return [_size(call, y) for y in outputs]
 
@@ -102,6 +105,7 @@ class FiniteTrace(Trace):
         last_infinity: The last operation whose output has an infinity and whose activations are finite.
     """
 
+    postpones = False
     first_nan: str | None = None
     last_infinity: str | None = None
 

@@ -57,10 +57,17 @@ class Remainder:
     Attributes:
         evaluates: Whether the call may be run a second time, so that what it overwrites must be kept.
         related: Whether one of several outputs may be computed from another, as an LSTM's h is from its c.
+        later: Whether r may as well be computed in the backward pass, so that it takes no memory until then: whether it
+            is made of y and of activations that autograd keeps for that pass, and lets nobody overwrite.
     """
 
     evaluates: ClassVar[bool] = False
     related: ClassVar[bool] = False
+    later: bool = False
+
+    def waits(self, y: Tensor) -> bool:
+        """Whether r of the output y may be computed in the backward pass."""
+        return self.later
 
     def prepare(self, call: Call) -> None:
         """Note of a call that is about to run what cannot be found out afterwards."""
@@ -91,6 +98,7 @@ class _Degree(Remainder):
     """(1 - p) y, of what is positively homogeneous of degree p."""
 
     degree: float
+    later: bool = False
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         return [(1 - self.degree) * y for y in outputs]
@@ -169,8 +177,8 @@ SYMMETRIC = _Symmetric()
 _AT_ZERO, _BATCH_NORM, _CONSTANT = _AtZero(), _BatchNormBias(), _Constant()
 
 
-def _of_degree(degree: float) -> Remainder:
-    return ZERO if degree == 1 else _Degree(degree)
+def _of_degree(degree: float, later: bool = False) -> Remainder:
+    return ZERO if degree == 1 else _Degree(degree, later)
 
 
 # -- what the table holds
@@ -203,12 +211,12 @@ def shift(call: Call) -> Remainder:
 
 def multilinear(call: Call) -> Remainder:
     """Linear in each tensor it reads: homogeneous of degree (number of activations) in the activations together."""
-    return _of_degree(len(call.activations))
+    return _of_degree(len(call.activations), call.name == "mul")
 
 
 def homogeneous(degree: float) -> Callable[[Call], Remainder]:
     """Positively homogeneous in all the activations it reads together."""
-    remainder = _of_degree(degree)
+    remainder = _of_degree(degree, True)
     return lambda call: remainder
 
 
@@ -229,7 +237,7 @@ def quotient(call: Call) -> Remainder:
 def power(call: Call) -> Remainder:
     """u ** p."""
     exponent = call.argument(1, "exponent")
-    return _of_degree(float(exponent)) if isinstance(exponent, numbers.Real) else DERIVATIVE
+    return _of_degree(float(exponent), True) if isinstance(exponent, numbers.Real) else DERIVATIVE
 
 
 def extremum(call: Call) -> Remainder:

@@ -317,6 +317,7 @@ def _examples_first(
     """df/dy, the factor and how both lie on the inputs, examples first; None if nothing tells the examples apart."""
     factor, place = operation.factor, operation.place
     assert factor is not None
+    factor = factor if isinstance(factor, Tensor) else factor()
     spread = (NOWHERE if place is None else place).spread(gradient.shape, n, positions)
     if spread is None:
         return None

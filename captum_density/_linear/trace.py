@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,10 +37,34 @@ from captum_density._model.modules import ModuleStack, batch_statistics_error
 __all__ = ["OpaqueOperationError", "Operation", "Trace", "enclosing_trace"]
 
 _MARK = "_captum_density_activation"
+_LARGE = 2**14  # elements of an output whose factor waits for the backward pass
 
 
 class OpaqueOperationError(RuntimeError):
     """An activation came from an operation the trace did not see, and its operands are no longer at hand."""
+
+
+def _is_large(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.numel() > _LARGE
+
+
+class _Later:
+    """r of an operation with one output, computed when it is asked for."""
+
+    def __init__(self, remainder: Remainder, call: Call, y: Tensor) -> None:
+        self._remainder, self._call = remainder, call
+        self._y, self._version = y.detach(), y._version
+
+    def __call__(self) -> Tensor:
+        # What autograd does not keep may have been overwritten since.
+        y = self._y if self._y._version == self._version else self._call.evaluate(Tensor.detach)[0]
+        with torch.no_grad():
+            (r,) = self._remainder.of(self._call, [y], False)
+        assert r is not None
+        return r
+
+
+Factor: TypeAlias = "Tensor | _Later | None"
 
 
 @dataclass
@@ -51,14 +75,14 @@ class Operation:
         name: "module.path:operation", unique, numbered "#2", "#3", ... where an operation runs again.
         output_shape: Shape of its output y.
         factor: What df/dy is to be multiplied by, broadcastable to y: r, unless another kind of trace says otherwise.
-            Dropped after the backward pass.
+            Dropped after the backward pass. Or what computes it.
         place: Where y's elements lie on the inputs, None where that could not be followed.
         lost: The operation at which some of them lost their place, None if none has.
     """
 
     name: str
     output_shape: torch.Size
-    factor: Tensor | None
+    factor: Factor
     place: Place | None
     lost: str | None = None
 
@@ -79,6 +103,8 @@ class Trace(TorchFunctionMode):
         keep_activations: Hold on to every activation, so that an operation the trace did not see can be taken as one
             step.
     """
+
+    postpones: ClassVar[bool] = True  # Whether large factors may be computed in the backward pass.
 
     def __init__(self, create_graph: bool = False, keep_activations: bool = False) -> None:
         super().__init__()
@@ -181,10 +207,20 @@ class Trace(TorchFunctionMode):
             result = map_tensors(lambda y: self._on_its_own(y, related), result)
             outputs = tensors_in(result)
         if any([self._is_new(y) for y in outputs]):
-            self.record(call, outputs, self._factors(remainder, call, outputs))
+            if (
+                self.postpones
+                and not self.create_graph
+                and len(outputs) == 1
+                and _is_large(result)
+                and remainder.waits(result)
+            ):
+                self._refuse_without_gradient(call.name, outputs)
+                self.record(call, outputs, [_Later(remainder, call, result)])
+            else:
+                self.record(call, outputs, self._factors(remainder, call, outputs))
         return result
 
-    def record(self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Tensor | None]) -> None:
+    def record(self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Factor]) -> None:
         """Take what a call returned for activations; `factors` has r of each output, None for zero."""
         places = self._propagated(call, [self._place(u) for u in call.activations], outputs)
         for y, r, place in zip(outputs, factors, places, strict=True):
@@ -293,7 +329,7 @@ class Trace(TorchFunctionMode):
         flat = all(p is not None and p.is_flat for p in map(self._place, call.activations))
         return "" if flat and row(call).layout.mixes is not None else self._name(call.name)
 
-    def _add(self, name: str, y: Tensor, factor: Tensor | None, place: Place | None, lost: str | None = None) -> None:
+    def _add(self, name: str, y: Tensor, factor: Factor, place: Place | None, lost: str | None = None) -> None:
         self._mark(y, place, lost)
         self.dtypes.add(y.dtype)
         if name in _LAYOUT_SENSITIVE and y.device.type == "cpu" and y.shape[:1] == (1,):

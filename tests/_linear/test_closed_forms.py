@@ -150,3 +150,21 @@ def test_nothing_comes_from_where_a_function_is_bounded_at_infinity(function):
     full = FullGrad(lambda x: function(x + mask).sum(1)).decompose(torch.randn(3, 4, dtype=DOUBLE))
     assert_complete(full)
     assert all(bool(term.isfinite().all()) for term in full.biases.values())
+
+
+@pytest.mark.parametrize("kind", [FullGrad, partial(FullGrad, complete=True)])
+def test_multi_head_attention_is_what_it_is_made_of(kind):
+    module, head = nn.MultiheadAttention(6, 2, batch_first=True).double(), nn.Linear(6, 3).double()
+    nn.init.normal_(module.in_proj_bias)
+
+    def as_module(x):
+        return head(module(x, x, x, need_weights=False)[0].tanh().sum(1))
+
+    def by_hand(x):
+        q, k, v = (
+            F.linear(x, module.in_proj_weight, module.in_proj_bias).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        )
+        return head(module.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).tanh().sum(1))
+
+    x = torch.randn(4, 5, 6, dtype=DOUBLE)
+    torch.testing.assert_close(kind(as_module).attribute(x, 1), kind(by_hand).attribute(x, 1))

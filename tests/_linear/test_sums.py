@@ -213,3 +213,27 @@ def test_small_terms_that_are_reduced_together(kind, monkeypatch):
     monkeypatch.setattr("captum_density._linear.sweep._SMALL", 100)
     monkeypatch.setattr("captum_density._linear.sweep._TOGETHER", 200)
     torch.testing.assert_close(together, kind(model).attribute(x, 1))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_large_remainders_that_wait_for_the_backward_pass(overwrite, monkeypatch):
+    layer = nn.Linear(6, 18).double()
+
+    def model(x):
+        q, k, v = layer(x).chunk(3, -1)
+        y = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        y = nn.functional.layer_norm(y, (6,), eps=0.1)
+        if overwrite:
+            y.add_(1)  # as layer_norm does not keep it
+        y = nn.functional.gelu(y)
+        z = y * q
+        if overwrite:
+            z.mul_(2)
+        return z.square().mean(2)
+
+    x = torch.randn(3, 5, 6, dtype=torch.float64)
+    expected = FullGrad(model).decompose(x, 1)
+    monkeypatch.setattr("captum_density._linear.trace._LARGE", 0)
+    full = FullGrad(model).decompose(x, 1)
+    assert_complete(full)
+    torch.testing.assert_close(full.biases, expected.biases)
