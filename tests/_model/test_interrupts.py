@@ -46,7 +46,7 @@ def state() -> dict[str, Any]:
     modules = {name: module for model in (MODEL, RECURRENT, ATTENTION) for name, module in model.named_modules()}
     return {
         "signal": signal.getsignal(signal.SIGINT),
-        "random numbers": torch.get_rng_state().tolist(),
+        "random numbers": torch.get_rng_state().numpy().tobytes(),
         "warnings": list(sys.modules["warnings"].filters),
         "stance": torch._dynamo.eval_frame._stance.stance,
         "fused attention": torch.backends.cuda.flash_sdp_enabled(),
