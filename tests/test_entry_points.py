@@ -187,6 +187,9 @@ CALLS = {
     "LangevinSampler.__init__": lambda t: samplers.LangevinSampler(
         model, 0.1, 2, bounds=(t(X.amin(0)), 9.0), generator=generator()
     ).sample(X).samples,
+    "LangevinSampler, adjusted": lambda t: samplers.LangevinSampler(
+        model, 0.1, 2, metropolis=True, bounds=(t(X.amin(0) - 1), 9.0), generator=generator()
+    ).sample(X).samples,
     "ActivationMaximization.__init__": lambda t: samplers.ActivationMaximization(
         model, 0.1, 2, reference=t(NEAR), decay=1.0, bounds=(t(X.amin(0)), 9.0)
     ).sample(X, Y).samples,
@@ -431,3 +434,13 @@ def numbers(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(numbers, value))
     return torch.tensor(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("devices", [("cpu",), ("cuda:0",)])
+@pytest.mark.parametrize("name", [name for name in DATA if name != "audit"])
+def test_data_on_a_gpu_are_trained_on_where_it_is_asked_for(name, devices, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "FIT", retraining.FitConfig(epochs=1, batch_size=4, devices=devices))
+    expected = numbers(DATA[name]((X, Y))) if devices == ("cpu",) else None
+    received = numbers(DATA[name]((X.cuda(), Y.cuda())))
+    same(on_cpu(received), expected)
