@@ -27,7 +27,7 @@ from captum_density._linear import discrete
 from captum_density._linear.definitions import DEFINITIONS, opened
 from captum_density._linear.operations import ROWS, UNKNOWN, Difference
 from captum_density._linear.recurrent import RECURRENT
-from captum_density._model.calls import map_tensors, mutated, operation_name, tensors_in
+from captum_density._model.calls import in_checkpoint, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.modules import FSDP_IDENTITY, ModuleStack
 
 __all__ = ["TwoPointsMode", "WaysPartError"]
@@ -594,8 +594,7 @@ _CHECKPOINT = (
 
 
 def _refuse_checkpoint() -> None:
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is not None and "checkpoint" in getattr(hooks[0], "__module__", ""):
+    if in_checkpoint():
         raise NotImplementedError(_CHECKPOINT)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from captum_density._model.evaluation import without_fused_recurrence
 
-__all__ = ["Call", "is_continuous", "map_tensors", "mutated", "operation_name", "tensors_in"]
+__all__ = ["Call", "in_checkpoint", "is_continuous", "map_tensors", "mutated", "operation_name", "tensors_in"]
 
 # Where `inplace` stands among the arguments of the functions that have it.
 _INPLACE_POSITION = {
@@ -222,3 +224,17 @@ def _is_in_place(func: Callable[..., Any]) -> bool:
         or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"))
         or name == "__setitem__"
     )
+
+
+def in_checkpoint() -> bool:
+    """Whether what runs now is activation checkpointing's, of the kind that is not reentrant."""
+    top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top_hooks is not None:
+        hooks = top_hooks(False)
+        return hooks is not None and "checkpoint" in getattr(hooks[0], "__module__", "")
+    frame = sys._getframe()  # PyTorch 2.6 tells nobody its hooks
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "checkpoint" and frame.f_code.co_filename == checkpoint.__file__:
+            return True
+    return False

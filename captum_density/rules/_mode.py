@@ -26,7 +26,7 @@ from captum_density._linear.operations import ROWS, UNKNOWN, Balance
 from captum_density._linear.recurrent import RECURRENT
 from captum_density._linear.remainders import linear
 from captum_density._linear.trace import Trace, enclosing_trace
-from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
+from captum_density._model.calls import Call, in_checkpoint, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.errors import warn
 from captum_density._model.interrupts import CleanInterrupts
 from captum_density._model.modules import FSDP_IDENTITY, as_written
@@ -259,7 +259,8 @@ class RuleMode(TorchFunctionMode):
                 self._remember_source(y)
             return result
         name = operation_name(func)
-        _refuse_checkpoint()
+        if in_checkpoint():
+            _refuse_recomputation("CheckpointFunction")
         rules = self._rules_for(name)
         if not isinstance(rules, RuleSet):
             own = RuleCall(name, func, args, kwargs)
@@ -621,12 +622,6 @@ def _refuse_without_derivative(call: _Call, result: Any) -> None:
             f"{call.name} has no derivative ({reason.rstrip('.')}); give it a rule, as in BalancedGradients(model, "
             f"{{{call.name!r}: rule}}), or explain the model as it was before it was quantised"
         )
-
-
-def _refuse_checkpoint() -> None:
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is not None and "checkpoint" in getattr(hooks[0], "__module__", ""):
-        _refuse_recomputation("CheckpointFunction")
 
 
 def _refuse_recomputation(name: str) -> None:
