@@ -67,6 +67,7 @@ class FullGradAttribution(GradientAttribution):
         additional_forward_args: object,
         reduction: Callable[[], Reduction[R]],
         create_graph: bool = False,
+        unchecked: list[Tensor] | None = None,
     ) -> Sweep[R]:
         if is_fully_sharded(self.forward_func):
             raise NotImplementedError(
@@ -76,7 +77,9 @@ class FullGradAttribution(GradientAttribution):
         xs = inputs if isinstance(inputs, tuple) else (inputs,)
         tensors = all(isinstance(x, Tensor) for x in xs)  # anything else is refused by the sweep
         layout = _positions(self.layout, xs) if self.layout is not None and tensors else None
-        return sweep(self.forward_func, inputs, target, additional_forward_args, reduction, create_graph, layout)
+        return sweep(
+            self.forward_func, inputs, target, additional_forward_args, reduction, create_graph, layout, unchecked
+        )
 
 
 def _positions(layout: Any, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...] | None]:

@@ -90,21 +90,31 @@ class SmoothFullGrad(FullGradAttribution):
                 f"nt_samples and nt_samples_batch_size must be at least 1, but are {nt_samples} and {size}"
             )
         noise = standard_noise(xs, nt_samples, "gaussian", generator)
-        sums: BatchSums | None = None
-        for start in range(0, nt_samples, size):
-            k = min(size, nt_samples - start)
-            # Copies of an example stand together, as Captum's repeat_interleave has them.
-            noisy = tuple(
-                (values + scale * z[start : start + k]).transpose(0, 1).flatten(0, 1)
-                for values, scale, z in zip(xs, scales, noise, strict=True)
-            )
-            rows = torch.arange(batch.n, device=batch.device).repeat_interleave(k)
-            of_batch = self._sweep(noisy, batch.target_of(rows), batch.args_of(rows), partial(SampleSums, k)).result
-            sums = of_batch if sums is None else sums + of_batch
-        assert sums is not None  # as there is one sample at least
+        displacements = tuple(scale * z for scale, z in zip(scales, noise, strict=True))
+        # On a GPU, which is waited for at each look, all samples' sums are looked at together.
+        met: list[Tensor] | None = None if batch.device.type == "cpu" else []
+        sums = self._sums(batch, displacements, size, met)
+        if met and not bool(torch.stack(met).all()):
+            sums = self._sums(batch, displacements, size, None)
         maps = smooth_maps(sums)
         warn_of_unreached(maps)
         return finish(maps.maps, inputs)
+
+    def _sums(
+        self, batch: ModelOnBatch, displacements: tuple[Tensor, ...], size: int, met: list[Tensor] | None
+    ) -> BatchSums:
+        """The terms' sums over displaced copies of a batch, so many copies at once."""
+        sums: BatchSums | None = None
+        for parts in zip(*(d.split(size) for d in displacements), strict=True):
+            k = len(parts[0])
+            # Copies of an example stand together, as Captum's repeat_interleave has them.
+            noisy = tuple((x + part).transpose(0, 1).flatten(0, 1) for x, part in zip(batch.inputs, parts, strict=True))
+            rows = torch.arange(batch.n, device=batch.device).repeat_interleave(k)
+            reduction = partial(SampleSums, k)
+            swept = self._sweep(noisy, batch.target_of(rows), batch.args_of(rows), reduction, unchecked=met)
+            sums = swept.result if sums is None else sums + swept.result
+        assert sums is not None  # as there is one sample at least
+        return sums
 
 
 def _noise_scales(inputs: tuple[Tensor, ...], stdevs: float | tuple[float, ...] | None) -> list[Tensor]:

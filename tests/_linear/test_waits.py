@@ -8,7 +8,8 @@ import torchvision
 from captum.attr import Saliency
 from torch import nn
 
-from captum_density.attr import FullGrad
+from captum_density.attr import FullGrad, SmoothFullGrad
+from captum_density.audit import audit
 from captum_density.retraining import pgd
 from captum_density.samplers import ActivationMaximization, LangevinSampler
 from tests.waits import waits
@@ -27,7 +28,7 @@ MODELS = {
 def test_full_grad_waits_six_times_more_at_most(name):
     torch.manual_seed(0)
     model, images, target = MODELS[name]().eval().cuda(), IMAGES.cuda(), torch.tensor([0, 2], device="cuda")
-    for attribution in (FullGrad(model), FullGrad(model, complete=True)):
+    for attribution in (FullGrad(model), FullGrad(model, complete=True), SmoothFullGrad(model)):
         plain = waits(partial(Saliency(model).attribute, images, target=target))
         assert waits(partial(attribution.attribute, images, target=target)) <= plain + 6
 
@@ -51,3 +52,9 @@ def test_samplers_and_attacks_wait_once_in_ten_steps():
 
     for run in (langevin, adjusted, maximization, attack):
         assert waits(partial(run, 60)) - waits(partial(run, 10)) <= 5, run.__name__
+
+
+@pytest.mark.cuda
+def test_an_audit_waits_for_its_figures_and_not_for_its_runs():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).cuda(), torch.rand(4, 1, 4, 4).cuda()
+    assert waits(partial(audit, model, (x, torch.tensor([0, 1, 2, 0], device="cuda")))) <= 600
