@@ -195,6 +195,17 @@ def test_a_share_of_the_examples_is_evaluated(name, share, size, x):
     assert rows[0] == rows[1]
 
 
+def test_an_argument_for_all_examples_may_have_as_many_rows_as_a_share(x):
+    for_all, for_each = torch.randn(2, dtype=DOUBLE), torch.randn(4, 1, dtype=DOUBLE)
+
+    def model(x, both, one):
+        assert len(both) == 2 and len(one) == len(x)
+        return torch.sin(x) * both.sum() * one
+
+    loss = ScoreMatchingLoss(n_samples=2, share=0.5)
+    loss(model, x, LABELS, (for_all, for_each))
+
+
 def test_the_share_is_drawn_anew_from_the_generator(x):
     model, values = network(), []
     for seed in (0, 0, 1):
