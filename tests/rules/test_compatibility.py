@@ -1,6 +1,7 @@
 """Each cell of the page on compatibility, and the page itself."""
 
 import contextlib
+import gc
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ def test_the_page_has_this_table():
 @pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`", "ignore:Setting (forward, )?backward hooks")
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
 def test_cell(row, method):
+    if "fully_shard" in row.name and torch.__version__ < "2.7":
+        pytest.skip("PyTorch 2.6 shards on no CPU")
+    gc.collect()  # a checkpoint of PyTorch 2.6 that was refused is at work until its frame is gone
     cell, make = row.cells[method], METHODS[method]
     assert cell.text.startswith("no: " if cell.refusal else "yes")
     expected, output = make(network()).attribute(inputs(), target=1).detach(), network()(inputs())[:, 1].detach()
