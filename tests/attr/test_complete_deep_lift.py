@@ -601,7 +601,8 @@ def test_refusals():
             CompleteDeepLift(lambda x, model=model: model(x)).attribute(x, 0, 1)
     with pytest.raises(NotImplementedError, match="FeatureAblation"):
         CompleteDeepLift(lambda x: torch.igamma(x.exp(), x.exp() + 1)).attribute(x, 0, 1)
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer PyTorch says that TorchScript is deprecated
         scripted = torch.jit.script(nn.Linear(4, 3))
     with pytest.raises(TypeError, match="it was made from"):
         CompleteDeepLift(scripted).attribute(x, 0, 1)

@@ -178,6 +178,8 @@ def test_numbers_of_the_authors_package(reference, family, rules, attention):
     made = json.loads(str(reference[f"{family}.config"]))
     # Token ids beyond the small vocabulary are GPT-2's defaults, of which transformers warns.
     ids = dict.fromkeys(("bos_token_id", "eos_token_id"), 0) if family == "gpt2" else {}
+    if not hasattr(transformers, made["config"]):
+        pytest.skip(f"this transformers has no {made['config']}")
     config = getattr(transformers, made["config"])(**made["arguments"], **ids, use_cache=False)
     model = getattr(transformers, made["model"])._from_config(config, attn_implementation=attention).double().eval()
     prefix = f"{family}.weights."
@@ -523,7 +525,8 @@ def test_unknown_rules(rules, error, remedy):
 
 def test_what_hides_operations_is_refused():
     x = torch.randn(2, 3, requires_grad=True)
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer PyTorch says that TorchScript is deprecated
         scripted = torch.jit.script(nn.Linear(3, 3))
     with pytest.raises(TypeError, match="it was made from"):
         BalancedGradients(scripted)
