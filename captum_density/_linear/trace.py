@@ -44,10 +44,6 @@ class OpaqueOperationError(RuntimeError):
     """An activation came from an operation the trace did not see, and its operands are no longer at hand."""
 
 
-def _is_large(result: Any) -> bool:
-    return isinstance(result, Tensor) and result.numel() > _LARGE
-
-
 class _Later:
     """r of an operation with one output, computed when it is asked for."""
 
@@ -207,18 +203,22 @@ class Trace(TorchFunctionMode):
             result = map_tensors(lambda y: self._on_its_own(y, related), result)
             outputs = tensors_in(result)
         if any([self._is_new(y) for y in outputs]):
-            if (
-                self.postpones
-                and not self.create_graph
-                and len(outputs) == 1
-                and _is_large(result)
-                and remainder.waits(result)
-            ):
+            if self._postpones(result) and remainder.waits(result):
                 self._refuse_without_gradient(call.name, outputs)
                 self.record(call, outputs, [_Later(remainder, call, result)])
             else:
                 self.record(call, outputs, self._factors(remainder, call, outputs))
         return result
+
+    def _postpones(self, result: Any) -> bool:
+        """Whether a result is large, so that its factor should wait for the backward pass, and autograd keeps tensors."""
+        return (
+            self.postpones
+            and isinstance(result, Tensor)
+            and result.numel() > _LARGE
+            and not self.create_graph
+            and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+        )
 
     def record(self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Factor]) -> None:
         """Take what a call returned for activations; `factors` has r of each output, None for zero."""
