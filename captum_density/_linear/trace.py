@@ -211,7 +211,7 @@ class Trace(TorchFunctionMode):
         return result
 
     def _postpones(self, result: Any) -> bool:
-        """Whether a result is large, so that its factor should wait for the backward pass, and autograd keeps tensors."""
+        """Whether a result is so large that its factor should wait for the backward pass, and autograd keeps it all."""
         return (
             self.postpones
             and isinstance(result, Tensor)
