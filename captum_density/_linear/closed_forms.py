@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_density._linear.jacobian import finite
 from captum_density._linear.remainders import DERIVATIVE, SYMMETRIC, Remainder, symmetric
@@ -51,14 +51,14 @@ class _SummedProduct(Remainder):
         if self.axis is None:  # the summand may be a mask of scores: infinite, where no gradient comes from
             y, b = finite(y), finite(b)
         product = None if factors == 1 else (1 - factors) * y
-        if b is None or factors == active:
+        weight = (factors - active) * call.kwargs.get("beta", 1)
+        if b is None or weight == 0:  # at beta = 0 it is not read, and may be what memory held
             return [product]
         shape = [*[1] * (y.ndim - b.ndim), *b.shape]
         if self.axis is not None:
             shape = [1] * y.ndim
             shape[self.axis] = -1
-        b, weight = b.reshape(shape), (factors - active) * call.kwargs.get("beta", 1)
-        b = b if weight == 1 else weight * b
+        b = b.reshape(shape) if weight == 1 else weight * b.reshape(shape)
         return [b if product is None else product + b]
 
 
@@ -72,8 +72,8 @@ _ADDED = _SummedProduct(0, "input", None)
 
 
 def added(call: Call) -> Remainder:
-    """A first argument, `beta` times, and a product of the others."""
-    return _ADDED
+    """A first argument, `beta` times, and a product of the others; in the order that PyTorch has had since 1.5."""
+    return _ADDED if isinstance(call.argument(0, "input"), Tensor) and len(call.args) < 4 else DERIVATIVE
 
 
 # -- functions with a symmetric Jacobian
@@ -257,7 +257,7 @@ def _weights(scores: Tensor, mask: Tensor | None, start: int | None) -> Tensor:
 
 def _blocks(shape: Sequence[int], keys: int) -> Iterator[tuple[slice, ...]]:
     """Slices of queries along the dimensions of a batch and along their own, with a block of weights in each."""
-    budget, steps = max(_BLOCK // keys, _LEAST), list[int]()
+    budget, steps = max(_BLOCK // max(keys, 1), _LEAST), list[int]()
     for size in reversed(shape):
         steps.insert(0, max(min(size, budget), 1))
         budget //= max(size, 1)
@@ -269,5 +269,6 @@ _ATTENTION = _Attention()
 
 
 def dot_attention(call: Call) -> Remainder:
-    """Scaled dot-product attention without dropout."""
-    return DERIVATIVE if call.argument(4, "dropout_p") else _ATTENTION
+    """Scaled dot-product attention without dropout, and without masks of a class of their own, such as `CausalBias`."""
+    plain = type(call.argument(3, "attn_mask")) in (type(None), Tensor, nn.Parameter)
+    return _ATTENTION if plain and not call.argument(4, "dropout_p") else DERIVATIVE

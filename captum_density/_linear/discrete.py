@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from captum_density._model.calls import Versions
+
 __all__ = [
     "Mapped",
     "UnrepresentableError",
@@ -209,11 +211,16 @@ def attention(
         causal: Whether a query attends to no later key.
         scale: As above.
         activations: Which of the operands depend on the inputs.
+
+    Raises:
+        OverwrittenError: In the backward pass, if an operand or the mask has been overwritten.
     """
+    read = Versions(t for t in (*operands, *others, mask) if t is not None)
 
     def transposed(g: Sequence[Tensor | None]) -> list[Tensor | None]:
         if g[0] is None:
             return [None] * len(activations)
+        read.check()
         back = _attention_transposed(g[0], operands, others, mask, causal, scale)
         return [back[i] for i in activations]
 

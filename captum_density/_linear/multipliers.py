@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_density._linear import discrete
 from captum_density._linear.two_points import ExamplesLostError, TwoPointsMode, WaysPartError
 from captum_density._model.batch import ModelOnBatch
+from captum_density._model.calls import OverwrittenError
 from captum_density._model.modules import as_written
 
 __all__ = ["Multipliers", "multipliers"]
@@ -65,14 +66,16 @@ def _multipliers(batch: ModelOnBatch, baselines: Sequence[Tensor], start: Tensor
 
 def _followed(batch: ModelOnBatch, baselines: Sequence[Tensor], start: Tensor) -> tuple[Multipliers, Tensor]:
     """Multipliers and f(x), with as many modules for one step as it takes."""
-    steps = dict[str, str]()
+    steps, in_blocks = dict[str, str](), True
     while _WHOLE not in steps:
         try:
-            mode = TwoPointsMode(batch.n, frozenset(steps))
+            mode = TwoPointsMode(batch.n, frozenset(steps), in_blocks=in_blocks)
             values, output, other = _run(mode, batch, baselines)
             if torch.allclose(other, start, rtol=mode.precision**0.5, atol=mode.precision**0.5):
                 return Multipliers(values, steps, mode.precision), output
             steps[_WHOLE] = "it hides operations"
+        except OverwrittenError:
+            in_blocks = False
         except WaysPartError as error:
             path = error.path
             while path in steps:
@@ -145,7 +148,7 @@ def _is_complete(
 
 def _diagnosis(batch: ModelOnBatch, baselines: Sequence[Tensor], result: Multipliers) -> RuntimeError:
     mode = TwoPointsMode(batch.n, frozenset(result.steps), tested=True)
-    with contextlib.suppress(WaysPartError):
+    with contextlib.suppress(WaysPartError, OverwrittenError):
         _run(mode, batch, baselines)
     where = mode.culprit or "no single operation (the numbers may be too large for this precision; try float64)"
     return RuntimeError(f"attributions do not sum to f(x) - f(x'); the sum is missed by {where}")

@@ -205,7 +205,9 @@ def affine(call: Call) -> Remainder:
 
 
 def shift(call: Call) -> Remainder:
-    """A sum or a difference of two."""
+    """A sum or a difference of two; of three positions, the second is `alpha`."""
+    if len(call.args) > 2:
+        return affine(call)
     return ZERO if len(call.activations) > 1 else _CONSTANT
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from captum_density._linear.diagnosis import CulpritTrace, FiniteTrace, RoundingTrace
 from captum_density._linear.places import NOWHERE, Spread
-from captum_density._linear.trace import OpaqueOperationError, Operation, Trace
+from captum_density._linear.trace import OpaqueOperationError, Operation, PromptTrace, Trace
 from captum_density._model.batch import ModelOnBatch
+from captum_density._model.calls import OverwrittenError
 from captum_density._model.captum import TargetType
 from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import unwrap
@@ -242,13 +243,14 @@ def _terms(
     reduction: Callable[[], Reduction[R]],
     create_graph: bool,
     layout: Sequence[Sequence[int] | None] | None = None,
+    kind: type[Trace] = Trace,
 ) -> _Terms[R] | None:
     """One pass; nothing where nothing tells the examples of an operation apart."""
     dtype = accumulation_dtype(*batch.inputs)
     terms = _Gathering(reduction(), not create_graph)
     unclear: list[str] = []
     with torch.inference_mode(False), torch.enable_grad():
-        trace, leaves, output = batch.traced(Trace, create_graph, layout)
+        trace, leaves, output = batch.traced(kind, create_graph, layout)
         positions = trace.positions.of_all()
         dtypes = {output.dtype, *(x.dtype for x in leaves)}
 
@@ -260,7 +262,10 @@ def _terms(
             else:
                 terms.add(Term(operation.name, *parts, operation.lost))
 
-        gradients = trace.backward(output, take)
+        try:
+            gradients = trace.backward(output, take)
+        except OverwrittenError:
+            return _terms(batch, reduction, create_graph, layout, PromptTrace)
         if unclear:
             return None
         at = leaves if create_graph else tuple(x.detach() for x in leaves)

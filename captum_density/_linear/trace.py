@@ -30,11 +30,11 @@ from captum_density._linear.operations import row
 from captum_density._linear.places import Place
 from captum_density._linear.propagation import Positions, place_of_input, propagate, unknown_place
 from captum_density._linear.remainders import DERIVATIVE, PARTS, ZERO, Remainder
-from captum_density._model.calls import Call, map_tensors, mutated, operation_name, tensors_in
+from captum_density._model.calls import Call, Versions, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import ModuleStack, batch_statistics_error
 
-__all__ = ["OpaqueOperationError", "Operation", "Trace", "enclosing_trace"]
+__all__ = ["OpaqueOperationError", "Operation", "PromptTrace", "Trace", "enclosing_trace"]
 
 _MARK = "_captum_density_activation"
 _LARGE = 2**14  # elements of an output whose factor waits for the backward pass
@@ -45,13 +45,15 @@ class OpaqueOperationError(RuntimeError):
 
 
 class _Later:
-    """r of an operation with one output, computed when it is asked for."""
+    """r of an operation with one output, computed when it is asked for; raises OverwrittenError if that is too late."""
 
     def __init__(self, remainder: Remainder, call: Call, y: Tensor) -> None:
         self._remainder, self._call = remainder, call
         self._y, self._version = y.detach(), y._version
+        self._read = Versions(tensors_in((call.args, call.kwargs)))
 
     def __call__(self) -> Tensor:
+        self._read.check()
         # What autograd does not keep may have been overwritten since.
         y = self._y if self._y._version == self._version else self._call.evaluate(Tensor.detach)[0]
         with torch.no_grad():
@@ -454,6 +456,12 @@ class Trace(TorchFunctionMode):
         if not nearest:
             self._constant_nodes |= seen
         return list(nearest.values())
+
+
+class PromptTrace(Trace):
+    """Computes every factor as soon as it can."""
+
+    postpones = False
 
 
 def enclosing_trace() -> Trace | None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn.attention.bias import CausalBias
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
@@ -88,15 +89,18 @@ class TwoPointsMode(TorchFunctionMode):
         examples: How many there are, first in the inputs.
         steps: Names of modules that are one step each.
         tested: Whether each operation's sum is tested, by what a random vector makes of it.
+        in_blocks: Whether attention may be made again in the backward pass, in blocks: then its weights are not kept.
 
     Attributes:
         precision: The coarsest epsilon of an activation's dtype.
         culprit: The operation whose sum was missed by most, with `tested`; None if none was.
     """
 
-    def __init__(self, examples: int, steps: frozenset[str] = frozenset(), tested: bool = False) -> None:
+    def __init__(
+        self, examples: int, steps: frozenset[str] = frozenset(), tested: bool = False, in_blocks: bool = True
+    ) -> None:
         super().__init__()
-        self.examples, self.steps, self.tested = examples, steps, tested
+        self.examples, self.steps, self.tested, self.in_blocks = examples, steps, tested, in_blocks
         self.culprit: str | None = None
         self.precision = 0.0
         self._worst = 0.0
@@ -276,6 +280,9 @@ class TwoPointsMode(TorchFunctionMode):
         if self._is_linear(call, kind, activations):
             y = call.func(*call.args, **call.kwargs)
             return self._paired(call, y, self._counterparts(call), activations)
+        if kind == "attention" and isinstance(call.argument(3, "attn_mask"), CausalBias):
+            with self:  # it calls the function again, with the mask that it stands for
+                return CausalBias.__torch_function__(call.func, (), call.args, call.kwargs)
         if (kind == "pieces" or (kind == "attention" and not self._is_plain_attention(call))) and activations:
             result = self._in_pieces(call)
             if result is not NotImplemented:
@@ -462,9 +469,11 @@ class TwoPointsMode(TorchFunctionMode):
     def _is_plain_attention(self, call: _Call) -> bool:
         """Whether nothing is dropped, the mask is a constant, and all operands have the same leading dimensions."""
         q, k, v, mask, dropout = (call.argument(i, name) for i, name in enumerate(_ATTENTION))
-        leads = [t.shape[:-2] if t is q else (*t.shape[:-3], *q.shape[-3:-2]) for t in (q, k, v)]
-        constant = mask is None or self.counterpart(mask) is None
-        return not dropout and constant and leads[0] == leads[1] == leads[2] and q.is_floating_point()
+        if not self.in_blocks or dropout or q.numel() == 0 or k.numel() == 0 or not q.is_floating_point():
+            return False
+        leads = [(t.ndim, t.shape[:-3]) for t in (q, k, v)]  # heads may be shared
+        constant = type(mask) in (type(None), Tensor, nn.Parameter) and self.counterpart(mask) is None
+        return constant and leads[0] == leads[1] == leads[2]
 
     def _attention(self, call: _Call, y: Tensor) -> Tensor:
         operands, mask = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,17 @@ from torch.utils import checkpoint
 
 from captum_density._model.evaluation import without_fused_recurrence
 
-__all__ = ["Call", "in_checkpoint", "is_continuous", "map_tensors", "mutated", "operation_name", "tensors_in"]
+__all__ = [
+    "Call",
+    "OverwrittenError",
+    "Versions",
+    "in_checkpoint",
+    "is_continuous",
+    "map_tensors",
+    "mutated",
+    "operation_name",
+    "tensors_in",
+]
 
 # Where `inplace` stands among the arguments of the functions that have it.
 _INPLACE_POSITION = {
@@ -224,6 +234,30 @@ def _is_in_place(func: Callable[..., Any]) -> bool:
         or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"))
         or name == "__setitem__"
     )
+
+
+class OverwrittenError(RuntimeError):
+    """What was to be read in the backward pass has been overwritten."""
+
+
+class Versions:
+    """Tensors that are to be read in the backward pass, and have to be what they are now.
+
+    Autograd makes sure of those that it keeps itself, but of some it keeps a copy, and lets the model overwrite its
+    own: of a mask as numbers, of an input in another order of memory.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._of = [(t, t._version) for t in tensors if not t.is_inference()]
+
+    def check(self) -> None:
+        """Before they are read.
+
+        Raises:
+            OverwrittenError: One has been written to.
+        """
+        if any(t._version != version for t, version in self._of):
+            raise OverwrittenError
 
 
 def in_checkpoint() -> bool:

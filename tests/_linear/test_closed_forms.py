@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from captum_density._linear import closed_forms, remainders
 from captum_density._linear.jacobian import jacobian_products
@@ -47,6 +48,9 @@ OPERATIONS = {
     "addmm_in_place": (lambda b, u, v: (2 * b).addmm_(u, v, beta=3), (4, 6), (4, 5), (5, 6)),
     "baddbmm": (torch.baddbmm, (1, 4, 6), (2, 4, 5), (2, 5, 6)),
     "masked_baddbmm": (lambda u, v: torch.baddbmm(infinite_mask(2, 4, 6), u, v), (2, 4, 5), (2, 5, 6)),
+    "baddbmm_of_an_unread_summand": (
+        lambda u, v: torch.baddbmm(torch.full((2, 4, 6), torch.nan, dtype=DOUBLE), u, v, beta=0), (2, 4, 5), (2, 5, 6),
+    ),
     "addbmm": (torch.addbmm, (4, 6), (2, 4, 5), (2, 5, 6)),
     "addmv": (torch.addmv, (4,), (4, 5), (5,)),
     "addr": (torch.addr, (4, 5), (4,), (5,)),
@@ -142,6 +146,32 @@ def test_recurrent_layers_equal_the_derivative(kind, batch_first, options, monke
                 x, *state = (next(tracked) if i in active else u for i, u in enumerate(operands))
                 layer(x, tuple(state) if kind is nn.LSTM else state[0])
             assert trace.compared in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+def test_attention_to_no_keys():
+    model = lambda x: (x + F.scaled_dot_product_attention(x, x[:, :0], x[:, :0])).sin().sum(1)  # noqa: E731
+    assert_complete(FullGrad(model).decompose(torch.randn(2, 3, 4, dtype=DOUBLE), 1))
+
+
+FIVES = torch.full((4,), 5.0)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: torch.add(x, 3, FIVES), lambda x: torch.addmm(3, FIVES, 0.5, x, torch.ones(4, 4))]
+)
+@pytest.mark.filterwarnings("ignore:This overload")
+def test_factors_where_old_signatures_have_them(function):
+    full = FullGrad(lambda x: function(x).sin()).decompose(torch.randn(3, 4), 1)
+    assert_complete(full)
+
+
+@pytest.mark.parametrize("mask", [causal_lower_right, causal_upper_left])
+def test_attention_with_masks_of_a_class_of_their_own(mask):
+    def model(x):
+        x = x[:, None]
+        return F.scaled_dot_product_attention(x[:, :, :3], 2 * x, x, mask(3, 5)).sin().sum((1, 2))
+
+    assert_complete(FullGrad(model).decompose(torch.randn(2, 5, 4, dtype=DOUBLE), 1))
 
 
 @pytest.mark.parametrize("function", [torch.sigmoid, torch.tanh, torch.exp, F.hardsigmoid])

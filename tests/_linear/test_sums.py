@@ -237,3 +237,25 @@ def test_large_remainders_that_wait_for_the_backward_pass(overwrite, monkeypatch
     full = FullGrad(model).decompose(x, 1)
     assert_complete(full)
     torch.testing.assert_close(full.biases, expected.biases)
+
+
+def overwritten_mask(x):
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    y = nn.functional.scaled_dot_product_attention(x, 2 * x, x, mask)
+    mask.tril_()
+    return nn.functional.scaled_dot_product_attention(y, 2 * y, y, mask)
+
+
+def overwritten_operand(x):
+    y = (2 * x).transpose(1, 2)
+    z = nn.functional.instance_norm(y)  # of which autograd keeps a copy in another order
+    return z * y.add_(z.sin())
+
+
+@pytest.mark.parametrize("function", [overwritten_mask, overwritten_operand])
+def test_large_remainders_of_what_is_overwritten_before_the_backward_pass(function, monkeypatch):
+    model, x = (lambda x: function(x).square().sum((1, 2))), torch.randn(2, 2, 5, 8)
+    expected = FullGrad(model).decompose(x, 1)
+    monkeypatch.setattr("captum_density._linear.trace._LARGE", 0)
+    full = FullGrad(model).decompose(x, 1)
+    torch.testing.assert_close(full.biases, expected.biases)

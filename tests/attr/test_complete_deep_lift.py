@@ -15,6 +15,7 @@ from captum.attr import DeepLift, DeepLiftShap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from captum_density.attr import CompleteDeepLift, CompleteDeepLiftShap
@@ -269,6 +270,36 @@ def test_attention_in_blocks_equals_attention_step_by_step(monkeypatch, name, bl
     attributions = assert_complete(functools.partial(model, fused=True), x, baseline)
     step_by_step = assert_complete(functools.partial(model, fused=False), x, baseline)
     assert torch.allclose(attributions, step_by_step, rtol=0, atol=1e-12)
+
+
+def overwritten_mask(x: Tensor) -> Tensor:
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    y = F.scaled_dot_product_attention(x, 2 * x, x, mask)
+    mask.fill_(True)
+    return y
+
+
+def overwritten_operand(x: Tensor) -> Tensor:
+    x = x.sin()
+    x += F.scaled_dot_product_attention(x, 2 * x, x)
+    return x
+
+
+OTHER_ATTENTION = {
+    "overwritten mask": overwritten_mask,
+    "overwritten operand": overwritten_operand,
+    "mask of a class of its own": lambda x: F.scaled_dot_product_attention(
+        x[:, None, :3], 2 * x[:, None], x[:, None], causal_lower_right(3, 5)
+    )[:, 0],
+    "operands of other ranks": lambda x: F.scaled_dot_product_attention(x, double(4, 6), double(4, 6, seed=1)),
+    "no queries": lambda x: torch.cat([F.scaled_dot_product_attention(x[:, :0], x, x), x.exp()], 1),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ATTENTION)
+def test_attention_that_is_not_made_in_blocks(name):
+    function = OTHER_ATTENTION[name]
+    assert_complete(lambda x: function(x).sin().sum(1), double(3, 5, 6), double(3, 5, 6, seed=1))
 
 
 def test_a_query_that_attends_to_nothing_has_no_attribution():
