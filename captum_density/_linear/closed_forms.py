@@ -150,6 +150,7 @@ class _Normalisation(Remainder):
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         (y,), x = outputs, call.argument(0, "input")
+        y = y.clone() if create_graph else y  # the graph would keep it, and the operation lets the model overwrite it
         w = call.argument(self.weight, "weight")
         b = None if self.bias is None else call.argument(self.bias, "bias")
         of_x, of_w, of_b = (t is not None and call.is_activation(t) for t in (x, w, b))

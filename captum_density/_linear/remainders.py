@@ -208,7 +208,9 @@ def shift(call: Call) -> Remainder:
     """A sum or a difference of two; of three positions, the second is `alpha`."""
     if len(call.args) > 2:
         return affine(call)
-    return ZERO if len(call.activations) > 1 else _CONSTANT
+    summands = [call.argument(i, name) for i, name in enumerate(("input", "other"))]
+    nothing = any(isinstance(t, (int, float)) and t == 0 for t in summands)  # as the start of Python's sum
+    return ZERO if nothing or len(call.activations) > 1 else _CONSTANT
 
 
 def multilinear(call: Call) -> Remainder:

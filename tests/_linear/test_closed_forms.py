@@ -148,6 +148,24 @@ def test_recurrent_layers_equal_the_derivative(kind, batch_first, options, monke
             assert trace.compared in ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.LayerNorm(5)])
+def test_second_derivatives_through_a_normalisation_that_is_overwritten(norm):
+    norm, x = norm.double(), torch.randn(3, 4, 5, dtype=DOUBLE, requires_grad=True)
+
+    def slope(function):
+        model = lambda x: function(norm(x)).square().mean(2)  # noqa: E731
+        full = FullGrad(model).decompose(x, 1, create_graph=True)
+        (slope,) = torch.autograd.grad(sum(term.square().sum() for term in full.biases.values()), x)
+        return slope
+
+    torch.testing.assert_close(slope(F.relu_), slope(F.relu))
+
+
+def test_a_sum_that_starts_at_nothing_has_no_term():
+    x = torch.randn(3, 4, dtype=DOUBLE)
+    assert list(FullGrad(lambda x: sum([x.exp(), x.sin()])).decompose(x, 1).biases) == ["exp", "sin"]
+
+
 def test_attention_to_no_keys():
     model = lambda x: (x + F.scaled_dot_product_attention(x, x[:, :0], x[:, :0])).sin().sum(1)  # noqa: E731
     assert_complete(FullGrad(model).decompose(torch.randn(2, 3, 4, dtype=DOUBLE), 1))
