@@ -89,7 +89,10 @@ def _finite(t: Tensor) -> Tensor:
 
 def _refuse_if(any_element: Tensor) -> None:
     if bool(any_element.any()):
-        raise UnrepresentableError
+        raise UnrepresentableError(
+            "no linear map leads to f(x) - f(x'), which is not finite, or is there where x and x' are alike; "
+            "take other baselines"
+        )
 
 
 def _along(du: Tensor, rest: Tensor) -> Tensor:

@@ -308,6 +308,11 @@ def test_a_query_that_attends_to_nothing_has_no_attribution():
     assert assert_complete(model, double(2, 4, 3), double(2, 4, 3, seed=1)).isfinite().all()
 
 
+def test_baselines_at_which_f_is_no_number():
+    with pytest.raises(RuntimeError, match="other baselines"):
+        CompleteDeepLift(lambda x: F.layer_norm(x, (4,), eps=0.0)).attribute(double(2, 4), target=1)
+
+
 def test_scores_far_apart_leave_no_nan():
     x = torch.tensor([[800.0, -800.0, 0.0]], dtype=torch.float64)
     attributions = assert_complete(lambda x: x.softmax(1), x, -x, target=0)
