@@ -76,6 +76,9 @@ class ModelOnBatch:
         self.inputs: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         late = self._checks_late and self.device.type != "cpu"
         validate_inputs(forward_func, self.inputs, differentiable=differentiable, finite=not late)
+        if isinstance(target, Tensor) and target.is_inference():  # which autograd does not keep
+            with torch.inference_mode(False):
+                target = target.clone()
         self.forward_func, self.target = forward_func, target
         # The lowest and the highest class, read once: on a GPU each look at a tensor waits for it.
         self.span = None if late else class_span(target)

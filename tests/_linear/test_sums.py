@@ -24,6 +24,13 @@ def test_outputs_of_an_operation_that_nothing_uses(seed, view):
     torch.testing.assert_close(full.total(), expected, rtol=0, atol=2e-5 * 30)
 
 
+def test_classes_predicted_in_inference_mode():
+    model, x = nn.Linear(5, 3), torch.randn(4, 5)
+    with torch.inference_mode():
+        full = FullGrad(model).decompose(x, model(x).argmax(1))
+    assert_complete(full)
+
+
 class HalfDifferentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y):
