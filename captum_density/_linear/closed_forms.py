@@ -14,15 +14,15 @@ change, were it not for eps. The derivative of attention weights P by scores, ti
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from captum_density._linear.blocks import blocks
 from captum_density._linear.jacobian import finite
 from captum_density._linear.remainders import DERIVATIVE, SYMMETRIC, Remainder, symmetric
 from captum_density._model.calls import Call
@@ -224,7 +224,7 @@ class _Attention(Remainder):
         q, k, v = (t.expand(*y.shape[:-2], *t.shape[-2:]) for t in (q, k, v))
         mask = None if mask is None else mask.expand(*y.shape[:-1], k.shape[-2])
         r = torch.empty_like(y)
-        for *batch, rows in _blocks(y.shape[:-1], k.shape[-2]):
+        for *batch, rows in blocks(y.shape[:-1], max(_BLOCK // max(k.shape[-2], 1), _LEAST)):
             at = (*batch, rows)
             keys = (*batch, slice(0, rows.stop if call.argument(5, "is_causal") else None))
             s = q[at] @ k[keys].mT
@@ -254,16 +254,6 @@ def _weights(scores: Tensor, mask: Tensor | None, start: int | None) -> Tensor:
     if mask is not None:
         scores = scores + mask if mask.dtype != torch.bool else scores.masked_fill(~mask, -math.inf)
     return scores.softmax(-1)
-
-
-def _blocks(shape: Sequence[int], keys: int) -> Iterator[tuple[slice, ...]]:
-    """Slices of queries along the dimensions of a batch and along their own, with a block of weights in each."""
-    budget, steps = max(_BLOCK // max(keys, 1), _LEAST), list[int]()
-    for size in reversed(shape):
-        steps.insert(0, max(min(size, budget), 1))
-        budget //= max(size, 1)
-    for corner in itertools.product(*(range(0, size, step) for size, step in zip(shape, steps, strict=True))):
-        yield tuple(slice(i, min(i + step, size)) for i, step, size in zip(corner, steps, shape, strict=True))
 
 
 _ATTENTION = _Attention()

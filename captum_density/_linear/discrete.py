@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from captum_density._linear.blocks import blocks
 from captum_density._model.calls import Versions
 
 __all__ = [
@@ -234,38 +235,44 @@ def _attention_transposed(
     g: Tensor, operands: Sequence[Tensor], others: Sequence[Tensor], mask: Tensor | None, causal: bool, scale: float
 ) -> list[Tensor]:
     """What `attention` sends back to q, k and v."""
-    *lead, length, _ = g.shape
-    count = operands[1].shape[-2]
+    shape, count = g.shape[:-1], operands[1].shape[-2]  # (..., H, L), S
     dtype = torch.promote_types(g.dtype, torch.float32)
 
     def per_head(t: Tensor) -> Tensor:
-        groups = lead[-1] // t.shape[-3] if lead else 1
+        groups = shape[-2] // t.shape[-3] if t.ndim > 2 else 1
         t = t.detach() if groups == 1 else t.detach().repeat_interleave(groups, -3)
-        return t.to(dtype).reshape(-1, *t.shape[-2:])
+        return t.to(dtype).contiguous()
 
     (q, k, v), (q_, k_, v_) = ([per_head(t) for t in ends] for ends in (operands, others))
     middles = [torch.lerp(a, b, 0.5) for a, b in ((q, q_), (k, k_), (v, v_))]
     back = [torch.zeros_like(t) for t in middles]
-    g = g.to(dtype).reshape(-1, *g.shape[-2:])
-    rows = max(1, min(length, _BLOCK // count))
-    heads = max(1, _BLOCK // (rows * count))
-    block_mask = _masks(mask, lead, length, count, causal, g.device)
-    for a in _slices(len(g), heads):
-        for r in _slices(length, rows):
-            scores = (block_mask(x[a, r] @ y[a].mT * scale, a, r) for x, y in ((q, k), (q_, k_)))
-            weights, slope, share = _softmax_map(*scores)
-            back[2][a] += weights.mT @ g[a, r]
-            of_weights = (g[a, r] @ middles[2][a].mT).mul_(slope)
-            of_scores = of_weights.sub_(share.mul_(of_weights.sum(-1, keepdim=True))).mul_(scale)
-            back[0][a, r] = of_scores @ middles[1][a]
-            back[1][a] += of_scores.mT @ middles[0][a, r]
+    g = g.to(dtype)
+    mask = None if mask is None else mask.detach().expand(*shape, count)
+    for *batch, rows in blocks(shape, max(1, _BLOCK // max(count, 1))):
+        at, keys = (*batch, rows), (*batch, slice(None))
+        own = None if mask is None else mask[at]
+        scores = [_masked(x[at] @ y[keys].mT * scale, own, rows if causal else None) for x, y in ((q, k), (q_, k_))]
+        weights, slope, share = _softmax_map(*scores)
+        back[2][keys] += weights.mT @ g[at]
+        of_weights = (g[at] @ middles[2][keys].mT).mul_(slope)
+        of_scores = of_weights.sub_(share.mul_(of_weights.sum(-1, keepdim=True))).mul_(scale)
+        back[0][at] = of_scores @ middles[1][keys]
+        back[1][keys] += of_scores.mT @ middles[0][at]
 
     def as_given(t: Tensor, like: Tensor) -> Tensor:
-        if not lead or like.shape[-3] == lead[-1]:
-            return t.reshape(like.shape)
-        return t.reshape(*lead[:-1], like.shape[-3], -1, *like.shape[-2:]).sum(-3)
+        return t if t.shape == like.shape else t.unflatten(-3, (like.shape[-3], -1)).sum(-3)
 
     return [as_given(t, like) for t, like in zip(back, operands, strict=True)]
+
+
+def _masked(scores: Tensor, mask: Tensor | None, causal: slice | None) -> Tensor:
+    """Scores with what a mask takes, or, of some queries, causal attention."""
+    if causal is not None:
+        queries = torch.arange(causal.start, causal.stop, device=scores.device)
+        scores.masked_fill_(torch.arange(scores.shape[-1], device=scores.device) > queries[:, None], -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+    return scores
 
 
 def _softmax_map(scores: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,32 +285,6 @@ def _softmax_map(scores: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor
     larger = torch.maximum(y * of_log.clamp_max(0).exp(), z * (-of_log).clamp_max(0).exp())
     share = _log_mean(larger, change.abs_()).div_(_log_mean(torch.ones_like(of_log), of_log.abs()))
     return y.add_(z).div_(2), slope, share
-
-
-def _masks(
-    mask: Tensor | None, lead: Sequence[int], length: int, count: int, causal: bool, device: torch.device
-) -> Callable[[Tensor, slice, slice], Tensor]:
-    """A function that masks a block of scores of some heads and queries."""
-    if mask is not None:
-        mask = mask.detach().reshape(*[1] * (len(lead) + 2 - mask.ndim), *mask.shape)
-        shared = torch.arange(mask.shape[:-2].numel(), device=device).view(mask.shape[:-2])
-        of_head, mask = shared.expand(tuple(lead)).flatten(), mask.reshape(-1, *mask.shape[-2:])
-
-    def masked(scores: Tensor, heads: slice, queries: slice) -> Tensor:
-        if causal:
-            later = torch.arange(count, device=device) > torch.arange(length, device=device)[queries, None]
-            scores.masked_fill_(later, -torch.inf)
-        if mask is not None:
-            block = mask[of_head[heads]]
-            block = block if block.shape[1] == 1 else block[:, queries]
-            scores = scores.masked_fill_(~block, -torch.inf) if block.dtype == torch.bool else scores.add_(block)
-        return scores
-
-    return masked
-
-
-def _slices(size: int, step: int) -> list[slice]:
-    return [slice(i, i + step) for i in range(0, size, step)]
 
 
 # -- normalisations
