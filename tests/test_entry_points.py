@@ -23,7 +23,7 @@ from captum_density.audit import Retraining, audit
 torch.manual_seed(0)
 X, NEAR, Y, SCALE = torch.randn(4, 6), torch.randn(4, 6), torch.arange(4) % 3, torch.rand(4, 3) + 0.5
 IMAGES, LABELS, KEPT = torch.rand(6, 1, 4, 4), torch.arange(6) % 2, torch.rand(6, 1, 4, 4) > 0.5
-TOKENS = torch.randn(3, 5, 8)
+TOKENS, PLANE = torch.randn(3, 5, 8), torch.randn(30, 2) @ torch.randn(2, 6)
 EACH, OTHERS, AGAIN, ONE = torch.tensor([0, 1, 2]), torch.tensor([1, 0, 2]), torch.tensor([0, 1, 1]), torch.tensor(1)
 PAIR, TWO, BLOCK = torch.tensor([[0, 1]]), torch.tensor([0, 2]), torch.tensor([0.6, 0.8, 0.0])
 FRACTIONS, RADII = torch.tensor([0.0, 0.5]), torch.tensor([0.1, 0.2])
@@ -131,6 +131,9 @@ CALLS = {
     "attention_erasure": lambda t: metrics.attention_erasure(
         READER, "0.self_attn", t(TOKENS), query=t(EACH)
     ),
+    "common_gradient": lambda t: metrics.common_gradient(model, t(X), t(SCALE)),
+    "finite_difference_gap": lambda t: metrics.finite_difference_gap(model, t(X), t(Y), t(SCALE)),
+    "off_manifold_gradient": lambda t: metrics.off_manifold_gradient(model, t(X), t(PLANE), t(Y), t(SCALE)),
     "fraction_to_flip": lambda t: metrics.fraction_to_flip(
         READER, "0.self_attn", t(TOKENS), rankings={"mine": t(TOKENS[:, :, 0])}, query=t(ONE)
     )[1:],

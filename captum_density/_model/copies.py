@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -86,11 +86,18 @@ class ModelOnCopies(ModelOnBatch):
         Raises:
             ValueError: No gradient reaches any input.
         """
+        outputs, products = self.each_jacobian_product(vectors_of, create_graph=create_graph)
+        return outputs, tuple(torch.stack(parts) for parts in zip(*products, strict=True))
+
+    def each_jacobian_product(
+        self, vectors_of: Callable[[Tensor], Iterable[Tensor]], *, create_graph: bool = False
+    ) -> tuple[Tensor, Iterator[Points]]:
+        """As `jacobian_products`, one vector after the other, so that none has to be kept; (N, ...) for each input."""
         with torch.enable_grad():
             leaves = tuple(x.clone().requires_grad_() for x in self.inputs)
             (outputs,) = self._outputs(tuple(leaf.clone()[None] for leaf in leaves))  # which a model may write to
-            rows = [gradients_of(outputs, leaves, create_graph, v) for v in vectors_of(outputs.detach())]
-        return outputs, tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
+        vectors = vectors_of(outputs.detach())
+        return outputs, (gradients_of(outputs, leaves, create_graph, v) for v in vectors)
 
     def anchored(self, loss: Tensor) -> Tensor:
         """The loss, with zeros as the gradient of what it does not depend on, such as the last bias.

@@ -25,6 +25,7 @@ from captum_density._model.validation import check_limit, check_model, class_tar
 from captum_density.audit._catalogue import methods_of
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
+from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
 from captum_density.audit._maps import Maps
 from captum_density.audit._measurements import Measurements
 from captum_density.audit._methods import Method
@@ -40,7 +41,6 @@ __all__ = ["audit", "check_names"]
 _NOISE, _RADIUS = 0.3, 0.05
 
 
-@takes_arrays
 @takes_arrays
 def audit(
     model: Callable[..., Tensor],
@@ -135,7 +135,7 @@ def audit(
     check_limit(max_examples_per_batch)
     _check_numbers(seed, noise_std, perturb_radius, infidelity_samples, sensitivity_samples)
     _check_needs(names, proxy=proxy, retraining=retraining)
-    sample = draw_sample(data, limit, seed)
+    sample = draw_sample(data, limit, seed, pool=OFF_MANIFOLD_GRADIENT.name in names)
     inputs = sample.inputs.to(_device_of(model, sample.inputs))
     if retraining is not None:
         retraining, skipped = retraining.gathered(seed)
@@ -154,6 +154,7 @@ def audit(
             target=_targets(target, logits, labels),
             no_labels=no_labels,
             logits=logits,
+            pool=None if sample.pool is None else sample.pool.to(inputs),
             seed=seed,
             noise_std=_NOISE * deviation(inputs) if noise_std is None else noise_std,
             perturb_radius=_RADIUS * deviation(inputs) if perturb_radius is None else perturb_radius,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from captum_density._model.generators import seeded
 
 __all__ = ["Sample", "draw_sample"]
 
+_POOL, _POOL_ELEMENTS = 2000, 4096  # examples, and elements of each
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -28,6 +30,8 @@ class Sample:
         skipped: A line for each example that could not be read.
         classes: Their names in the order of the labels, as torchvision's data sets give them; None where they do not.
         categories: Names of a model's outputs, where the data know them, as a folder with a preset of weights does.
+        pool: (M, ...) inputs that show how data vary: those that are audited, and more where there are more and they
+            are small.
     """
 
     inputs: Tensor
@@ -35,9 +39,10 @@ class Sample:
     skipped: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     categories: tuple[str, ...] | None = None
+    pool: Tensor | None = None
 
 
-def draw_sample(data: Any, limit: int | None, seed: int) -> Sample:
+def draw_sample(data: Any, limit: int | None, seed: int, *, pool: bool = False) -> Sample:
     """Take examples.
 
     Args:
@@ -45,6 +50,7 @@ def draw_sample(data: Any, limit: int | None, seed: int) -> Sample:
             yields batches of them, such as a `DataLoader`.
         limit: At most so many; drawn at random, but for what only yields, whose first are taken. None for all.
         seed: Of the drawing, and of what a data set or a loader draws; the global random states are left as they were.
+        pool: Whether to take more inputs than are audited, of what does not only yield.
 
     Raises:
         TypeError: Data of no such kind, inputs that are not floating-point tensors, labels that are no integers.
@@ -56,11 +62,16 @@ def draw_sample(data: Any, limit: int | None, seed: int) -> Sample:
         inputs, labels = (data, None) if isinstance(data, Tensor) else data
         _check_inputs(inputs)
         labels = None if labels is None else _checked_labels(labels, len(inputs))
+        inputs = inputs.detach()
         at = torch.tensor(_places(len(inputs), limit, seed), device=inputs.device)
-        return _finite(Sample(inputs.detach()[at], None if labels is None else labels.to(inputs.device)[at]))
+        sample = _finite(Sample(inputs[at], None if labels is None else labels.to(inputs.device)[at]))
+        if not pool or not _is_small(inputs[0]):
+            return sample
+        more = inputs[torch.tensor(_places(len(inputs), _POOL, seed), device=inputs.device)]
+        return replace(sample, pool=_finite_rows(more))
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         with seeded(seed, torch.device("cpu")):
-            return _finite(_from_dataset(data, limit, seed))
+            return _finite(_from_dataset(data, limit, seed, pool))
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict):
         with seeded(seed, torch.device("cpu")):
             return _finite(_from_batches(data, limit))
@@ -81,7 +92,15 @@ def _places(n: int, limit: int | None, seed: int) -> list[int]:
     return sorted(order[:limit].tolist())
 
 
-def _from_dataset(data: Any, limit: int | None, seed: int) -> Sample:
+def _is_small(example: Tensor) -> bool:
+    return example.numel() <= _POOL_ELEMENTS
+
+
+def _finite_rows(inputs: Tensor) -> Tensor:
+    return inputs[inputs.flatten(1).isfinite().all(dim=1)]
+
+
+def _from_dataset(data: Any, limit: int | None, seed: int, pool: bool) -> Sample:
     n = len(data)
     order = list(range(n))
     if limit is not None and n > limit:
@@ -109,7 +128,24 @@ def _from_dataset(data: Any, limit: int | None, seed: int) -> Sample:
         skipped=tuple(skipped),
         classes=tuple(map(str, classes)) if isinstance(classes, Sequence) else None,
         categories=tuple(map(str, categories)) if isinstance(categories, Sequence) else None,
+        pool=_finite_rows(_pooled(joined.inputs, data, order, items)) if pool and _is_small(joined.inputs[0]) else None,
     )
+
+
+def _pooled(inputs: Tensor, data: Any, order: Sequence[int], items: Mapping[int, Any]) -> Tensor:
+    """The inputs, and those that follow in the order; what cannot be read, or has another shape, is left out."""
+    more: list[Tensor] = []
+    for i in order:
+        if len(inputs) + len(more) >= _POOL:
+            break
+        if i not in items:
+            try:
+                x, _ = _split(data[i])
+            except Exception:  # as above; it is not audited
+                continue
+            if x.shape == inputs.shape[1:] and x.is_floating_point():
+                more.append(x.detach())
+    return torch.cat([inputs, torch.stack(more).to(inputs)]) if more else inputs
 
 
 def _name_of(data: Any, i: int) -> str:

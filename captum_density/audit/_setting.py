@@ -37,6 +37,7 @@ class Setting:
         target: (N,) the explained classes.
         no_labels: Why there are none, or empty.
         logits: (N, classes) what the model returns.
+        pool: (M, ...) inputs that show how data vary; None to take the audited ones.
         seed: Of everything drawn.
         noise_std: Of the Gaussian noise in the density's figures.
         perturb_radius: Of sensitivity.
@@ -55,6 +56,7 @@ class Setting:
     target: Tensor
     no_labels: str
     logits: Tensor
+    pool: Tensor | None
     seed: int
     noise_std: float
     perturb_radius: float

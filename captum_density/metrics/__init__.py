@@ -8,15 +8,18 @@ from captum_density.metrics._axioms._sensitivity import sensitivity_gap as sensi
 from captum_density.metrics._axioms._symmetry import symmetry_gap as symmetry_gap
 from captum_density.metrics._axioms._table import AxiomTable as AxiomTable
 from captum_density.metrics._axioms._table import axiom_table as axiom_table
+from captum_density.metrics._common_gradient import common_gradient as common_gradient
 from captum_density.metrics._density_ratio import density_ratio as density_ratio
 from captum_density.metrics._diff_roar import diff_roar as diff_roar
 from captum_density.metrics._diff_roar import kar as kar
 from captum_density.metrics._diff_roar import roar as roar
+from captum_density.metrics._finite_difference_gap import finite_difference_gap as finite_difference_gap
 from captum_density.metrics._fraction_to_flip import FractionToFlip as FractionToFlip
 from captum_density.metrics._fraction_to_flip import fraction_to_flip as fraction_to_flip
 from captum_density.metrics._gan_test import GanTest as GanTest
 from captum_density.metrics._gan_test import gan_test as gan_test
 from captum_density.metrics._kernel_stein import kernel_stein_discrepancy as kernel_stein_discrepancy
+from captum_density.metrics._off_manifold_gradient import off_manifold_gradient as off_manifold_gradient
 from captum_density.metrics._pixel_perturbation import PixelPerturbation as PixelPerturbation
 from captum_density.metrics._pixel_perturbation import pixel_perturbation as pixel_perturbation
 from captum_density.metrics._retraining_result import RetrainingResult as RetrainingResult
@@ -34,14 +37,17 @@ __all__ = [
     "ShiftSensitivity",
     "attention_erasure",
     "axiom_table",
+    "common_gradient",
     "completeness_gap",
     "density_ratio",
     "diff_roar",
+    "finite_difference_gap",
     "fraction_to_flip",
     "gan_test",
     "implementation_gap",
     "kar",
     "kernel_stein_discrepancy",
+    "off_manifold_gradient",
     "pixel_perturbation",
     "roar",
     "sensitivity_gap",

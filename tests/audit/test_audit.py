@@ -514,7 +514,7 @@ def test_a_method_that_cannot_be_told_is_measured_and_not_kept(tmp_path, inputs,
 
     audited = [audit(TwoProducts(), inputs, {"any": make, "IG": IntegratedGradients}, target=target, store=tmp_path)]
     assert not any(figure.failed for row in audited[0].methods.values() for figure in row.values())
-    assert len(list(tmp_path.glob("*.json"))) == 4 + 6
+    assert len(list(tmp_path.glob("*.json"))) == 7 + 6
 
 
 def test_another_figure_leaves_those_that_are_there(tmp_path):

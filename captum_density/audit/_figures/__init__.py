@@ -5,14 +5,17 @@ from typing import Any
 
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.accuracy import ACCURACY
+from captum_density.audit._figures.common_gradient import COMMON_GRADIENT
 from captum_density.audit._figures.completeness_gap import COMPLETENESS_GAP
 from captum_density.audit._figures.density_ratio import DENSITY_RATIO
 from captum_density.audit._figures.diff_roar import DIFF_ROAR
 from captum_density.audit._figures.figure import Figure
+from captum_density.audit._figures.finite_difference_gap import FINITE_DIFFERENCE_GAP
 from captum_density.audit._figures.gan_test import GAN_TEST
 from captum_density.audit._figures.gradient_norm import GRADIENT_NORM
 from captum_density.audit._figures.hessian_trace import HESSIAN_TRACE
 from captum_density.audit._figures.infidelity import INFIDELITY
+from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
 from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
 from captum_density.audit._figures.seconds import SECONDS
 from captum_density.audit._figures.sensitivity_max import SENSITIVITY_MAX
@@ -32,7 +35,16 @@ METHOD_FIGURES: tuple[Figure[Explanation], ...] = (
     DIFF_ROAR,
     SECONDS,
 )
-MODEL_FIGURES: tuple[Figure[Setting], ...] = (ACCURACY, DENSITY_RATIO, GRADIENT_NORM, HESSIAN_TRACE, GAN_TEST)
+MODEL_FIGURES: tuple[Figure[Setting], ...] = (
+    ACCURACY,
+    COMMON_GRADIENT,
+    OFF_MANIFOLD_GRADIENT,
+    FINITE_DIFFERENCE_GAP,
+    DENSITY_RATIO,
+    GRADIENT_NORM,
+    HESSIAN_TRACE,
+    GAN_TEST,
+)
 _ALL: tuple[Figure[Any], ...] = (*METHOD_FIGURES, *MODEL_FIGURES)
 FIGURES = {figure.name: figure for figure in _ALL}
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["counted_examples", "listed", "span", "verb"]
+from captum_density.audit._results import Measured
+
+__all__ = ["counted_examples", "judged", "listed", "span", "verb"]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -27,3 +29,11 @@ def span(values: Iterable[float]) -> str:
 def counted_examples(n: int) -> str:
     """So many examples, in words."""
     return f"{n} example{'' if n == 1 else 's'}"
+
+
+def judged(figure: Measured, threshold: float) -> bool | None:
+    """Whether a figure is above a threshold, by its interval where it has one; None where that holds both."""
+    assert figure.value is not None
+    low, high = figure.low, figure.high
+    low, high = figure.value if low is None else low, figure.value if high is None else high
+    return True if low > threshold else False if high < threshold else None

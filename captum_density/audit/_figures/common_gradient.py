@@ -1,0 +1,58 @@
+"""Whether the model's gradients are mostly common to all logits, and so no reason for any class."""
+
+from collections.abc import Iterator
+
+from captum_density import metrics
+from captum_density.audit._figures.figure import Figure, of_examples
+from captum_density.audit._figures.words import judged
+from captum_density.audit._results import Finding, Measured, Results
+from captum_density.audit._setting import Setting
+
+__all__ = ["COMMON_GRADIENT"]
+
+_NAME = "common_gradient"
+# Networks trained to classify have less; a shift as long as their own gradients has more.
+_THRESHOLD = 0.3
+
+
+def _measure(setting: Setting) -> Measured:
+    if setting.classes == 1:
+        return Measured(None, note="one output has nothing in common with others")
+    shares = metrics.common_gradient(
+        setting.model, setting.inputs, generator=setting.generator(), max_examples_per_batch=setting.batch
+    )
+    return of_examples(shares, seed=setting.seed)
+
+
+def _findings(results: Results) -> Iterator[Finding]:
+    share = results.model.get(_NAME)
+    if share is None or share.value is None:
+        return
+    much = judged(share, _THRESHOLD)
+    if much:
+        yield Finding(
+            "warning",
+            f"Of what the gradients of the logits show, {share.text()} is the same for all classes and changes no "
+            "prediction, as softmax ignores it: it may be any picture, put there or not.",
+            "Attribute centered logits: give methods `captum_density.softmax_shift.CenteredLogits(model)` in place of "
+            "the model; what they show then is free of it.",
+        )
+    elif much is None:
+        yield Finding(
+            "note",
+            f"Whether the gradients of the logits are mostly common to all classes cannot be told ({share.text()}).",
+        )
+    else:
+        yield Finding("good", f"Little of the logits' gradients is common to all classes ({share.text()}).")
+
+
+COMMON_GRADIENT = Figure(
+    name=_NAME,
+    title="gradient common to all logits",
+    better="lower is better",
+    meaning="Share of the squared length of the logits' gradients that is the same for all classes, which changes no "
+    f"prediction; networks trained to classify have less than {_THRESHOLD:g}, a shift as long as their own gradient "
+    "adds up to a half.",
+    measure=_measure,
+    findings=_findings,
+)

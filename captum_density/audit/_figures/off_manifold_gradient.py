@@ -1,0 +1,75 @@
+"""Whether the model's gradients point where no data lie."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from captum_density import metrics
+from captum_density._cache.identity import described
+from captum_density.audit._figures.figure import Figure, of_examples
+from captum_density.audit._figures.words import judged
+from captum_density.audit._results import Finding, Measured, Results
+from captum_density.audit._setting import Setting
+from captum_density.softmax_shift import CenteredLogits
+
+__all__ = ["OFF_MANIFOLD_GRADIENT"]
+
+_NAME = "off_manifold_gradient"
+_FEW = 16  # gradients: of fewer, each lies on their common direction by chance
+# Networks trained on few data leave less of their first weights on one direction; a manipulation as long as the
+# gradient puts a half there.
+_THRESHOLD = 0.38
+
+
+def _measure(setting: Setting) -> Measured:
+    if len(setting.inputs) < _FEW:
+        return Measured(None, note=f"fewer than {_FEW} examples do not tell a common direction from chance")
+    model = setting.model if setting.classes == 1 else CenteredLogits(setting.model)
+    try:
+        shares = metrics.off_manifold_gradient(
+            model, setting.inputs, _pool(setting), setting.target, max_examples_per_batch=setting.batch
+        )
+    except ValueError as error:
+        return Measured(None, note=str(error))
+    return of_examples(shares, seed=setting.seed)
+
+
+def _pool(setting: Setting) -> Any:
+    return setting.inputs if setting.pool is None else setting.pool
+
+
+def _findings(results: Results) -> Iterator[Finding]:
+    share = results.model.get(_NAME)
+    if share is None or share.failed:
+        return
+    if share.value is None:
+        yield Finding(
+            "note",
+            f"Whether gradients point off the data was not measured: {share.note}.",
+            "Audit a data set or tensors of a few hundred small inputs or more; of large images this is not told.",
+        )
+        return
+    much = judged(share, _THRESHOLD)
+    if much:
+        yield Finding(
+            "warning",
+            f"Of the explained gradients, {share.text()} lies on one direction in which the data do not vary: it "
+            "decides nothing for data like these, and may have been put there.",
+            "Project gradients on the principal components of the data, and compare: what is left is what data show.",
+        )
+    elif much is None:
+        yield Finding("note", f"Whether the gradients mostly point off the data cannot be told ({share.text()}).")
+    else:
+        yield Finding("good", f"The gradients do not gather in a direction without data ({share.text()}).")
+
+
+OFF_MANIFOLD_GRADIENT = Figure(
+    name=_NAME,
+    title="gradient off the data",
+    better="lower is better",
+    meaning="Share of the explained gradient's squared length, with centered logits, on the one direction without data "
+    f"that the gradients share most; networks trained on the data have less than {_THRESHOLD:g}, a manipulation as "
+    "long as their own gradient adds up to a half.",
+    measure=_measure,
+    findings=_findings,
+    identity=lambda setting: described(_pool(setting)),
+)

@@ -1,0 +1,132 @@
+"""Whether an audit tells a model from the same model with a gradient laid over it, and what it needs to."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.data import Dataset
+
+from captum_density import metrics
+from captum_density.audit import audit
+from captum_density.softmax_shift import BoundedShift, CenteredLogits, LinearShift, SoftmaxShift
+
+FIGURES = ["common_gradient", "off_manifold_gradient", "finite_difference_gap"]
+D, ON = 16, 8
+BASIS = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(3))).Q
+
+
+def plane(n=300, seed=0):
+    """Data that vary in half of the dimensions."""
+    return torch.randn(n, ON, generator=torch.Generator().manual_seed(seed)) @ BASIS[:ON]
+
+
+class Network(nn.Module):
+    """A perceptron that reads what varies, with logits as unlike as those of a trained one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(ON, 16), nn.Tanh(), nn.Linear(16, 4))
+
+    def forward(self, x):
+        logits = self.layers(x @ BASIS[:ON].mT)
+        return logits - 0.8 * logits.mean(1, keepdim=True)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(1)
+    return Network().eval()
+
+
+def length(model, x):
+    gradient = torch.autograd.grad(model(x.requires_grad_()).amax(1).sum(), x)[0]
+    return gradient.norm(dim=1).mean().item()
+
+
+def off(model, size):
+    signs = size * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    return lambda x: model(x) + (x @ BASIS[-1])[:, None] * signs
+
+
+LIES = {
+    "common_gradient": lambda model, size: SoftmaxShift(model, LinearShift(size * BASIS[:1])),
+    "off_manifold_gradient": off,
+    "finite_difference_gap": lambda model, size: BoundedShift(model, 1e-2, size / 1e-2, BASIS[0]),
+}
+
+
+def kinds(model, x=None):
+    report = audit(model, plane() if x is None else x, ["Saliency"], metrics=FIGURES)
+    return {f.text.split(" (")[0]: f.kind for f in report.findings}, report
+
+
+def test_an_honest_network_is_cleared(network):
+    findings, report = kinds(network)
+    assert [*findings.values()] == ["good"] * 3
+    assert "yes" in report.verdict
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_each_lie_as_long_as_the_gradient_is_found_by_its_figure_alone(figure, network):
+    _, before = kinds(network)
+    lying = LIES[figure](network, 1.5 * length(network, plane()))
+    findings, report = kinds(lying)
+    assert [*findings.values()].count("warning") == 1
+    assert report.model[figure].low > 2 * before.model[figure].high
+    assert "yes" not in report.verdict
+
+
+def test_figures_are_the_metrics(network):
+    x = plane()
+    report = audit(network, x, ["Saliency"], metrics=FIGURES, limit=None)
+    target = network(x).argmax(1)
+    common = metrics.common_gradient(network, x)
+    off = metrics.off_manifold_gradient(CenteredLogits(network), x, x, target)
+    spread = network(x).std(unbiased=False).item()
+    gap = metrics.finite_difference_gap(network, x, target, changes=[c * spread for c in (0.003, 0.01, 0.03, 0.1)])
+    for name, values in zip(FIGURES, (common, off, gap), strict=True):
+        assert_close(torch.tensor(report.model[name].value), values.mean(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "data set"])
+def test_more_data_than_are_audited_show_how_they_vary(kind, network):
+    x = plane(400)
+    data = x if kind == "tensors" else Rows(x)
+    model = off(network, 1.0)
+    report = audit(model, data, ["Saliency"], metrics=FIGURES, limit=16)
+    assert report.settings["examples"] == 16
+    assert report.model["off_manifold_gradient"].low > 0.1
+    # sixteen alone lie in as many directions as their halves do not share
+    assert audit(model, x[:16], ["Saliency"], metrics=FIGURES).model["off_manifold_gradient"].value is None
+
+
+class Rows(Dataset):
+    """A data set of which one in seven cannot be read."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        if i % 7 == 3:
+            raise OSError("unreadable")
+        return self.rows[i]
+
+
+def test_what_cannot_be_told_is_said(network):
+    few, report = kinds(network, plane(8))
+    assert report.model["off_manifold_gradient"].value is None
+    assert any(kind == "note" and "off the data" in text for text, kind in few.items())
+    unrelated = torch.randn(40, 200)
+    _, report = kinds(nn.Linear(200, 3), unrelated)
+    assert "more data" in report.model["off_manifold_gradient"].note
+    _, report = kinds(nn.Linear(D, 1), plane())
+    assert report.model["common_gradient"].value is None
+    assert report.model["off_manifold_gradient"].value is not None
+
+
+def test_a_constant_model_promises_nothing():
+    report = audit(lambda x: 0 * x[:, :3], plane(), ["Saliency"], metrics=["finite_difference_gap"])
+    assert report.model["finite_difference_gap"].note == "the outputs are all the same"
