@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -210,10 +210,10 @@ class _Attention(Remainder):
         (y,) = outputs
         operands = [call.argument(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
         active = [t is not None and call.is_activation(t) for t in operands]
-        if create_graph or sum(active) != len(call.activations) or y.dtype not in _PRECISE:
+        if sum(active) != len(call.activations) or y.dtype not in _PRECISE:
             return DERIVATIVE.of(call, outputs, create_graph)
-        y, q, k, v = (t.detach() for t in (y, *operands[:3]))
-        mask = None if operands[3] is None else operands[3].detach()
+        y = y.clone() if create_graph else y.detach()  # as of a normalisation
+        q, k, v, mask = operands if create_graph else map(_detached, operands)
         of_scores, of_value, of_mask = float(active[0] + active[1]), active[2], active[3]
         if not of_scores and not of_mask:
             return [torch.zeros_like(y)]
@@ -224,14 +224,16 @@ class _Attention(Remainder):
         q, k, v = (t.expand(*y.shape[:-2], *t.shape[-2:]) for t in (q, k, v))
         mask = None if mask is None else mask.expand(*y.shape[:-1], k.shape[-2])
         r = torch.empty_like(y)
-        for *batch, rows in blocks(y.shape[:-1], max(_BLOCK // max(k.shape[-2], 1), _LEAST)):
+        # A graph keeps all weights anyway.
+        queries = y.numel() if create_graph else max(_BLOCK // max(k.shape[-2], 1), _LEAST)
+        for *batch, rows in blocks(y.shape[:-1], queries):
             at = (*batch, rows)
             keys = (*batch, slice(0, rows.stop if call.argument(5, "is_causal") else None))
             s = q[at] @ k[keys].mT
             own = None if mask is None else mask[at]
             p = _weights(s, own, rows.start if keys[-1].stop else None)
             s *= of_scores
-            p *= s if own is None or not of_mask else s + finite(own)
+            p = p * (s if own is None or not of_mask else s + finite(own))
             drift, drifted = p.sum(-1, keepdim=True), p @ v[keys]
             if mask is not None:  # a query without keys, whose weights are NaN, attends to nothing
                 drift, drifted = drift.nan_to_num(), drifted.nan_to_num()
@@ -239,21 +241,27 @@ class _Attention(Remainder):
         return [r]
 
 
+def _detached(t: Any) -> Any:
+    return None if t is None else t.detach()
+
+
 def _weights(scores: Tensor, mask: Tensor | None, start: int | None) -> Tensor:
     """Softmax of scores, of which an additive or boolean mask, or one of the keys later than query `start + i`, takes.
 
     Later scores are 0 afterwards, as they add nothing.
     """
+    # Where a mask leaves a query no keys, softmax is NaN, which would spoil a graph.
+    softmax = torch._safe_softmax if mask is not None and scores.requires_grad else torch.softmax
     if start is not None:
         later = torch.ones_like(scores[(0,) * (scores.ndim - 2)][:, start:], dtype=torch.bool).triu(1)
         ahead = scores[..., start:]
         ahead.masked_fill_(later, -math.inf)
-        weights = scores.softmax(-1)
+        weights = softmax(scores, -1)
         ahead.masked_fill_(later, 0)
         return weights
     if mask is not None:
         scores = scores + mask if mask.dtype != torch.bool else scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(-1)
+    return softmax(scores, -1)
 
 
 _ATTENTION = _Attention()

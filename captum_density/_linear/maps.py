@@ -503,8 +503,9 @@ def _extremes(size: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
         flat = size.reshape(len(size), -1)
         return flat.amin(1), flat.amax(1)
     absent = spread.absent(size.device)
-    low = size.masked_fill(absent, math.inf).flatten(1).amin(1)
-    return low, size.masked_fill(absent, 0.0).flatten(1).amax(1)
+    alike = [d for d in range(1, size.ndim) if absent.size(d) == 1]
+    low, high = (size.amin(alike, keepdim=True), size.amax(alike, keepdim=True)) if alike else (size, size)
+    return low.masked_fill(absent, math.inf).flatten(1).amin(1), high.masked_fill(absent, 0.0).flatten(1).amax(1)
 
 
 def _rescaled(values: Tensor) -> Tensor:

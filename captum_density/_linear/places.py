@@ -427,8 +427,11 @@ class Lie:
         """(1 or N, *cells) how many elements of an example each cell sums up."""
         if self.regular and self.share is None:
             return values.new_full((1, *[1] * len(self.shape)), values[0].numel() // max(self.index.numel(), 1))
-        rows = values.shape[:1] if self.index.size(0) > 1 else (1,)
-        return self.sums(values.new_ones(()).expand(*rows, *values.shape[1:]))
+        shape = len(values) if self.index.size(0) > 1 else 1, *values.shape[1:]
+        key = shape, values.dtype, values.device
+        if key not in self._copies:
+            self._copies[key] = self.sums(values.new_ones(()).expand(shape))
+        return self._copies[key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ the sweep is done again one example at a time, where nothing can be mixed up.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -21,7 +22,7 @@ from captum_density._linear.trace import OpaqueOperationError, Operation, Prompt
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.calls import OverwrittenError
 from captum_density._model.captum import TargetType
-from captum_density._model.evaluation import grad_mode
+from captum_density._model.evaluation import differentiable_twice, grad_mode
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import class_span, refuse_out_of_range, selected_or_nan
@@ -187,7 +188,7 @@ class _Batch(ModelOnBatch):
     ) -> tuple[T, tuple[Tensor, ...], Tensor]:
         leaves = tuple(_leaf(x, trace.create_graph) for x in self.inputs)
         tracked = trace.track(leaves, layout)
-        with trace:
+        with trace, differentiable_twice(self.forward_func) if trace.create_graph else nullcontext():
             output = self.run(tracked)
         self._shape = getattr(output, "shape", self._shape)
         selected = selected_or_nan(output, self.target, self.n)

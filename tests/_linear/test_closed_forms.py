@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from captum_density._linear import closed_forms, remainders
@@ -113,6 +114,45 @@ def test_closed_forms_equal_the_derivative(name, block, monkeypatch):
             with trace:
                 function(*(next(tracked) if i in active else u for i, u in enumerate(operands)))
             assert trace.compared in name or trace.compared == "scaled_dot_product_attention"
+
+
+SMOOTH = [
+    torch.sigmoid, torch.tanh, torch.exp, F.gelu, partial(F.gelu, approximate="tanh"), F.silu, F.hardswish,
+    partial(F.softmax, dim=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", [*((function, (3, 4)) for function in SMOOTH), *OPERATIONS.values()])
+def test_remainders_have_derivatives(operation):
+    function, *shapes = operation
+
+    def remainder(*operands):
+        trace = Trace(create_graph=True)
+        tracked = trace.track(operands)
+        with trace, sdpa_kernel(SDPBackend.MATH):
+            function(*tracked)
+        return trace.operations[-1].factor.nan_to_num()
+
+    torch.manual_seed(0)
+    operands = [torch.randn(shape, dtype=DOUBLE, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(remainder, operands, fast_mode=True)
+
+
+class Layers(nn.Module):
+    """Attention and a recurrent layer, whose fused kernels have no second derivatives."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.recurrent = nn.MultiheadAttention(4, 2, batch_first=True), nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.recurrent(self.attention(x, x, x, need_weights=False)[0])[0][:, -1]
+
+
+def test_maps_through_attention_and_recurrent_layers_have_derivatives():
+    torch.manual_seed(0)
+    full_grad, x = FullGrad(Layers().double(), complete=True), torch.randn(2, 5, 4, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: full_grad.attribute(x, 1, create_graph=True), x, fast_mode=True)
 
 
 def test_one_activation_in_several_places():
