@@ -3,63 +3,80 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Place", "arranged", "places"]
+__all__ = ["Layout", "Place", "places"]
 
 # One for all examples, or (N,) each example's own.
 Place = int | Tensor
 
 
-def arranged(values: Tensor, dim: int, n: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Weights or scores as (N, heads, queries, positions), and the way back.
+class Layout:
+    """Where a tensor of weights or scores has its examples, heads, queries and positions.
 
-    Heads may be folded into the examples, as (N * heads, queries, positions), those of an example side by side; heads
-    and queries may be absent; the examples may come later where their number tells.
+    Heads may be folded into the examples, (N * heads, queries, positions): those of an example side by side, as PyTorch
+    folds them, or the examples of a head. Heads and queries may be absent; the examples may come later where their
+    number tells.
 
     Args:
-        values: In the model's own layout.
+        shape: In the model's own layout.
         dim: Of the positions.
         n: The number of examples.
 
     Raises:
         ValueError: The shape does not show which dimension holds the examples.
     """
-    moved = values.movedim(dim, -1)
-    lead = moved.shape[:-1]
-    batch = next((i for i, size in enumerate(lead) if size == n), None)
-    folds = bool(lead) and batch != 0 and lead[0] % n == 0
-    if folds and len(lead) == 2 and batch is None:
-        batch = 0  # with heads among the examples
-        folds = False
-    # Heads, queries, windows of images: what else there is could be each of them.
-    unclear = folds and (batch is not None or n > 1)
-    if unclear or (batch is None and (n != 1 or len(lead) > 2)):
-        raise ValueError(
-            f"attention weights of shape {tuple(values.shape)} do not show which dimension holds the {n} examples (and "
-            "not heads, queries or windows); give another number of examples at once, or let examples come first"
-        )
-    first = moved if batch is None else moved.movedim(batch, 0)
-    rest = first.shape[:-1] if batch is None else first.shape[1:-1]
-    folded = n if batch is None else first.shape[0]
-    heads = rest[:-1] if folded == n else (folded // n, *rest[:-1])
-    if len(heads) > 1:
-        raise ValueError(
-            f"attention weights of shape {tuple(values.shape)} have more dimensions than examples, heads, queries and "
-            "positions"
-        )
-    shape = (n, *(heads or (1,)), *(rest[-1:] or (1,)), first.shape[-1])
 
-    def back(given: Tensor) -> Tensor:
-        in_order = given.reshape(first.shape)
-        in_order = in_order if batch is None else in_order.movedim(0, batch)
-        return in_order.movedim(-1, dim)
+    def __init__(self, shape: Sequence[int], dim: int, n: int) -> None:
+        sizes = list(shape)
+        positions = sizes.pop(dim)
+        batch = next((i for i, size in enumerate(sizes) if size == n), None)
+        folds = bool(sizes) and batch != 0 and sizes[0] % n == 0
+        if folds and len(sizes) == 2 and batch is None:
+            batch = 0  # with heads among the examples
+            folds = False
+        # Heads, queries, windows of images: what else there is could be each of them.
+        unclear = folds and (batch is not None or n > 1)
+        if unclear or (batch is None and (n != 1 or len(sizes) > 2)):
+            raise ValueError(
+                f"attention weights of shape {tuple(shape)} do not show which dimension holds the {n} examples (and "
+                "not heads, queries or windows); give another number of examples at once, or let examples come first"
+            )
+        rest = sizes if batch is None else sizes[:batch] + sizes[batch + 1 :]
+        folded = n if batch is None else sizes[batch]
+        heads = rest[:-1] if folded == n else [folded // n, *rest[:-1]]
+        if len(heads) > 1:
+            raise ValueError(
+                f"attention weights of shape {tuple(shape)} have more dimensions than examples, heads, queries and "
+                "positions"
+            )
+        self._dim, self._batch = dim, batch
+        self._first = (*([] if batch is None else [folded]), *rest, positions)
+        self.shape = (n, *(heads or (1,)), *(rest[-1:] or (1,)), positions)
+        #: Whether examples and heads share a dimension, in an order that the shape does not show.
+        self.folded = folded != n and n > 1
 
-    return first.reshape(shape), back
+    def arranged(self, values: Tensor, heads_first: bool = False) -> Tensor:
+        """As (N, heads, queries, positions).
+
+        Args:
+            values: In the model's own layout.
+            heads_first: Of folded ones, whether the examples of a head are side by side.
+        """
+        moved = values.movedim(self._dim, -1)
+        moved = moved if self._batch is None else moved.movedim(self._batch, 0)
+        n, heads, *rest = self.shape
+        return moved.reshape(heads, n, *rest).transpose(0, 1) if heads_first else moved.reshape(self.shape)
+
+    def back(self, values: Tensor, heads_first: bool = False) -> Tensor:
+        """From (N, heads, queries, positions) to the model's own layout."""
+        in_order = (values.transpose(0, 1) if heads_first else values).reshape(self._first)
+        in_order = in_order if self._batch is None else in_order.movedim(0, self._batch)
+        return in_order.movedim(-1, self._dim)
 
 
 def places(chosen: Any, n: int, size: int, name: str) -> Tensor:

@@ -1,10 +1,10 @@
-"""The three operations in which attention weights arise: how each is read, differentiated and masked."""
+"""The operations in which attention weights arise: how each is read, differentiated and masked."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_density._attention.layout import arranged
-from captum_density._model.calls import operation_name
+from captum_density._attention.layout import Layout
+from captum_density._model.calls import operation_name, tensors_in
 
-__all__ = ["AttentionCall", "Observed", "attention_call_of"]
+__all__ = ["AttentionCall", "Observed", "attention_call_of", "hides_attention"]
 
 
 class Observed(NamedTuple):
@@ -43,10 +43,27 @@ class AttentionCall(ABC):
 
     def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._func, self._args, self._kwargs = func, args, kwargs
+        #: How many of the last positions are none of the model's: scores of sinks, which no value belongs to.
+        self.sinks = 0
+        #: Of examples and heads that share a dimension, whether the examples of a head are side by side.
+        self.heads_first: Callable[[], bool] = lambda: False
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return tensors_in((self._args, self._kwargs))[0].device
+
+    def unchanged(self) -> Any:
+        """Run it as it is."""
+        return self._func(*self._args, **self._kwargs)
 
     @property
     def examples(self) -> int | None:
         """How many examples it has, where its own shape tells; else None."""
+        return None
+
+    def arranged_scores(self, n: int, heads_first: bool) -> Tensor | None:
+        """What its weights are a softmax of, (N, heads, queries, positions), masks left out; None unless folded."""
         return None
 
     @abstractmethod
@@ -82,19 +99,33 @@ class Softmax(AttentionCall):
         """The first of four dimensions."""
         return len(self._scores) if self._scores.ndim == 4 and self._dim in (-1, 3) else None
 
+    def of_last(self, shape: torch.Size) -> bool:
+        """Whether it is over the last dimension of scores of a shape."""
+        return self._scores.shape == shape and self._dim in (-1, len(shape) - 1)
+
+    def arranged_scores(self, n: int, heads_first: bool) -> Tensor | None:
+        layout = Layout(self._scores.shape, self._dim, n)
+        return layout.arranged(self._scores.detach(), heads_first) if layout.folded else None
+
     def observe(self, n: int) -> tuple[Any, Observed]:
-        leaf = _leaf(self._func(*self._args, **self._kwargs))
+        leaf = _leaf(self.unchanged())
+        layout, of_positions = Layout(leaf.shape, self._dim, n), slice(leaf.shape[self._dim] - self.sinks)
+        heads_first = layout.folded and self.heads_first()
+
+        def arrange(values: Tensor) -> Tensor:
+            return layout.arranged(values, heads_first)[..., of_positions]
+
         # A copy, as the model may write to its weights.
-        return leaf.clone(), Observed(
-            _arranged(leaf.detach(), self._dim, n), leaf, lambda g: _arranged(g, self._dim, n)
-        )
+        return leaf.clone(), Observed(arrange(leaf.detach()), leaf, arrange)
 
     def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
-        scores, back = arranged(self._scores, self._dim, n)
-        left = _without(scores, erased)
-        _refuse_nothing_left(_live(scores), _live(left))
-        args = (back(left), *self._args[1:]) if self._args else ()
-        kwargs = self._kwargs if self._args else {**self._kwargs, "input": back(left)}
+        layout = Layout(self._scores.shape, self._dim, n)
+        mask = _mask(erased, layout.shape, self.sinks)
+        heads_first = _matters(layout, mask) and self.heads_first()
+        scores = layout.arranged(self._scores, heads_first)
+        left = layout.back(_left(scores, mask), heads_first)
+        args = (left, *self._args[1:]) if self._args else ()
+        kwargs = self._kwargs if self._args else {**self._kwargs, "input": left}
         return self._func(*args, **kwargs)
 
 
@@ -117,28 +148,38 @@ class ScaledDotProduct(AttentionCall):
         """The first of four dimensions."""
         return len(self._q) if self._q.ndim == 4 else None
 
-    def observe(self, n: int) -> tuple[Any, Observed]:
+    def _scores(self) -> Tensor:
         scale = self._given.get("scale")
         scale = self._q.shape[-1] ** -0.5 if scale is None else scale
         single = torch.promote_types(self._q.dtype, torch.float32)  # half precision overflows, which no kernel does
-        scores = self._q.to(single) * scale @ self._k.to(single).transpose(-2, -1)
-        bias = self._bias()
+        return self._q.to(single) * scale @ self._k.to(single).transpose(-2, -1)
+
+    def arranged_scores(self, n: int, heads_first: bool) -> Tensor | None:
+        scores = self._scores().detach()
+        layout = Layout(scores.shape, -1, n)
+        return layout.arranged(scores, heads_first) if layout.folded else None
+
+    def observe(self, n: int) -> tuple[Any, Observed]:
+        scores, bias = self._scores(), self._bias()
         scores = scores if bias is None else scores + bias
         # Queries that may attend to nothing: PyTorch's kernels give zeros.
         weights = torch.softmax(scores, -1).masked_fill(~_live(scores, -torch.inf), 0)
         leaf = _leaf(weights.to(self._v.dtype))
         used = F.dropout(leaf, p) if (p := self._given.get("dropout_p", 0.0)) else leaf
-        return used @ self._v, Observed(_arranged(leaf.detach(), -1, n), leaf, lambda g: _arranged(g, -1, n))
+        layout = Layout(leaf.shape, -1, n)
+        heads_first = layout.folded and self.heads_first()
+        return used @ self._v, Observed(
+            layout.arranged(leaf.detach(), heads_first), leaf, lambda g: layout.arranged(g, heads_first)
+        )
 
     def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
-        q, k = self._q, self._k
-        lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
-        bias = self._bias()
-        bias = q.new_zeros(()) if bias is None else bias
-        scores, back = arranged(bias.expand(*lead, q.shape[-2], k.shape[-2]), -1, n)
-        left = _without(scores, erased)
-        _refuse_nothing_left(_live(scores), _live(left))
-        changed = {"attn_mask": back(left), "is_causal": False}
+        q, k, bias = self._q, self._k, self._bias()
+        shape = (*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
+        layout = Layout(shape, -1, n)
+        mask = _mask(erased, layout.shape)
+        heads_first = _matters(layout, mask) and self.heads_first()
+        scores = layout.arranged((q.new_zeros(()) if bias is None else bias).expand(shape), heads_first)
+        changed = {"attn_mask": layout.back(_left(scores, mask), heads_first), "is_causal": False}
         return self._func(**{**self._given, **changed})
 
     def _bias(self) -> Tensor | None:
@@ -146,6 +187,50 @@ class ScaledDotProduct(AttentionCall):
         if self._given.get("is_causal"):
             mask = torch.ones(self._q.shape[-2], self._k.shape[-2], dtype=torch.bool, device=self._q.device).tril()
         return None if mask is None else _additive(mask, self._q.dtype, keep=True)
+
+
+class Flex(AttentionCall):
+    """`flex_attention` as it runs uncompiled: a function of each score, then a mask."""
+
+    def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(func, args, kwargs)
+        self._q, self._k, self._v, self._score_mod, *_ = args
+
+    @property
+    def examples(self) -> int | None:
+        """The first of four dimensions."""
+        return len(self._q)
+
+    def _weights(self, score_mod: Callable[..., Tensor]) -> Tensor:
+        """What it makes of values that are the positions themselves."""
+        positions = torch.eye(self._k.shape[-2], dtype=self._q.dtype, device=self._q.device)
+        values = positions.expand(*self._k.shape[:2], *positions.shape)
+        with torch.no_grad():
+            weights: Tensor = self._func(self._q, self._k, values, score_mod, *self._args[4:], **self._kwargs)[0]
+        return weights.nan_to_num(0)
+
+    def observe(self, n: int) -> tuple[Any, Observed]:
+        weights = self._weights(self._score_mod)
+        layout = Layout(weights.shape, -1, n)
+        with torch.no_grad():
+            rest = self.unchanged()[1:]
+        leaf = _leaf(weights)
+        values = self._v.repeat_interleave(self._q.shape[1] // self._v.shape[1], 1)
+        return (leaf.to(values.dtype) @ values, *rest), Observed(layout.arranged(leaf.detach()), leaf, layout.arranged)
+
+    def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
+        before = self._weights(self._score_mod)
+        mask = _mask(erased, Layout(before.shape, -1, n).shape).expand_as(before).to(before.device)
+
+        def erasing(
+            score: Tensor, example: Tensor, head: Tensor, query: Tensor, position: Tensor, *more: Any
+        ) -> Tensor:
+            modified = self._score_mod(score, example, head, query, position, *more)
+            return torch.where(mask[example, head, query, position], -torch.inf, modified)
+
+        after = self._weights(erasing)
+        _refuse_nothing_left(*((weights > 0).any(-1, keepdim=True) for weights in (before, after)))
+        return self._func(*self._args[:3], erasing, *self._args[4:], **self._kwargs)
 
 
 class MultiHead(AttentionCall):
@@ -181,7 +266,7 @@ class MultiHead(AttentionCall):
         # Positions that are added to the inputs' after masking, and cannot be masked.
         more = int(self._given.get("bias_k") is not None) + int(bool(self._given.get("add_zero_attn")))
         scores = F.pad(given, (0, more))
-        left = _without(scores, erased)
+        left = _left(scores, _mask(erased, scores.shape), check=False)
         if more and not bool(left[..., -more:].isfinite().all()):
             raise ValueError("positions that add_bias_kv or add_zero_attn add, the last ones, cannot be erased")
         padding = self._padding()
@@ -215,7 +300,15 @@ _KINDS: dict[str, type[AttentionCall]] = {
     "special_softmax": Softmax,
     "scaled_dot_product_attention": ScaledDotProduct,
     "multi_head_attention_forward": MultiHead,
+    "flex_attention": Flex,
 }
+# What kernels are called that return a result without weights; `flash_attn` is a package, the others are PyTorch's.
+_HIDDEN = ("flash_attn", "flash_attention", "efficient_attention", "cudnn_attention", "varlen_attn")
+
+
+def hides_attention(func: Callable[..., Any]) -> bool:
+    """Whether an operation attends in a kernel that shows no weights."""
+    return any(word in operation_name(func) for word in _HIDDEN)
 
 
 def attention_call_of(
@@ -231,13 +324,21 @@ def _leaf(weights: Tensor) -> Tensor:
     return weights.detach().requires_grad_()
 
 
-def _arranged(values: Tensor, dim: int, n: int) -> Tensor:
-    return arranged(values, dim, n)[0]
+def _mask(erased: Callable[[tuple[int, int, int, int]], Tensor], shape: Sequence[int], sinks: int = 0) -> Tensor:
+    n, heads, queries, positions = shape
+    return F.pad(erased((n, heads, queries, positions - sinks)), (0, sinks))
 
 
-def _without(scores: Tensor, erased: Callable[[tuple[int, int, int, int]], Tensor]) -> Tensor:
-    n, heads, queries, positions = scores.shape
-    return scores.masked_fill(erased((n, heads, queries, positions)).to(scores.device), -torch.inf)
+def _matters(layout: Layout, mask: Tensor) -> bool:
+    """Whether it matters in which order examples and heads are folded."""
+    return layout.folded and mask.shape[:2] != (1, 1)
+
+
+def _left(scores: Tensor, mask: Tensor, check: bool = True) -> Tensor:
+    left = scores.masked_fill(mask.to(scores.device), -torch.inf)
+    if check:
+        _refuse_nothing_left(_live(scores), _live(left))
+    return left
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:

@@ -76,8 +76,6 @@ class LogDensity(ModelOnCopies):
             _check_logits(logits, self.inputs)
         self._pass = None if logits is None else _ForwardPass(logits, format_tensor_into_tuples(inputs), slice(None))
         self._is_pass_checked = False
-        # Of some of the examples: which of the additional arguments hold a row for each.
-        self._has_row: tuple[bool, ...] | None = None
         self._marginal, self._lacks_forward_mode = marginal, False
         # Whether outputs that look like probabilities are warned of, once.
         self.warns = False
@@ -97,18 +95,8 @@ class LogDensity(ModelOnCopies):
     def at(self, rows: Rows) -> LogDensity:
         """The same density at some of the examples."""
         other = super().at(rows)
-        # As many examples may be left as an argument for all of them has rows.
-        other._has_row = tuple(
-            isinstance(arg, Tensor) and arg.ndim > 0 and len(arg) == self.n for arg in self.args or ()
-        )
         other._pass = None if self._pass is None else self._pass._replace(rows=rows)
         return other
-
-    def args_of(self, rows: Rows) -> tuple[Any, ...] | None:
-        """The additional arguments of some of the examples."""
-        if self._has_row is None or self.args is None:
-            return super().args_of(rows)
-        return tuple(rows_of(arg, rows) if has else arg for arg, has in zip(self.args, self._has_row, strict=True))
 
     @property
     def clean_values(self) -> Tensor | None:

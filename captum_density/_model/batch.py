@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias, TypeVar
@@ -10,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from captum_density._model.calls import tensors_in
 from captum_density._model.captum import (
     TargetType,
     format_additional_forward_args,
@@ -18,6 +21,7 @@ from captum_density._model.captum import (
 )
 from captum_density._model.evaluation import differentiable, full_precision, grad_mode, refuse_random_numbers
 from captum_density._model.fixed_modules import FixedModules, fixed_modules
+from captum_density._model.generators import replayable
 from captum_density._model.interrupts import CleanInterrupts
 from captum_density._model.validation import (
     check_limit,
@@ -45,6 +49,7 @@ class ModelOnBatch:
         inputs: Tensor (N, ...) or tuple of such; where not differentiable, others may hold one row for all examples.
         target: As Captum's.
         additional_forward_args: As Captum's. Tensors of N rows hold one for each example, all else is for all of them.
+            Of an (N, N) tensor, which may also be a mask from N positions to N, the model's outputs tell.
         max_examples_per_batch: As Captum's: How many examples, or versions of them, run at once; None for all.
         differentiable: Whether a gradient is taken by the inputs, see `validate_inputs`.
         name: What the caller calls the model, for messages.
@@ -83,6 +88,9 @@ class ModelOnBatch:
         # The lowest and the highest class, read once: on a GPU each look at a tensor waits for it.
         self.span = None if late else class_span(target)
         self.args: tuple[Any, ...] | None = format_additional_forward_args(additional_forward_args)
+        # Which of them hold a row for each example, None where that is unclear: known of all the examples, and kept of
+        # some, of which as many may be left as an argument for all of them has rows.
+        self._has_rows = tuple(_has_rows(arg, self.n) for arg in self.args or ())
         self.limit = max_examples_per_batch
         self._comparison = False
         self._modules: FixedModules | None = None
@@ -117,7 +125,7 @@ class ModelOnBatch:
 
     def inputs_of(self, rows: Rows) -> tuple[Tensor, ...]:
         """Some of the examples."""
-        return tuple(self._pick(x, rows) for x in self.inputs)
+        return tuple(rows_of(x, rows) if x.ndim and len(x) == self.n else x for x in self.inputs)
 
     def target_of(self, rows: Rows) -> TargetType:
         """The target of some of the examples.
@@ -134,12 +142,43 @@ class ModelOnBatch:
         return target[rows] if isinstance(rows, slice) else [target[row] for row in rows.tolist()]
 
     def args_of(self, rows: Rows) -> tuple[Any, ...] | None:
-        """The additional arguments of some of the examples."""
-        return None if self.args is None else tuple(self._pick(a, rows) for a in self.args)
+        """The additional arguments of some of the examples.
 
-    def _pick(self, value: Any, rows: Rows) -> Any:
-        """Rows of what holds one for each example; all else, which is for all of them."""
-        return rows_of(value, rows) if isinstance(value, Tensor) and value.ndim and len(value) == self.n else value
+        Raises:
+            ValueError: Of an (N, N) tensor, rows for each example give other outputs than the whole batch, and so does
+                all of it.
+        """
+        if self.args is None or (isinstance(rows, slice) and rows.indices(self.n) == (0, self.n, 1)):
+            return self.args
+        if None in self._has_rows:
+            self._has_rows = self._known_rows()
+        return _picked(self.args, self._has_rows, rows)
+
+    def _known_rows(self) -> tuple[bool, ...]:
+        """Which arguments hold a row for each example: those whose row, with the example alone, gives its output."""
+        choices = [*itertools.product(*((True, False) if has is None else (has,) for has in self._has_rows))]
+        alone = copy.copy(self)
+        with alone.evaluation(), torch.no_grad(), replayable(self.device):
+            outputs = _outputs(self.forward_func, self.inputs, self.args)
+            for row in range(self.n):
+                at = slice(row, row + 1)
+
+                def fits(choice: tuple[bool, ...], at: slice = at) -> bool:
+                    with contextlib.suppress(Exception):  # shapes that do not fit
+                        own = _outputs(self.forward_func, self.inputs_of(at), _picked(self.args, choice, at))
+                        return all(_equal(a[at], b) for a, b in zip(outputs, own, strict=True) if len(a) == self.n)
+                    return False
+
+                choices = [choice for choice in choices if fits(choice)]
+                if len(choices) == 1:
+                    break
+        if not choices:
+            raise ValueError(
+                f"additional_forward_args hold a tensor ({self.n}, {self.n}), and whether it has a row for each of "
+                f"{self.n} examples could not be told from the outputs of one alone; pass a function that has it, "
+                "lambda x: model(x, mask), or another number of examples"
+            )
+        return choices[0]
 
     def parts(self, count: int | None = None, *, unlimited: int | None = None) -> Iterator[slice]:
         """Slices of examples, or of so many versions of them, none longer than the limit, or `unlimited` without."""
@@ -200,6 +239,25 @@ class ModelOnBatch:
         """
         inputs = self.inputs_of(rows) if inputs is None else inputs
         return selected_output(self.run(inputs, rows), self.target_of(rows), len(inputs[0]), self.span)
+
+
+def _has_rows(value: Any, n: int) -> bool | None:
+    if not isinstance(value, Tensor) or not value.ndim or len(value) != n:
+        return False
+    return None if n > 1 and value.shape == (n, n) else True
+
+
+def _picked(args: tuple[Any, ...] | None, has_rows: tuple[bool | None, ...], rows: Rows) -> tuple[Any, ...]:
+    return tuple(rows_of(arg, rows) if has else arg for arg, has in zip(args or (), has_rows, strict=True))
+
+
+def _outputs(model: Callable[..., Any], inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> list[Tensor]:
+    return [output for output in tensors_in(run_forward(model, inputs, None, args)) if output.ndim]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    tolerance = torch.finfo(a.dtype).eps ** 0.5 if a.dtype.is_floating_point else 0.0
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def rows_of(values: Tensor, rows: Rows) -> Tensor:

@@ -10,12 +10,13 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_density._attention import AttentionCalls, Observed, Place, find_layer, logits_of, places
+from captum_density._attention import AttentionCalls, Observed, Place, find_layer, logits_of, places, run_from_start
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.evaluation import grad_mode
 from captum_density._model.fixed_modules import fixed_modules
+from captum_density._model.interrupts import CleanInterrupts
 from captum_density._model.validation import selected_output
 from captum_density.attr._repr import shown
 
@@ -50,7 +51,10 @@ class AttentionWeights(_LayerAttention):
     `nn.MultiheadAttention`, whichever the layer calls: of a model of one's own as of a Hugging Face model with
     ``attn_implementation`` "eager" or "sdpa", masks included. What a model takes by keyword only is passed by a
     function of the inputs, ``lambda ids, mask: model(input_ids=ids, attention_mask=mask)``, and the layer as a module.
-    A layer that several blocks share, or that runs step by step, runs more than once, and is refused.
+    Of a layer that several blocks share, as ALBERT's do, or that decodes step by step, `run` says which run.
+
+    Only the end of a pass tells whether a layer ran once, so that the whole model runs where `run` is None. Where it is
+    given, the pass ends with that run: ``run=0`` is the faster call for a layer that runs once.
 
     Whether weights explain anything is another question: see `captum_density.metrics.attention_erasure`.
 
@@ -84,6 +88,7 @@ class AttentionWeights(_LayerAttention):
         *,
         query: Query = "mean",
         heads: Heads = "mean",
+        run: int | None = None,
     ) -> Tensor:
         """Attention weights, of N examples by the positions attended to.
 
@@ -94,20 +99,25 @@ class AttentionWeights(_LayerAttention):
                 ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; "mean" over all of them,
                 padding included; "all".
             heads: Of which head: its number, "mean" or "all".
+            run: Of which of the layer's runs in a pass: from 0, or -1 for the last one, which another pass counts
+                first; the pass that is read ends there. None where it runs once.
 
         Returns:
             (N, positions) in [0, 1], higher is more attended to; each row sums to 1 (a query that a mask lets attend to
-            nothing has zeros; in training mode, `nn.MultiheadAttention`'s weights are those after its dropout). With
+            nothing has zeros; sinks, as of GPT-OSS, have no position, and rows lack what they take; in training mode,
+            `nn.MultiheadAttention`'s weights are those after its dropout). With
             ``heads="all"`` (N, heads, positions), with ``query="all"`` (N, queries, positions), with both (N, heads,
             queries, positions). Not differentiable.
 
         Raises:
-            ValueError: A layer that did not run, has no attention, or has several calls (named); a query or head that
-                there is not; weights whose shape does not show the examples.
-            TypeError: Inputs that are no tensors.
+            ValueError: A layer that did not run, ran several times without `run`, has no attention, or has several
+                calls (named); a query, head or run that there is not; weights whose shape does not show the examples;
+                folded heads of which a second pass does not tell whether those of an example are side by side; a kernel
+                that shows no weights, such as flash attention.
+            TypeError: Inputs that are no tensors; a run that is no integer.
         """
         batch = self._batch(inputs, None, additional_forward_args)
-        with _observation(batch, self.layer, gradient=False) as (_, attention):
+        with _observation(batch, self.layer, run, gradient=False) as (_, attention):
             return _reduced(attention.weights, query, heads)
 
 
@@ -153,12 +163,13 @@ class AttentionGradient(_LayerAttention):
         *,
         query: Query = "mean",
         heads: Heads = "mean",
+        run: int | None = None,
     ) -> Tensor:
         """Gradient x attention, of N examples by the positions attended to.
 
         Args:
             target: As Captum's: picks the output to differentiate; of a Hugging Face model, of its `logits`.
-            inputs, additional_forward_args, query, heads: As `AttentionWeights.attribute`.
+            inputs, additional_forward_args, query, heads, run: As `AttentionWeights.attribute`.
 
         Returns:
             (N, positions), with further dimensions as of `AttentionWeights`; signed, in units of the output.
@@ -169,7 +180,7 @@ class AttentionGradient(_LayerAttention):
             AssertionError: Captum's own, for a target that does not fit.
         """
         batch = self._batch(inputs, target, additional_forward_args)
-        with _observation(batch, self.layer, gradient=True) as (output, attention):
+        with _observation(batch, self.layer, run, gradient=True) as (output, attention):
             selected = selected_output(logits_of(output), target, batch.n, batch.span)
             gradient = None
             if selected.requires_grad:
@@ -184,8 +195,10 @@ class AttentionGradient(_LayerAttention):
 
 
 @contextmanager
-def _observation(batch: ModelOnBatch, layer: nn.Module, gradient: bool) -> Iterator[tuple[Any, Observed]]:
-    """The model's output and the layer's attention weights."""
+def _observation(
+    batch: ModelOnBatch, layer: nn.Module, run: int | None, gradient: bool
+) -> Iterator[tuple[Any, Observed]]:
+    """The model's output, None where the pass ended before, and the layer's attention weights."""
     observations: list[Observed] = []
 
     def observe(call: Any, n: int) -> Any:
@@ -193,16 +206,17 @@ def _observation(batch: ModelOnBatch, layer: nn.Module, gradient: bool) -> Itera
         observations.append(observed)
         return result
 
+    run, output = run_from_start(batch, layer, run), None
     fixed = fixed_modules(batch.forward_func, needs_statistics=False)
-    with torch.inference_mode(False), grad_mode(gradient), fixed:
+    with CleanInterrupts(), torch.inference_mode(False), grad_mode(gradient), fixed:
         xs = tuple(x.clone() if x.is_inference() else x for x in batch.inputs)
-        with AttentionCalls(batch.forward_func, layer, observe, batch.n) as calls:
+        with AttentionCalls(batch.forward_func, layer, observe, batch.n, run, ends_pass=not gradient) as calls:
             output = batch.run(xs)
         calls.check_seen()
         if len(observations) > 1:
             raise ValueError(
-                f"{calls.name} ran {len(observations)} times in one pass, and whose attention is meant cannot be told; "
-                "layers that blocks share, or that decode step by step, are not supported"
+                f"{calls.name} ran {len(observations)} times in one pass; say whose attention is meant by run=0 to "
+                f"run={len(observations) - 1}, or give the block in which it runs once"
             )
         yield output, observations[0]
 

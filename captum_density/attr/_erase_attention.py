@@ -26,6 +26,7 @@ def erase_attention(
     *,
     query: Place | None = None,
     heads: int | Sequence[int] | None = None,
+    run: int | None = None,
 ) -> Iterator[None]:
     r"""Within, chosen attention weights of a layer are zero and the others renormalised to sum to 1.
 
@@ -42,15 +43,18 @@ def erase_attention(
             (N, heads, queries, positions): where it is True.
         query: Of which query only; (N,) of each example's own; None for all.
         heads: Of which head or heads only; None for all.
+        run: In which of the layer's runs only, from 0: of each pass of the model, or, where that is a function, of all
+            that runs within; None for each of them.
 
     Yields:
         Nothing.
 
     Raises:
-        TypeError: No model or layer, TorchScript, or positions of another type.
-        ValueError: A name that the model does not have; positions, a query or heads that there are not; another number
-            of examples than the positions are for; a query that is left with nothing to attend to; a layer that has
-            several attention calls, or, at the end, none, or that did not run.
+        TypeError: No model or layer, TorchScript, or positions or a run of another type.
+        ValueError: A name that the model does not have; positions, a query, heads or a run that there are not; a run
+            counted from the last one, which is not known before; another number of examples than the positions are for;
+            a query that is left with nothing to attend to; a layer that has several attention calls, or, at the end,
+            none, or that did not run; folded heads, as `AttentionWeights`.
 
     References:
         S. Serrano and N. A. Smith, "Is Attention Interpretable?", ACL 2019, arXiv:1906.03731, section 3.
@@ -67,6 +71,11 @@ def erase_attention(
     """
     inner, module = find_layer(model, layer)
     erasure = _Erasure(positions, query, heads)
+    run = None if run is None else _integers(run, "run")[0]
+    if run is not None and run < 0:
+        raise ValueError(
+            f"run must be 0 or above, not {run}: which run of a pass is the last one is not known before it is over"
+        )
     if erasure.is_empty:
         yield
         return
@@ -74,7 +83,7 @@ def erase_attention(
     def without(call: Any, n: int) -> Any:
         return call.without(erasure.mask, erasure.n or call.examples or n)
 
-    with CleanInterrupts(), AttentionCalls(inner, module, without, erasure.n) as calls:
+    with CleanInterrupts(), AttentionCalls(inner, module, without, erasure.n, run) as calls:
         yield
     calls.check_seen()
 

@@ -68,6 +68,7 @@ def attention_erasure(
     additional_forward_args: object = None,
     *,
     query: Place | None = None,
+    run: int | None = None,
     seed: int = 0,
     max_examples_per_batch: int | None = None,
 ) -> AttentionErasure:
@@ -85,6 +86,8 @@ def attention_erasure(
         query: Whose attention is ranked and erased, such as 0 for a class token; (N,) each example's own, such as
             ``mask.sum(1) - 1`` where a causal model's inputs are padded on the right; None for all queries, ranked by
             the mean of their weights.
+        run: Which of the layer's runs in a pass is ranked and erased, from 0, or -1 for the last; None where it runs
+            once.
         seed: Of the other positions.
         max_examples_per_batch: How many examples run at once; None for all.
 
@@ -111,7 +114,7 @@ def attention_erasure(
         >>> result.top.tolist(), result.flips_top.tolist()
         ([2, 2], [True, False])
     """
-    examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, max_examples_per_batch)
+    examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, run, max_examples_per_batch)
     weights, live = examples.weights, examples.live
     compared = live.sum(1) > 1
     top = weights.argmax(1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
-from captum_density._attention import Place, find_layer, logits_of
+from captum_density._attention import Place, find_layer, logits_of, run_from_start
 from captum_density._model.batch import ModelOnBatch, Rows, rows_of
 from captum_density._model.captum import TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import refuse_random_numbers
@@ -32,6 +32,7 @@ class AttentionExamples(ModelOnBatch):
         inputs: The examples.
         additional_forward_args: As Captum's.
         query: Whose attention, one or (N,) each example's own; None for all queries, whose weights are averaged.
+        run: Of which of the layer's runs in a pass; None where it runs once.
         max_examples_per_batch: How many run at once; None for all.
 
     Raises:
@@ -46,11 +47,13 @@ class AttentionExamples(ModelOnBatch):
         inputs: TensorOrTupleOfTensorsGeneric,
         additional_forward_args: object,
         query: Place | None,
+        run: int | None,
         max_examples_per_batch: int | None,
     ) -> None:
         if isinstance(query, str | bool):
             raise TypeError(f"query must be a position, (N,) positions, or None for all queries, but is {query!r}")
-        inner, self._layer = find_layer(model, layer)
+        inner, module = find_layer(model, layer)
+        self._layer: nn.Module = module
         super().__init__(
             inner,
             inputs,
@@ -62,7 +65,9 @@ class AttentionExamples(ModelOnBatch):
         )
         if isinstance(query, Tensor) and query.shape not in ((), (self.n,)):
             raise ValueError(f"query has shape {tuple(query.shape)}, but must be one position or ({self.n},)")
-        self._query = query
+        self._query: Place | None = query
+        with self.evaluation():
+            self._run = run_from_start(self.at(next(iter(self.parts()))), self._layer, run)
         #: (N, positions), the mean over heads; 0 where a mask lets nothing attend.
         self.weights = torch.cat([self._weights(at) for at in self.parts(unlimited=self.n)])
         self.live = self.weights > 0
@@ -88,7 +93,7 @@ class AttentionExamples(ModelOnBatch):
                 erasure: AbstractContextManager[None] = nullcontext()
                 if erased is not None:
                     query = self._query_of(rows[at])
-                    erasure = erase_attention(self.forward_func, self._layer, erased[at], query=query)
+                    erasure = erase_attention(self.forward_func, self._layer, erased[at], query=query, run=self._run)
                 with erasure:
                     output = self.run(rows=rows[at])
             return _checked(logits_of(output), len(rows[at])).double().softmax(1)
@@ -104,7 +109,7 @@ class AttentionExamples(ModelOnBatch):
                 with torch.no_grad():
                     predicted = self._log_probabilities(*xs, *(args or ())).argmax(1)
                 attribution = AttentionGradient(self._log_probabilities, self._layer, multiply_by_weights)
-                options = {"additional_forward_args": args, "query": self._query_of(at, "mean")}
+                options = {"additional_forward_args": args, "query": self._query_of(at, "mean"), "run": self._run}
                 return attribution.attribute(xs, target=predicted, **options)
 
         return torch.cat([differentiate(at) for at in self.parts(unlimited=self.n)])
@@ -112,7 +117,9 @@ class AttentionExamples(ModelOnBatch):
     def _weights(self, at: slice) -> Tensor:
         with self.evaluation():
             attention = AttentionWeights(self.forward_func, self._layer)
-            return attention.attribute(self.inputs_of(at), self.args_of(at), query=self._query_of(at, "mean"))
+            return attention.attribute(
+                self.inputs_of(at), self.args_of(at), query=self._query_of(at, "mean"), run=self._run
+            )
 
     @contextmanager
     def evaluation(self, *, comparison: bool = True) -> Iterator[None]:

@@ -44,6 +44,7 @@ def fraction_to_flip(
     *,
     rankings: Sequence[str] | Mapping[str, str | Tensor] = _OURS,
     query: Place | None = None,
+    run: int | None = None,
     seed: int = 0,
     max_examples_per_batch: int | None = None,
 ) -> FractionToFlip:
@@ -57,7 +58,7 @@ def fraction_to_flip(
         rankings: Names of some of "attention" (the weights), "gradient" (of the predicted class's log-probability by
             the weights, signed), "gradient x attention" and "random"; or a mapping from any name to one of these, or to
             importances (N, positions), higher first, of any attribution.
-        query, max_examples_per_batch: As `attention_erasure`.
+        query, run, max_examples_per_batch: As `attention_erasure`.
         seed: Of the random ranking.
 
     Returns:
@@ -85,7 +86,7 @@ def fraction_to_flip(
     if isinstance(rankings, str | Tensor) or not names or any(not isinstance(name, str) for name in names):
         raise ValueError(f"rankings must be names, of {', '.join(_OURS)}, or a mapping of names to importances")
     named = dict(rankings) if isinstance(rankings, Mapping) else {name: name for name in names}
-    examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, max_examples_per_batch)
+    examples = AttentionExamples(model, layer, inputs, additional_forward_args, query, run, max_examples_per_batch)
     importances = _Importances(examples, seed)
     orders = [importances.ranks(name, ranking) for name, ranking in named.items()]
     before = examples.probabilities(torch.arange(examples.n, device=examples.device)).argmax(1)

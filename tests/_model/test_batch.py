@@ -170,3 +170,47 @@ def test_numbers_that_are_looked_at_late_are_refused_all_the_same():
     x[1, 2] = torch.nan
     with pytest.raises(ValueError, match="input 0 contains NaN"):
         FullGrad(model).attribute(x, 0)
+
+
+# (N, N): a row for each example, or a mask from N positions to N.
+
+L = 3
+
+
+def attending(x, attention=None, padding=None):
+    """Embeddings (N, L, 4), a mask (L, L) of queries and keys, and one (N, L) of positions."""
+    scores = x @ x.mT
+    for mask in (attention, None if padding is None else padding[:, None]):
+        scores = scores if mask is None else scores.masked_fill(~mask, -1e9)
+    return (scores.softmax(-1) @ x).sum(1)
+
+
+SEQUENCES = torch.randn(L, L, 4, dtype=torch.float64)
+LOWER = torch.ones(L, L, dtype=torch.bool).tril()  # as a padding mask: lengths of 1, 2 and 3
+FEW = torch.tensor([0, 2])
+
+
+@pytest.mark.parametrize("args", [(LOWER,), (None, LOWER), (LOWER, LOWER.flip(0)), (LOWER.flip(1), LOWER)])
+@pytest.mark.parametrize("rows", [FEW, slice(1, 3), torch.tensor([2]), torch.arange(L).repeat(2)])
+def test_square_masks_are_told_from_rows(args, rows):
+    whole = attending(SEQUENCES, *args)
+    own = ModelOnBatch(attending, SEQUENCES, 1, args)
+    assert_close(own.run(rows=rows), whole[rows])
+    part = own.at(rows)
+    assert_close(part.run(), whole[rows])
+    assert_close(part.at(slice(0, 1)).run(), whole[rows][:1])  # also of as many as a mask has rows
+
+
+def test_a_square_mask_in_the_methods():
+    paths = PathIntegratedGradients(attending)
+    expected = torch.cat([paths.attribute(x[None], None, 1, LOWER, n_steps=5) for x in SEQUENCES])
+    assert_close(paths.attribute(SEQUENCES, None, 1, LOWER, n_steps=5), expected)
+
+
+def test_square_arguments_that_cannot_be_told_are_refused():
+    before = torch.get_rng_state()
+    noisy = ModelOnBatch(lambda x, mask: attending(x, mask) + torch.rand(len(x), 4), SEQUENCES, 1, LOWER)
+    with pytest.raises(ValueError, match=r"lambda x: model\(x, mask\)"):
+        noisy.run(rows=FEW)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert noisy.run().shape == (L, 4)  # of all, nothing has to be told
