@@ -54,12 +54,26 @@ class _SummedProduct(Remainder):
         weight = (factors - active) * call.kwargs.get("beta", 1)
         if b is None or weight == 0:  # at beta = 0 it is not read, and may be what memory held
             return [product]
+        b = self._along(b, y)
+        b = b if weight == 1 else weight * b
+        return [b if product is None else product + b]
+
+    def constant(self, call: Call, y: Tensor) -> bool | Tensor:
+        b = call.argument(self.position, self.name)
+        beta = call.kwargs.get("beta", 1)
+        if b is None or call.is_activation(b) or beta == 0:
+            return False
+        if len(call.activations) == 1:
+            return True
+        return beta * self._along(b if self.axis is not None else finite(b), y).detach()
+
+    def _along(self, b: Tensor, y: Tensor) -> Tensor:
+        """b in y's number of dimensions."""
         shape = [*[1] * (y.ndim - b.ndim), *b.shape]
         if self.axis is not None:
             shape = [1] * y.ndim
             shape[self.axis] = -1
-        b = b.reshape(shape) if weight == 1 else weight * b.reshape(shape)
-        return [b if product is None else product + b]
+        return b.reshape(shape)
 
 
 def biased(axis: int, position: int = 2) -> Callable[[Call], Remainder]:
@@ -161,8 +175,19 @@ class _Normalisation(Remainder):
             scale = scale - eps / (self.spread(call, x) + eps)
         if b is None:
             return [scale * y]
-        b = b if call.name == "layer_norm" else b.view(-1, *[1] * (y.ndim - 2))
+        b = _added(call, b, y)
         return [scale * (y - b) if of_b else torch.lerp(b, y, scale)]
+
+    def constant(self, call: Call, y: Tensor) -> bool | Tensor:
+        b = None if self.bias is None else call.argument(self.bias, "bias")
+        return False if b is None or call.is_activation(b) else _added(call, b, y).detach()
+
+
+def _added(call: Call, b: Tensor, y: Tensor) -> Tensor:
+    """What a normalisation adds to y, in y's number of dimensions."""
+    if call.name == "layer_norm":
+        return b.view(*[1] * (y.ndim - b.ndim), *b.shape)
+    return b.view(1, -1, *[1] * (y.ndim - 2))
 
 
 def _over_last(call: Call, x: Tensor) -> Tensor:

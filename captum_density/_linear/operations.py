@@ -257,6 +257,7 @@ _TABLE: tuple[tuple[Layout, Callable[[Call], Remainder], Balance, Difference, st
     (_HEADS,    parts,             _OPEN,     _PIECES,  "multi_head_attention_forward"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "mv dot inner outer ger vdot kron tensordot"),
     (_SUMMED,   multilinear,       _PRODUCT,  _MIDDLE,  "einsum"),
+    (_DENSE,    multilinear,       _OWN,      _LINEAR,  "grouped_mm"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "linalg_multi_dot"),
     (_LOST,     multilinear,       _PRODUCT,  _MIDDLE,  "chain_matmul"),
     # normalisations

@@ -59,9 +59,11 @@ class Remainder:
         related: Whether one of several outputs may be computed from another, as an LSTM's h is from its c.
         later: Whether r may as well be computed in the backward pass, so that it takes no memory until then: whether it
             is made of y and of activations that autograd keeps for that pass, and lets nobody overwrite.
+        is_constant: Whether r is what the operation adds to a linear map of its activations.
     """
 
     evaluates: ClassVar[bool] = False
+    is_constant: ClassVar[bool] = False
     related: ClassVar[bool] = False
     later: bool = False
 
@@ -71,6 +73,13 @@ class Remainder:
 
     def prepare(self, call: Call) -> None:
         """Note of a call that is about to run what cannot be found out afterwards."""
+
+    def constant(self, call: Call, y: Tensor) -> bool | Tensor:
+        """What of the r of the output y is a constant that the operation adds: all of it, nothing, or this tensor.
+
+        The tensor has y's number of dimensions and broadcasts to it.
+        """
+        return self.is_constant
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         """r for each output of a call: a tensor that broadcasts to the output, or None for zero.
@@ -107,6 +116,8 @@ class _Degree(Remainder):
 class _BatchNormBias(Remainder):
     """beta - gamma * mean / sqrt(variance + eps), of a batch norm on stored statistics."""
 
+    is_constant = True
+
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
         gamma, beta, eps = call.argument(3, "weight"), call.argument(4, "bias"), call.argument(7, "eps")
@@ -120,6 +131,7 @@ class _AtZero(Remainder):
     """op(0), of what is affine in all its activations together."""
 
     evaluates = True
+    is_constant = True
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         # A masked score is -inf and has gradient zero: it adds nothing to f, where -inf * 0 would be NaN.
@@ -130,6 +142,7 @@ class _Constant(Remainder):
     """c of u + c, times what `alpha` and a difference make of it."""
 
     evaluates = True
+    is_constant = True
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         (y,), (first, second) = outputs, (call.argument(i, name) for i, name in enumerate(("input", "other")))

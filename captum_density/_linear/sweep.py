@@ -25,9 +25,9 @@ from captum_density._model.captum import TargetType
 from captum_density._model.evaluation import differentiable_twice, grad_mode
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
-from captum_density._model.validation import class_span, refuse_out_of_range, selected_or_nan
+from captum_density._model.validation import class_span, examples_first, refuse_out_of_range, selected_or_nan
 
-__all__ = ["IncompleteError", "Reduction", "Sweep", "Term", "per_example", "sweep"]
+__all__ = ["IncompleteError", "Reduction", "Sweep", "Term", "per_example", "sweep", "sweep_each"]
 
 # Largest |sum of terms - f| over the sum of the terms' absolute values that rounding explains.
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -51,6 +51,8 @@ class Term:
         lost: The operation at which some of them lost their place; None if none has, "" if flat features lost it to a
             dense layer.
         count: How many operations it is of, whose examples stand one after another: (count * N, ...).
+        constant: What of r is a constant that the operation adds: all of it, nothing, or this, broadcastable to the
+            gradient. Known of a term that is of one operation.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Term:
     spread: Spread
     lost: str | None
     count: int = 1
+    constant: bool | Tensor = False
 
     @property
     def values(self) -> Tensor:
@@ -139,30 +142,80 @@ def sweep(
         IncompleteError: If the terms of an example do not sum to its output.
     """
     batch = _Batch(unwrap(model), inputs, target, additional_forward_args)
+    (result,) = _sweep(batch, reduction, create_graph, layout, unchecked)
+    return result
+
+
+def sweep_each(
+    model: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    additional_forward_args: object,
+    reduction: Callable[[], Reduction[R]],
+    layout: Sequence[Sequence[int] | None] | None = None,
+) -> list[Sweep[R]]:
+    """A sweep for each of several outputs, of which the model is run once.
+
+    Args:
+        model: As `sweep`; returns a tensor (N, K) of K outputs.
+        inputs: As `sweep`.
+        additional_forward_args: As `sweep`.
+        reduction: As `sweep`; makes one for each output.
+        layout: As `sweep`.
+
+    Returns:
+        K sweeps, in order.
+
+    Raises:
+        IncompleteError: As `sweep`, of any output.
+    """
+    batch = _Batch(unwrap(model), inputs, None, additional_forward_args)
+    batch.takes_all = True
+    return _sweep(batch, reduction, False, layout)
+
+
+def _sweep(
+    batch: _Batch,
+    reduction: Callable[[], Reduction[R]],
+    create_graph: bool,
+    layout: Sequence[Sequence[int] | None] | None,
+    unchecked: list[Tensor] | None = None,
+) -> list[Sweep[R]]:
+    """A sweep for each of the batch's outputs."""
     whole = _terms(batch, reduction, create_graph, layout)
     if whole is not None and unchecked is not None:
-        unchecked.append((whole.gap() <= _TOLERANCE[whole.precision]).all())
-        return Sweep(whole.output, whole.result())
+        unchecked += [(terms.gap() <= _TOLERANCE[terms.precision]).all() for terms in whole]
+        return [Sweep(terms.output, terms.result()) for terms in whole]
     if whole is not None and _is_complete(whole, batch):
-        return Sweep(whole.output, whole.result())
+        return [Sweep(terms.output, terms.result()) for terms in whole]
     if batch.n == 1:
         raise _diagnosis(batch, whole)
     with torch.no_grad():
         batch.check_values()
-        output = batch.selected() if whole is None else whole.output
-    parts = [_alone(batch, i, float(output[i]), reduction, create_graph, layout) for i in range(batch.n)]
-    results = [part.result() for part in parts]
-    return Sweep(torch.cat([part.output for part in parts]), reduction().join(results))
+        outputs = batch.outputs() if whole is None else [terms.output for terms in whole]
+    together = torch.stack([output.detach() for output in outputs]).T.tolist()
+    parts = [_alone(batch, i, together[i], reduction, create_graph, layout) for i in range(batch.n)]
+    return [
+        Sweep(torch.cat([part.output for part in own]), reduction().join([part.result() for part in own]))
+        for own in zip(*parts, strict=True)
+    ]
 
 
 class _Batch(ModelOnBatch):
     """A model and examples to trace it on.
 
     Inputs that are not finite, and classes that there are not, show in the sum.
+
+    Attributes:
+        takes_all: Whether all K outputs of each example, (N, K), are explained, one after the other, not the target.
     """
 
+    takes_all = False
     _checks_late = True
     _shape = torch.Size()
+
+    def outputs(self) -> list[Tensor]:
+        """What is explained, (N,) each."""
+        return [*examples_first(self.run(), self.n).unbind(1)] if self.takes_all else [self.selected()]
 
     def check_values(self) -> None:
         """As there, and classes that there are not.
@@ -177,7 +230,7 @@ class _Batch(ModelOnBatch):
     def traced(
         self, kind: type[T], create_graph: bool, layout: Sequence[Sequence[int] | None] | None = None
     ) -> tuple[T, tuple[Tensor, ...], Tensor]:
-        """A trace of the model, the inputs as leaves, and f(x) (N,), computed from them."""
+        """A trace of the model, the inputs as leaves, and f(x) (N,), or (N, K), computed from them."""
         try:
             return self._traced_by(kind(create_graph), layout)
         except OpaqueOperationError:
@@ -191,7 +244,7 @@ class _Batch(ModelOnBatch):
         with trace, differentiable_twice(self.forward_func) if trace.create_graph else nullcontext():
             output = self.run(tracked)
         self._shape = getattr(output, "shape", self._shape)
-        selected = selected_or_nan(output, self.target, self.n)
+        selected = examples_first(output, self.n) if self.takes_all else selected_or_nan(output, self.target, self.n)
         if not trace.depends_on_inputs(output):
             raise ValueError(
                 "the model's output is not connected to its inputs by differentiable operations; a quantised model has "
@@ -245,39 +298,57 @@ def _terms(
     create_graph: bool,
     layout: Sequence[Sequence[int] | None] | None = None,
     kind: type[Trace] = Trace,
-) -> _Terms[R] | None:
-    """One pass; nothing where nothing tells the examples of an operation apart."""
-    dtype = accumulation_dtype(*batch.inputs)
-    terms = _Gathering(reduction(), not create_graph)
-    unclear: list[str] = []
+) -> list[_Terms[R]] | None:
+    """One pass for each output; nothing where nothing tells the examples of an operation apart."""
     with torch.inference_mode(False), torch.enable_grad():
         trace, leaves, output = batch.traced(kind, create_graph, layout)
-        positions = trace.positions.of_all()
-        dtypes = {output.dtype, *(x.dtype for x in leaves)}
-
-        def take(operation: Operation, gradient: Tensor) -> None:
-            dtypes.add(gradient.dtype)
-            parts = _examples_first(operation, gradient, batch.n, dtype, positions)
-            if parts is None:
-                unclear.append(operation.name)
-            else:
-                terms.add(Term(operation.name, *parts, operation.lost))
-
+        outputs = [*output.unbind(1)] if batch.takes_all else [output]
+        result = []
         try:
-            gradients = trace.backward(output, take)
+            for k, one in enumerate(outputs, start=1):
+                terms = _pass(batch, trace, leaves, one, reduction(), keep=k < len(outputs))
+                if terms is None:
+                    return None
+                result.append(terms)
         except OverwrittenError:
             return _terms(batch, reduction, create_graph, layout, PromptTrace)
-        if unclear:
-            return None
-        at = leaves if create_graph else tuple(x.detach() for x in leaves)
-        products = [g.to(dtype) * x.to(dtype) for g, x in zip(gradients, at, strict=True)]
-        with grad_mode(create_graph):  # as in the backward pass
-            of_biases = terms.sums()
-        sums = [*of_biases, *(per_example(product) for product in products)]
+    return result
+
+
+def _pass(
+    batch: _Batch, trace: Trace, leaves: tuple[Tensor, ...], output: Tensor, reduction: Reduction[R], keep: bool
+) -> _Terms[R] | None:
+    """The backward pass of one output (N,), after which others follow if the trace is to be kept."""
+    create_graph, dtype = trace.create_graph, accumulation_dtype(*batch.inputs)
+    terms, unclear = _Gathering(reduction, not create_graph), False
+    positions = trace.positions.of_all()
+    dtypes = {output.dtype, *(x.dtype for x in leaves)}
+
+    def take(operation: Operation, gradient: Tensor) -> None:
+        nonlocal unclear
+        dtypes.add(gradient.dtype)
+        parts = _examples_first(operation, gradient, batch.n, dtype, positions)
+        if parts is None:
+            unclear = True
+        else:
+            constant = operation.constant
+            if isinstance(constant, Tensor):
+                constant = parts[2].arrange(constant).to(dtype)
+            terms.add(Term(operation.name, *parts, operation.lost, constant=constant))
+
+    gradients = trace.backward(output, take, keep)
+    if unclear:
+        return None
+    at = leaves if create_graph else tuple(x.detach() for x in leaves)
+    products = [g.to(dtype) * x.to(dtype) for g, x in zip(gradients, at, strict=True)]
+    with grad_mode(create_graph):  # as in the backward pass
+        of_biases = terms.sums()
+    sums = [*of_biases, *(per_example(product) for product in products)]
     dtypes |= trace.dtypes
-    table = torch.cat([s.detach() for s in sums]).double().view(-1, batch.n)
+    # A model may lie on several devices.
+    table = torch.cat([s.detach().to(batch.device) for s in sums]).double().view(-1, batch.n)
     precision = max(dtypes & _TOLERANCE.keys(), key=_TOLERANCE.__getitem__)
-    output = output if create_graph else output.detach()
+    output = (output if create_graph else output.detach()).to(batch.device)
     return _Terms(output, products, terms.reduction, table.sum(0), table.abs().sum(0), precision, positions)
 
 
@@ -343,12 +414,12 @@ def _examples_first(
 def _alone(
     batch: _Batch,
     i: int,
-    together: float,
+    together: Sequence[float],
     reduction: Callable[[], Reduction[R]],
     create_graph: bool,
     layout: Sequence[Sequence[int] | None] | None,
-) -> _Terms[R]:
-    """The pass over example i by itself, whose output in the batch is known.
+) -> list[_Terms[R]]:
+    """The passes over example i by itself, whose outputs in the batch are known.
 
     Raises:
         IncompleteError: It cannot be run alone, is not complete, or gives another output.
@@ -364,12 +435,13 @@ def _alone(
         ) from error
     if terms is None or not _is_complete(terms, one):
         raise _diagnosis(one, terms)
-    alone = float(terms.output)
-    if abs(alone - together) > _TOLERANCE[terms.precision] * max(abs(together), float(terms.scale)):
-        raise IncompleteError(
-            f"the output of example {i} is {together:.6g} in this batch and {alone:.6g} alone: the model mixes "
-            "examples (or draws at random), so they have no full gradients of their own; pass them one at a time"
-        )
+    for own, before in zip(terms, together, strict=True):
+        alone = float(own.output)
+        if abs(alone - before) > _TOLERANCE[own.precision] * max(abs(before), float(own.scale)):
+            raise IncompleteError(
+                f"the output of example {i} is {before:.6g} in this batch and {alone:.6g} alone: the model mixes "
+                "examples (or draws at random), so they have no full gradients of their own; pass them one at a time"
+            )
     return terms
 
 
@@ -381,23 +453,23 @@ def per_example(values: Tensor) -> Tensor:
 # -- the guard
 
 
-def _is_complete(terms: _Terms[Any], batch: _Batch) -> bool:
-    """Whether every example's terms sum to its output, up to what rounding explains of them."""
-    tolerance = _TOLERANCE[terms.precision]
-    if bool((terms.gap() <= tolerance).all()):
+def _is_complete(passes: Sequence[_Terms[Any]], batch: _Batch) -> bool:
+    """Whether every example's terms sum to its output, up to what rounding explains of them, in every pass."""
+    tolerance = max(_TOLERANCE[terms.precision] for terms in passes)
+    if bool(torch.stack([terms.gap() <= _TOLERANCE[terms.precision] for terms in passes]).all()):
         return True
     batch.check_values()
     # Large elements may cancel within a term: then their absolute values are the scale, and have to be summed for it.
-    error = (terms.total - terms.output.double()).abs()
+    error = torch.stack([(terms.total - terms.output.double()).abs() for terms in passes])
     again = _terms(batch, _Magnitude, False)
     if again is None:
         return False
-    if bool((error <= tolerance * again.result()).all()):
+    if bool((error <= tolerance * torch.stack([terms.result() for terms in again])).all()):
         return True
     # They may also cancel between operations, as in log p of a sure prediction: a difference of large logits, all of
     # whose terms are as small as itself. Then the numbers that the largest operation works with are the scale, of
     # which rounding explains less; or numbers so small that there is no precision left.
-    precision = torch.finfo(terms.precision)
+    precision = torch.finfo(max(passes, key=lambda terms: _TOLERANCE[terms.precision]).precision)
     tolerance = min(0.1 * tolerance, 16 * precision.eps)
     largest = _largest_rounding(batch)
     return largest is not None and bool((error <= tolerance * largest + precision.tiny).all())
@@ -426,12 +498,13 @@ class _Magnitude:
 
 
 def _largest_rounding(batch: _Batch) -> Tensor | None:
-    """(N,) of the operation where it is largest, |df/dy| times the numbers that rounding comes from, float64.
+    """(K, N) of the operation where it is largest, |df/dy| times the numbers that rounding comes from, float64.
 
     None where an operation's shape does not tell its examples apart.
     """
     sizes: list[Tensor | None] = []
     dtype = accumulation_dtype(*batch.inputs)
+    largest = []
     with torch.inference_mode(False), torch.enable_grad():
         trace, _, output = batch.traced(RoundingTrace, False)
         positions = trace.positions.of_all()
@@ -440,18 +513,25 @@ def _largest_rounding(batch: _Batch) -> Tensor | None:
             parts = _examples_first(operation, gradient, batch.n, dtype, positions)
             sizes.append(None if parts is None else per_example((parts[0] * parts[1]).abs()).double())
 
-        trace.backward(output, take)
-    clear = [size for size in sizes if size is not None]
-    return torch.stack(clear).amax(0) if clear and len(clear) == len(sizes) else None
+        outputs = [*output.unbind(1)] if batch.takes_all else [output]
+        for k, one in enumerate(outputs, start=1):
+            sizes.clear()
+            trace.backward(one, take, keep=k < len(outputs))
+            clear = [size.to(batch.device) for size in sizes if size is not None]
+            if not clear or len(clear) < len(sizes):
+                return None
+            largest.append(torch.stack(clear).amax(0))
+    return torch.stack(largest)
 
 
-def _diagnosis(batch: _Batch, terms: _Terms[Any] | None) -> IncompleteError:
+def _diagnosis(batch: _Batch, passes: Sequence[_Terms[Any]] | None) -> IncompleteError:
     """What to say of a sum that is not met, from a second, slow pass that checks each operation against autograd."""
-    if terms is not None and not bool(terms.gap().isfinite().all()):
+    gaps = None if passes is None else torch.stack([terms.gap() for terms in passes])
+    if gaps is not None and not bool(gaps.isfinite().all()):
         return _not_finite(batch)
     with torch.inference_mode(False), torch.enable_grad():
         trace, _, _ = batch.traced(CulpritTrace, False)
-    gap = "" if terms is None else f" (relative gap {float(terms.gap().max()):.2g})"
+    gap = "" if gaps is None else f" (relative gap {float(gaps.max()):.2g})"
     if trace.culprit is not None:
         return IncompleteError(
             f"{trace.culprit} differs from what its own gradient says{gap}; is it random, or stateful?"
@@ -467,8 +547,9 @@ def _not_finite(batch: _Batch) -> IncompleteError:
     with torch.inference_mode(False), torch.enable_grad():
         trace, _, output = batch.traced(FiniteTrace, False)
         if not bool(output.isfinite().all()):
+            number = output.detach()[~output.isfinite()][0]
             return IncompleteError(
-                f"the output is {float(output.detach()):g}, which arises in {trace.first_nan or trace.last_infinity}; "
+                f"the output is {float(number):g}, which arises in {trace.first_nan or trace.last_infinity}; "
                 "look at what that is given"
             )
         name = trace.first_gradient(output)

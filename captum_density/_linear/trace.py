@@ -76,6 +76,7 @@ class Operation:
             Dropped after the backward pass. Or what computes it.
         place: Where y's elements lie on the inputs, None where that could not be followed.
         lost: The operation at which some of them lost their place, None if none has.
+        constant: What of r is a constant that the operation adds: all of it, nothing, or this, broadcastable to y.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Operation:
     factor: Factor
     place: Place | None
     lost: str | None = None
+    constant: bool | Tensor = False
 
 
 class _Mark(NamedTuple):
@@ -137,24 +139,36 @@ class Trace(TorchFunctionMode):
             self._mark(copy, place_of_input(index, copy.shape), None)
         return tuple(copies)
 
-    def backward(self, output: Tensor, on_gradient: Callable[[Operation, Tensor], None]) -> tuple[Tensor, ...]:
+    def backward(
+        self, output: Tensor, on_gradient: Callable[[Operation, Tensor], None], keep: bool = False
+    ) -> tuple[Tensor, ...]:
         """Hand over df/dy of every operation; returns df/dx for every input, zeros where f ignores it.
 
         Args:
             output: f per example, of any shape: its sum is differentiated.
             on_gradient: Called with each operation and its df/dy, in backward order.
+            keep: Whether another backward pass follows, of another output.
         """
-        self._on_gradient = on_gradient
+        self._on_gradient, leaves = on_gradient, self._leaves
         try:
             gradients = torch.autograd.grad(
-                output, self._leaves, torch.ones_like(output), create_graph=self.create_graph, allow_unused=True
+                output,
+                leaves,
+                torch.ones_like(output),
+                retain_graph=keep or self.create_graph,
+                create_graph=self.create_graph,
+                allow_unused=True,
             )
+        except BaseException:
+            keep = False
+            raise
         finally:
             self._on_gradient = None
-            for operation in self.operations:
-                operation.factor = None
-            self._activations.clear()
-            leaves, self._leaves = self._leaves, []
+            if not keep:
+                for operation in self.operations:
+                    operation.factor = None
+                self._activations.clear()
+                self._leaves = []
         return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True))
 
     # -- the function mode
@@ -205,11 +219,12 @@ class Trace(TorchFunctionMode):
             result = map_tensors(lambda y: self._on_its_own(y, related), result)
             outputs = tensors_in(result)
         if any([self._is_new(y) for y in outputs]):
+            constant = remainder.constant(call, outputs[0])
             if self._postpones(result) and remainder.waits(result):
                 self._refuse_without_gradient(call.name, outputs)
-                self.record(call, outputs, [_Later(remainder, call, result)])
+                self.record(call, outputs, [_Later(remainder, call, result)], constant)
             else:
-                self.record(call, outputs, self._factors(remainder, call, outputs))
+                self.record(call, outputs, self._factors(remainder, call, outputs), constant)
         return result
 
     def _postpones(self, result: Any) -> bool:
@@ -222,12 +237,21 @@ class Trace(TorchFunctionMode):
             and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
         )
 
-    def record(self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Factor]) -> None:
-        """Take what a call returned for activations; `factors` has r of each output, None for zero."""
+    def record(
+        self, call: Call, outputs: Sequence[Tensor], factors: Sequence[Factor], constant: bool | Tensor = False
+    ) -> None:
+        """Take what a call returned for activations.
+
+        Args:
+            call: The call.
+            outputs: What it returned.
+            factors: r of each output, None for zero.
+            constant: What of each r is constant, as `Operation` has it.
+        """
         places = self._propagated(call, [self._place(u) for u in call.activations], outputs)
         for y, r, place in zip(outputs, factors, places, strict=True):
             if self._is_new(y):
-                self._add(call.name, y, r, place, self._lost(call, place))
+                self._add(call.name, y, r, place, self._lost(call, place), constant)
 
     # -- what another function mode knows better
 
@@ -249,7 +273,8 @@ class Trace(TorchFunctionMode):
             remainders: What the map leaves of each, None for nothing.
         """
         known = [u for u in call.activations if self._is_activation(u)]
-        self.record(replace(call, activations=known), outputs, remainders)
+        constant = row(call).balance in _LINEAR_BY_RULE
+        self.record(replace(call, activations=known), outputs, remainders, constant)
 
     def _prepare(self, call: Call, remainder: Remainder) -> None:
         """What has to be done before the call runs."""
@@ -280,19 +305,20 @@ class Trace(TorchFunctionMode):
         factors = self._factors(remainder, record, call.mutated)
         new_places = self._propagated(call, places, call.mutated)
         lost = [self._lost(call, place) for place in new_places]
+        added = remainder.constant(call, call.mutated[0])
         for t, base, constant, r, place, base_place, at in zip(
             call.mutated, bases, constants, factors, new_places, base_places, lost, strict=True
         ):
             if not t.requires_grad:
                 continue
             if base is None:
-                self._add(call.name, t, r, place, at)
+                self._add(call.name, t, r, place, at, added)
                 continue
             whole = torch.zeros_like(base) if constant is None else constant
             if r is not None or constant is not None:
                 region = whole.as_strided(t.shape, t.stride(), t.storage_offset() - base.storage_offset())
                 region.copy_(torch.zeros_like(t) if r is None else r)
-                self._add(call.name, base, whole, base_place, at)
+                self._add(call.name, base, whole, base_place, at, r is None or added is True)
             self._mark(base, base_place, at)
             self._mark(t, place, at)
         return result
@@ -331,7 +357,15 @@ class Trace(TorchFunctionMode):
         flat = all(p is not None and p.is_flat for p in map(self._place, call.activations))
         return "" if flat and row(call).layout.mixes is not None else self._name(call.name)
 
-    def _add(self, name: str, y: Tensor, factor: Factor, place: Place | None, lost: str | None = None) -> None:
+    def _add(
+        self,
+        name: str,
+        y: Tensor,
+        factor: Factor,
+        place: Place | None,
+        lost: str | None = None,
+        constant: bool | Tensor = False,
+    ) -> None:
         self._mark(y, place, lost)
         self.dtypes.add(y.dtype)
         if name in _LAYOUT_SENSITIVE and y.device.type == "cpu" and y.shape[:1] == (1,):
@@ -341,7 +375,7 @@ class Trace(TorchFunctionMode):
         full = self._name(name)
         self._counts[full] += 1
         unique = full if self._counts[full] == 1 else f"{full}#{self._counts[full]}"
-        operation = Operation(unique, y.shape, factor, place, lost)
+        operation = Operation(unique, y.shape, factor, place, lost, constant)
         self.operations.append(operation)
 
         def hand_over(gradient: Tensor | None) -> None:
@@ -495,5 +529,7 @@ def _reads_only(func: Callable[..., Any]) -> bool:
     return getattr(func, "__name__", "") in _QUERIES
 
 
+# What a rule makes a linear map of, which leaves nothing but what is added to it.
+_LINEAR_BY_RULE = frozenset({"normalisation", "product", "summed product"})
 _LAYOUT_SENSITIVE = frozenset("batch_norm native_batch_norm instance_norm".split())
 _QUERIES = frozenset("size dim stride numel is_contiguous element_size storage_offset backward register_hook".split())

@@ -8,6 +8,8 @@ from captum_density.attr._erase_attention import erase_attention as erase_attent
 from captum_density.attr._full_grad import FullGrad as FullGrad
 from captum_density.attr._full_grad import SimpleFullGrad as SimpleFullGrad
 from captum_density.attr._full_gradients import FullGradients as FullGradients
+from captum_density.attr._ledger import Ledger as Ledger
+from captum_density.attr._logit_ledger import LogitLedger as LogitLedger
 from captum_density.attr._path_integrated_gradients import PathIntegratedGradients as PathIntegratedGradients
 from captum_density.attr._paths import FunctionPath as FunctionPath
 from captum_density.attr._paths import PiecewiseLinearPath as PiecewiseLinearPath
@@ -24,6 +26,8 @@ __all__ = [
     "FullGrad",
     "FullGradients",
     "FunctionPath",
+    "Ledger",
+    "LogitLedger",
     "PathIntegratedGradients",
     "PiecewiseLinearPath",
     "PowerPath",
