@@ -2,7 +2,9 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Read when PyTorch loads, here and in the processes that tests start. The tests' networks are too small for more than
 # one thread, and each core has its own worker of pytest.
@@ -57,6 +59,18 @@ def _global_state() -> dict[str, object]:
         "function modes": torch._C._len_torch_function_stack(),
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
     }
+
+
+@pytest.fixture(autouse=True)
+def _no_bad_index_reaches_a_pretended_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a real one it would end all use of it in the process, and every test after it would fail."""
+    pretended: Any = sys.modules.get("pretend_device")
+    if pretended is None or not request.node.get_closest_marker("cuda"):
+        yield
+        return
+    with pretended.counted() as seen:
+        yield
+    assert not seen.asserts
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ class _Normalisation(Remainder):
         w = call.argument(self.weight, "weight")
         b = None if self.bias is None else call.argument(self.bias, "bias")
         of_x, of_w, of_b = (t is not None and call.is_activation(t) for t in (x, w, b))
-        scale = x.new_tensor(1.0 - of_w)
+        scale = x.new_full((), 1.0 - of_w)  # a copy to a GPU would wait for it
         if of_x:
             eps = call.argument(self.eps, "eps")
             eps = eps if eps is not None else torch.finfo(x.dtype).eps if self.bias is None else 1e-5

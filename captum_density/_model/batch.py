@@ -23,6 +23,7 @@ from captum_density._model.evaluation import differentiable, full_precision, gra
 from captum_density._model.fixed_modules import FixedModules, fixed_modules
 from captum_density._model.generators import replayable
 from captum_density._model.interrupts import CleanInterrupts
+from captum_density._model.refusals import are_looked_at_together
 from captum_density._model.validation import (
     check_limit,
     check_model,
@@ -86,7 +87,8 @@ class ModelOnBatch:
                 target = target.clone()
         self.forward_func, self.target = forward_func, target
         # The lowest and the highest class, read once: on a GPU each look at a tensor waits for it.
-        self.span = None if late else class_span(target)
+        together = isinstance(target, Tensor) and are_looked_at_together(target)
+        self.span = None if late or together else class_span(target)
         self.args: tuple[Any, ...] | None = format_additional_forward_args(additional_forward_args)
         # Which of them hold a row for each example, None where that is unclear: known of all the examples, and kept of
         # some, of which as many may be left as an argument for all of them has rows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_density._model.captum import TargetType, select_targets
 from captum_density._model.errors import warn
+from captum_density._model.refusals import are_looked_at_together, refuse_where
 
 __all__ = [
     "are_probabilities",
@@ -87,8 +89,9 @@ def validate_inputs(
             if len(devices) == 1 and x.device not in devices:
                 raise ValueError(f"input {i} is on {x.device}, the model on {devices.pop()}; move one of them")
     for i, x in enumerate(inputs):
-        if differentiable and finite and not bool(torch.isfinite(x).all()):
-            raise ValueError(f"input {i} contains NaN or infinity: f has no gradient there")
+        if differentiable and finite:
+            text = f"input {i} contains NaN or infinity: f has no gradient there"
+            refuse_where(~torch.isfinite(x).all(), partial(ValueError, text))
 
 
 def how_to_pick(output: Any) -> str:
@@ -167,10 +170,23 @@ def refuse_out_of_range(shape: torch.Size, span: tuple[int, int] | None) -> None
         RuntimeError: There are some.
     """
     if span is not None and len(shape) == 2 and not 0 <= span[0] <= span[1] < shape[1]:
-        raise RuntimeError(
-            f"target holds classes from {span[0]} to {span[1]}, but the model has the outputs 0 to "
-            f"{shape[1] - 1}; leave out, or relabel, what is not among them"
-        )
+        raise _out_of_range(shape, *span)
+
+
+def _out_of_range(shape: torch.Size, low: Tensor | int, high: Tensor | int) -> RuntimeError:
+    return RuntimeError(
+        f"target holds classes from {int(low)} to {int(high)}, but the model has the outputs 0 to {shape[1] - 1}; "
+        "leave out, or relabel, what is not among them"
+    )
+
+
+def _in_range(target: Tensor, shape: torch.Size) -> Tensor:
+    """A target on a GPU with the nearest class in place of those that there are not, which are refused later."""
+    if len(shape) != 2 or target.numel() < 2 or not are_looked_at_together(target) or target.is_complex():
+        return target
+    low, high = target.aminmax()
+    refuse_where((low < 0) | (high >= shape[1]), partial(_out_of_range, shape, low, high))
+    return target.clamp(0, shape[1] - 1)
 
 
 def selected_output(output: Any, target: TargetType, n: int, span: tuple[int, int] | None = None) -> Tensor:
@@ -189,7 +205,9 @@ def selected_output(output: Any, target: TargetType, n: int, span: tuple[int, in
         RuntimeError: As PyTorch's, for classes that there are not.
     """
     output = examples_first(output, n)
-    if output.device.type != "cpu":
+    if span is None and isinstance(target, Tensor) and are_looked_at_together(output):
+        target = _in_range(target, output.shape)
+    elif output.device.type != "cpu":
         refuse_out_of_range(output.shape, class_span(target) if span is None else span)
     selected = select_targets(output, target)
     assert selected[0].numel() == 1, _advice(output, target, selected)
@@ -295,6 +313,13 @@ def class_targets(target: Any, n: int, device: torch.device) -> Tensor:
     Raises:
         ValueError: It is neither a class nor one for each example.
     """
+
+    def no_classes() -> ValueError:
+        return ValueError(
+            f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}; pass it as "
+            "target=..."
+        )
+
     try:
         classes = torch.as_tensor(target, device=device)
     except (TypeError, ValueError, RuntimeError):
@@ -304,12 +329,10 @@ def class_targets(target: Any, n: int, device: torch.device) -> Tensor:
         or classes.is_floating_point()
         or classes.ndim > 1
         or classes.numel() not in (1, n)
-        or bool((classes < 0).any())
     ):
-        raise ValueError(
-            f"target must be a class, or one for each of {n} examples, as integers, but is {target!r}; pass it as "
-            "target=..."
-        )
+        raise no_classes()
+    refuse_where((classes < 0).any(), no_classes)
+    classes = classes.clamp_min(0) if are_looked_at_together(classes) else classes
     return classes.long().reshape(-1).expand(n)
 
 
@@ -324,9 +347,10 @@ def expanded_baselines(baselines: Any, xs: tuple[Tensor, ...]) -> tuple[Tensor, 
         raise ValueError(f"there must be a baseline for each of {len(xs)} inputs, but there are {len(values)}")
     fills = []
     for x, b in zip(xs, values, strict=True):
-        fill = torch.as_tensor(0.0 if b is None else b, dtype=x.dtype, device=x.device)
-        if not bool(fill.isfinite().all()):
-            raise ValueError("baselines contain NaN or infinity")
+        b = 0.0 if b is None else b
+        # A number copied to a GPU would wait for it.
+        fill = x.new_full((), b) if isinstance(b, float | int) else torch.as_tensor(b, dtype=x.dtype, device=x.device)
+        refuse_where(~fill.isfinite().all(), partial(ValueError, "baselines contain NaN or infinity"))
         try:
             fills.append(fill.detach().expand_as(x))
         except RuntimeError as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from captum_density._model.attribution import attribution_maker, attribution_of
 from captum_density._model.errors import describe, one_line
+from captum_density._model.refusals import looked_at_together, refuse_where
 from captum_density.audit._methods import Method
 from captum_density.audit._setting import Setting
 
@@ -100,7 +101,7 @@ class Explanation:
 
     @functools.cached_property
     def _pass(self) -> tuple[Tensor, Tensor | None, float]:
-        with self._failing():
+        with self._failing(), looked_at_together():
             options, setting = self.options, self.setting
             has_sum = self.attribution.has_convergence_delta() and "nt_samples_batch_size" not in options
             has_sum = has_sum and options.get("nt_type") not in _NO_SUM
@@ -129,8 +130,8 @@ class Explanation:
                 f"attributions must have the inputs' shape, {tuple(x.shape)}, but have {tuple(attributions.shape)}; "
                 "of a layer's, take `captum.attr.LayerAttribution.interpolate`"
             )
-        if not attributions.isfinite().all():
-            raise ValueError(f"{int((~attributions.isfinite()).sum())} of the attributions are NaN or infinite")
+        bad = (~attributions.isfinite()).sum()
+        refuse_where(bad > 0, lambda: ValueError(f"{int(bad)} of the attributions are NaN or infinite"))
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from captum_density import __version__
 from captum_density._cache.identity import described, name_of, of_library, rounded
 from captum_density._cache.store import Store
 from captum_density._model.errors import one_line
+from captum_density._model.refusals import looked_at_together
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES
 from captum_density.audit._figures.figure import Figure
@@ -83,7 +84,8 @@ class Measurements:
             measured = Measured(**content)
         else:
             try:
-                measured = measure()
+                with looked_at_together():
+                    measured = measure()
             except Exception as error:  # whatever a method raises is said in its row
                 measured = Measured(None, note=one_line(error), failed=True)
             if not measured.failed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_density._model.arrays import as_tensors
+from captum_density._model.refusals import refuse_where
 
 __all__ = ["attribution_rows", "counted_runs"]
 
@@ -40,8 +42,8 @@ def attribution_rows(attributions: Any, n: int) -> Tensor:
         received = ", ".join(type(part).__name__ for part in parts)
         raise TypeError(f"attributions must be a tensor or a tuple of tensors, but are {received}")
     for part in parts:
-        if not bool(part.isfinite().all()):
-            raise ValueError("the attributions contain NaN or infinity, so nothing can be compared with them")
+        text = "the attributions contain NaN or infinity, so nothing can be compared with them"
+        refuse_where(~part.isfinite().all(), partial(ValueError, text))
         if part.ndim == 0 or len(part) != n or part.numel() == 0:
             raise ValueError(f"attributions of {n} examples must have as many rows, but have shape {tuple(part.shape)}")
     return torch.cat([part.detach().double().reshape(n, -1) for part in parts], dim=1)

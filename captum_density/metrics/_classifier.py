@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType
 from captum_density._model.precision import accumulation_dtype
+from captum_density._model.refusals import are_looked_at_together, refuse_where
 from captum_density._model.validation import class_targets, received
 
 __all__ = ["Classifier"]
@@ -48,7 +50,7 @@ class Classifier(ModelOnBatch):
             name="the classifier",
         )
         self.classes = class_targets(target, self.n, self.device)
-        self._highest = int(self.classes.max())
+        self._width = 0  # the number of classes of the model, when the highest is known to be one of them
 
     def __call__(self, points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Whether right, and the softmax probability of the class, (K, N) each.
@@ -66,7 +68,9 @@ class Classifier(ModelOnBatch):
         with torch.no_grad(), self.evaluation(comparison=True):
             for part in self.parts(len(rows)):
                 logits, classes = self.run(tuple(f[part] for f in flat), rows[part]), self.classes[rows[part]]
-                _check(logits, classes, self._highest)
+                self._check(logits, classes)
+                if are_looked_at_together(classes):
+                    classes = classes.clamp_max(logits.shape[1] - 1)
                 probabilities = logits.to(accumulation_dtype(logits)).softmax(1)
                 correct.append(logits.argmax(1) == classes)
                 probability.append(probabilities.gather(1, classes[:, None])[:, 0])
@@ -79,17 +83,22 @@ class Classifier(ModelOnBatch):
         Raises:
             ValueError: Logits were NaN or infinite.
         """
-        if bool(probability.isnan().any()):
-            raise ValueError("the classifier returned NaN or infinite logits, which have no softmax")
+        text = "the classifier returned NaN or infinite logits, which have no softmax"
+        refuse_where(probability.isnan().any(), partial(ValueError, text))
 
-
-def _check(logits: Any, classes: Tensor, highest: int) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(classes):
-        raise ValueError(f"the classifier must return logits ({len(classes)}, C), but returned {received(logits)}")
-    if logits.shape[1] < 2:
-        raise ValueError(
-            "the classifier has one output, which is always the largest; make two classes of it, such as "
-            "`lambda x: torch.cat([torch.zeros_like(model(x)), model(x)], dim=1)`"
-        )
-    if highest >= logits.shape[1]:
-        raise ValueError(f"target holds class {highest}, the classifier knows {logits.shape[1]}")
+    def _check(self, logits: Any, classes: Tensor) -> None:
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(classes):
+            raise ValueError(f"the classifier must return logits ({len(classes)}, C), but returned {received(logits)}")
+        width = logits.shape[1]
+        if width < 2:
+            raise ValueError(
+                "the classifier has one output, which is always the largest; make two classes of it, such as "
+                "`lambda x: torch.cat([torch.zeros_like(model(x)), model(x)], dim=1)`"
+            )
+        if width != self._width:  # once, as a GPU is waited for at each look
+            highest = self.classes.max()
+            refuse_where(
+                highest >= width,
+                lambda: ValueError(f"target holds class {int(highest)}, the classifier knows {width}"),
+            )
+            self._width = width

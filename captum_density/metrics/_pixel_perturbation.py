@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.refusals import looked_at_together, refuse_where
 from captum_density._model.validation import expanded_baselines
 from captum_density.metrics._classifier import Classifier
 from captum_density.metrics._masks import ranks, top_count
@@ -99,29 +101,31 @@ def pixel_perturbation(
         >>> result.correct[:, 0].tolist(), round(result.accuracy_area.item(), 4)
         ([False, True, True], 0.75)
     """
-    classifier = Classifier(forward_func, inputs, target, additional_forward_args, max_examples_per_batch)
-    xs, maps = classifier.inputs, attributions if isinstance(attributions, tuple) else (attributions,)
     _check_choices(channels, keep)
     kept_fractions = _checked_fractions(fractions)
-    fills = expanded_baselines(baselines, xs)
-    order, sizes = _order(xs, maps, together=channels == "together", signed=signed)
+    with looked_at_together():
+        classifier = Classifier(forward_func, inputs, target, additional_forward_args, max_examples_per_batch)
+        xs, maps = classifier.inputs, attributions if isinstance(attributions, tuple) else (attributions,)
+        fills = expanded_baselines(baselines, xs)
+        order, sizes = _order(xs, maps, together=channels == "together", signed=signed)
 
-    d = order.shape[1]
-    correct, probability = [], []
-    for fraction in kept_fractions:
-        k = top_count(fraction, d) if keep == "top" else d - top_count(1 - fraction, d)
-        kept = order < k if keep == "top" else order >= d - k
-        masked = tuple(
-            torch.where(mask, x.detach(), fill)[None]
-            for x, fill, mask in zip(xs, fills, _masks(kept, xs, sizes, channels == "together"), strict=True)
-        )
-        right, p = classifier(masked)
-        correct.append(right[0])
-        probability.append(p[0])
+        d = order.shape[1]
+        correct, probability = [], []
+        for fraction in kept_fractions:
+            k = top_count(fraction, d) if keep == "top" else d - top_count(1 - fraction, d)
+            kept = order < k if keep == "top" else order >= d - k
+            masked = tuple(
+                torch.where(mask, x.detach(), fill)[None]
+                for x, fill, mask in zip(xs, fills, _masks(kept, xs, sizes, channels == "together"), strict=True)
+            )
+            right, p = classifier(masked)
+            correct.append(right[0])
+            probability.append(p[0])
+        hits, chances = torch.stack(correct), torch.stack(probability)
+        classifier.refuse_nan(chances)
     at = torch.tensor(kept_fractions, dtype=torch.float64, device="cpu")
-    hits, chances = torch.stack(correct), torch.stack(probability)
-    classifier.refuse_nan(chances)
-    return PixelPerturbation(at, hits, chances, _area(chances, at), _area(hits, at))
+    area, accuracy_area = _areas(torch.stack([chances.double(), hits.double()]), at)
+    return PixelPerturbation(at, hits, chances, area, accuracy_area)
 
 
 def _order(
@@ -141,8 +145,7 @@ def _order(
             raise ValueError(
                 f"attributions must have shape {' or '.join(map(str, allowed))}, but have {tuple(m.shape)}"
             )
-        if not bool(m.isfinite().all()):
-            raise ValueError("attributions contain NaN or infinity")
+        refuse_where(~m.isfinite().all(), partial(ValueError, "attributions contain NaN or infinity"))
         importance = m.detach().to(x.device, torch.float64)
         importance = importance if signed else importance.abs()
         scores.append((importance.sum(1) if together else importance).flatten(1))
@@ -171,6 +174,6 @@ def _check_choices(channels: str, keep: str) -> None:
         raise ValueError(f"keep must be 'top' or 'bottom', but is {keep!r}")
 
 
-def _area(curves: Tensor, fractions: Tensor) -> Tensor:
-    at = fractions.to(curves.device)
-    return torch.trapezoid(curves.double(), at, dim=0) / (at[-1] - at[0])
+def _areas(curves: Tensor, fractions: Tensor) -> Tensor:
+    """(2, N) of two sets of curves, (2, K, N)."""
+    return torch.trapezoid(curves, fractions.to(curves.device)[:, None], dim=1) / (fractions[-1] - fractions[0])

@@ -15,7 +15,7 @@ from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import differentiable
 from captum_density._model.generators import replayable
-from captum_density._model.validation import selected_output
+from captum_density._model.validation import class_span, selected_output
 from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
@@ -171,7 +171,8 @@ def _rounding(shifted: SoftmaxShift, batch: ModelOnBatch) -> Tensor:
         leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in batch.inputs)
         output = shifted(*leaves, *args)
         if batch.target is not None:
-            selected_output(output, batch.target, batch.n, batch.span)
+            # At once, also where values are looked at later: the attribution function is given the target, too.
+            selected_output(output, batch.target, batch.n, class_span(batch.target) or (0, 0))
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         values = shifted.shift(*leaves, *args)
         gradients: tuple[Tensor, ...] = tuple(map(torch.zeros_like, wanted))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_density._model.arrays import takes_arrays
-from captum_density.softmax_shift._logits import LogitsWrapper, holds
+from captum_density._model.refusals import refuse_where
+from captum_density.softmax_shift._logits import LogitsWrapper
 from captum_density.softmax_shift._patterns import check_patterns, floating, leading, product
 
 __all__ = ["BoundedShift"]
@@ -120,8 +121,8 @@ class BoundedShift(LogitsWrapper):
         """
         logits, dim = self.logits(*args, **kwargs)
         phase = self.frequency * self._projection(*leading(args, 1))
-        if not holds(phase.isfinite().all()):
-            raise ValueError(f"frequency {self.frequency:g} times <d, x> is NaN or infinite; lower it")
+        text = f"frequency {self.frequency:g} times <d, x> is NaN or infinite; lower it"
+        refuse_where(~phase.isfinite().all(), partial(ValueError, text))
         # Within one period first: beside a large phase the differences between the classes would be rounded away.
         waves = self.amplitude * _triangle(phase.remainder(4)[:, None] + _phases(logits.shape[dim]).to(phase))
         shape = [1] * logits.ndim

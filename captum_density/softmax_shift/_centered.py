@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_density.softmax_shift._logits import LogitsWrapper, holds
+from captum_density._model.refusals import refuse_where
+from captum_density.softmax_shift._logits import LogitsWrapper
 
 __all__ = ["CenteredLogits"]
 
@@ -85,13 +86,16 @@ class CenteredLogits(LogitsWrapper):
         logits, class_dim = self.logits(*args, **kwargs)
         if self.how == "logsumexp":
             return self.last(_log_softmax(logits, class_dim))
-        if not holds((logits.detach() > -math.inf).all()):
-            raise ValueError('a logit is -inf, a class masked out, which leaves no mean; pass how="logsumexp"')
+        refuse_where(~(logits.detach() > -math.inf).all(), _masked)
         return self.last(logits - logits.mean(class_dim, keepdim=True))
 
     def extra_repr(self) -> str:
         """What `print` shows beside the model."""
         return f"how={self.how!r}, {super().extra_repr()}"
+
+
+def _masked() -> ValueError:
+    return ValueError('a logit is -inf, a class masked out, which leaves no mean; pass how="logsumexp"')
 
 
 def _log_softmax(logits: Tensor, dim: int) -> Tensor:

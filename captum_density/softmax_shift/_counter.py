@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.precision import accumulation_dtype
+from captum_density._model.refusals import are_looked_at_together, refuse_where
 from captum_density._model.validation import check_model
-from captum_density.softmax_shift._logits import class_dimension, holds
+from captum_density.softmax_shift._logits import class_dimension
 from captum_density.softmax_shift._patterns import floating, leading, product
 from captum_density.softmax_shift._shifts import Shift
 
@@ -125,8 +127,9 @@ class CounterShift(Shift):
         else:
             index = self.targets[nearest].long().reshape(-1, *[1] * (logits.ndim - 1))
         classes = logits.shape[dim]
-        if not holds(((index >= 0) & (index < classes)).all()):
-            raise ValueError(f"target must be in [0, {classes}), one of the model's classes")
+        text = f"target must be in [0, {classes}), one of the model's classes"
+        refuse_where(((index < 0) | (index >= classes)).any(), partial(ValueError, text))
+        index = index.clamp(0, classes - 1) if are_looked_at_together(index) else index
         shape = (*logits.shape[:dim], 1, *logits.shape[dim + 1 :])
         return logits.gather(dim, index.expand(shape)).squeeze(dim)
 

@@ -10,19 +10,7 @@ from torch import Tensor, nn
 
 from captum_density._model.validation import check_model, how_to_pick, one_output_advice, warn_of_probabilities
 
-__all__ = ["LogitsWrapper", "class_dimension", "holds"]
-
-
-def holds(condition: Tensor) -> bool:
-    """Whether it holds; taken to where it cannot be read: compiled code, meta tensors, under `torch.func.vmap`."""
-    if torch.compiler.is_compiling() or condition.is_meta:
-        return True
-    try:
-        return bool(condition)
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        return True
+__all__ = ["LogitsWrapper", "class_dimension"]
 
 
 class LastLayer(nn.Module):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_density._model.refusals import refuse_where
+
 __all__ = ["check_fit", "check_patterns", "floating", "leading", "product"]
 
 
@@ -22,11 +24,16 @@ def check_patterns(patterns: tuple[Any, ...], what: str = "pattern") -> None:
     if not patterns or not all(isinstance(p, Tensor) and p.is_floating_point() for p in patterns):
         received = ", ".join(str(p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in patterns)
         raise TypeError(f"pattern must be a floating-point tensor or a tuple of them, but is {received or 'empty'}")
-    looks = torch.stack([torch.stack([p.isfinite().all(), p.any()]).to(patterns[0].device) for p in patterns]).tolist()
-    if not all(finite for finite, _ in looks):
-        raise ValueError(f"{what} contains NaN or infinity")
-    if not any(moves for _, moves in looks):
-        raise ValueError(f"{what} is zero throughout: a shift by it would move no gradient")
+    device = patterns[0].device
+    finite = torch.stack([p.isfinite().all().to(device) for p in patterns]).all()
+    moves = torch.stack([p.any().to(device) for p in patterns]).any()
+
+    def useless() -> ValueError:
+        if not finite:
+            return ValueError(f"{what} contains NaN or infinity")
+        return ValueError(f"{what} is zero throughout: a shift by it would move no gradient")
+
+    refuse_where(~(finite & moves), useless)
 
 
 def floating(x: Any, i: int = 0) -> Tensor:

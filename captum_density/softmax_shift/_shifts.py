@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_density._model.arrays import takes_arrays
+from captum_density._model.refusals import refuse_where
 from captum_density._model.validation import check_model
-from captum_density.softmax_shift._logits import holds
 from captum_density.softmax_shift._patterns import check_patterns, leading, product
 
 __all__ = ["LinearShift", "NetworkShift", "Shift", "as_shift"]
@@ -62,14 +63,6 @@ class Shift(nn.Module):
         if values.device != logits.device:
             raise ValueError(f"the shift is on {values.device}, the logits on {logits.device}; move one of them")
         shifted = logits + _one_each(values, logits, class_dim).to(logits.dtype)
-        in_range = (shifted.isfinite() | ~logits.isfinite()).all()
-        finite = holds(values.isfinite().all() & in_range)  # one look, as a GPU is waited for at each
-        if not finite and not holds(values.isfinite().all()):
-            bad = int((~values.isfinite()).sum())
-            raise ValueError(
-                f"the shift gave {bad} NaN or infinite values of {values.numel()} in {values.dtype}; lower its scale, "
-                "or look for NaN in the inputs"
-            )
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         # Captum's inputs come first; another argument's gradient is not what a shift is for.
         is_explained = torch.is_grad_enabled() and any(t.requires_grad for t in tensors[:1])
@@ -79,9 +72,20 @@ class Shift(nn.Module):
                 "the shift does not depend on the inputs, so it moves no gradient; is it a constant, or computed "
                 "under torch.no_grad or from detached inputs?"
             )
-        if not finite:
-            raise ValueError(f"logits plus shift exceed the range of {logits.dtype}; lower the shift's scale")
+        in_range = (shifted.isfinite() | ~logits.isfinite()).all()
+        refuse_where(~(values.isfinite().all() & in_range), partial(_not_finite, values.detach(), logits.dtype))
         return shifted
+
+
+def _not_finite(values: Tensor, dtype: torch.dtype) -> ValueError:
+    """Why a shift, or logits that it is added to, are not finite."""
+    bad = int((~values.isfinite()).sum())
+    if not bad:
+        return ValueError(f"logits plus shift exceed the range of {dtype}; lower the shift's scale")
+    return ValueError(
+        f"the shift gave {bad} NaN or infinite values of {values.numel()} in {values.dtype}; lower its scale, or look "
+        "for NaN in the inputs"
+    )
 
 
 def _one_each(values: Tensor, logits: Tensor, class_dim: int) -> Tensor:

@@ -12,7 +12,7 @@ from captum_density.attr import FullGrad, SmoothFullGrad
 from captum_density.audit import audit
 from captum_density.retraining import pgd
 from captum_density.samplers import ActivationMaximization, LangevinSampler
-from tests.waits import waits
+from tests.waits import waits, waits_for_numbers
 
 IMAGES = torch.rand(2, 3, 32, 32)
 MODELS = {
@@ -28,9 +28,14 @@ MODELS = {
 def test_full_grad_waits_six_times_more_at_most(name):
     torch.manual_seed(0)
     model, images, target = MODELS[name]().eval().cuda(), IMAGES.cuda(), torch.tensor([0, 2], device="cuda")
+    plain = partial(Saliency(model).attribute, images, target=target)
     for attribution in (FullGrad(model), FullGrad(model, complete=True), SmoothFullGrad(model)):
-        plain = waits(partial(Saliency(model).attribute, images, target=target))
-        assert waits(partial(attribution.attribute, images, target=target)) <= plain + 6
+        run = partial(attribution.attribute, images, target=target)
+        numbers, of_plain = waits_for_numbers(run), waits_for_numbers(plain)
+        assert numbers is None or numbers <= of_plain + 6
+        run()  # copies of where things lie are made, and kept
+        copies = 60 if isinstance(attribution, SmoothFullGrad) else 0  # which has too many examples for some to be kept
+        assert waits(run) <= waits(plain) + 6 + copies
 
 
 @pytest.mark.cuda
@@ -57,4 +62,7 @@ def test_samplers_and_attacks_wait_once_in_ten_steps():
 @pytest.mark.cuda
 def test_an_audit_waits_for_its_figures_and_not_for_its_runs():
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).cuda(), torch.rand(4, 1, 4, 4).cuda()
-    assert waits(partial(audit, model, (x, torch.tensor([0, 1, 2, 0], device="cuda")))) <= 600
+    run = partial(audit, model, (x, torch.tensor([0, 1, 2, 0], device="cuda")))
+    assert waits(run) < 800  # most of them as Captum's methods copy numbers to it
+    numbers = waits_for_numbers(run)
+    assert numbers is None or numbers < 300

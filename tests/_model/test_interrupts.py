@@ -3,6 +3,7 @@
 Of the private part on purpose: what is entered and left within a call cannot be told apart from outside.
 """
 
+import gc
 import signal
 import sys
 import time
@@ -57,28 +58,30 @@ def state() -> dict[str, Any]:
 
 
 class Traced:
-    """A trace function that counts lines, and has Ctrl-C come at one of them."""
+    """A trace function that counts lines, and has a signal come at one of them."""
 
-    def __init__(self, line: int = 0) -> None:
-        self.line, self.lines = line, 0
+    def __init__(self, line: int, number: int) -> None:
+        self.line, self.number, self.lines = line, number, 0
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
         # Not between a `with` and its contexts, where Python looks for no signal, though it counts a line.
         if event == "line" and frame.f_code.co_filename != __file__:
             self.lines += 1
             if self.lines == self.line:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.number)
         return self
 
 
-def traced(call: Callable[[], None], line: int = 0) -> int:
-    """Run with Ctrl-C at a line, none for 0; returns how many lines there were."""
-    counter, before = Traced(line), sys.gettrace()
+def traced(call: Callable[[], None], line: int = 0, number: int = signal.SIGINT) -> int:
+    """Run with Ctrl-C or another signal at a line, none for 0; returns how many lines there were."""
+    counter, before = Traced(line, number), sys.gettrace()
+    gc.disable()  # what is raised while garbage is collected is swallowed
     sys.settrace(counter)
     try:
         call()
     finally:
         sys.settrace(before)
+        gc.enable()
     return counter.lines
 
 
@@ -95,6 +98,33 @@ def test_ctrl_c_leaves_nothing_behind_at_any_line(name, global_state):
             traced(run, line)
         after = global_state() | state()
         assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == {}, line
+
+
+class OutOfTimeError(Exception):
+    """What a user's alarm raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there are no alarms here")
+@pytest.mark.parametrize("name", ["a trace", "evaluation", "pinned threads"])
+def test_nor_does_an_alarm_whose_handler_raises(name, global_state):
+    def too_late(number: int, frame: FrameType | None) -> None:
+        raise OutOfTimeError
+
+    def run() -> None:
+        with CleanInterrupts(), CONTEXTS[name]():
+            pass
+
+    run()
+    outer = signal.signal(signal.SIGALRM, too_late)
+    try:
+        before = global_state() | state()
+        for line in range(1, traced(run) + 1):
+            with pytest.raises(OutOfTimeError):
+                traced(run, line, signal.SIGALRM)
+            assert global_state() | state() == before, line
+            assert signal.getsignal(signal.SIGALRM) is too_late, line
+    finally:
+        signal.signal(signal.SIGALRM, outer)
 
 
 def test_ctrl_c_comes_after_what_it_had_to_wait_for():

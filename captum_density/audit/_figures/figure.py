@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from captum_density._display.intervals import mean_interval
@@ -20,23 +21,24 @@ _Z = NormalDist().inv_cdf(0.975)
 Subject = TypeVar("Subject")
 
 
-def of_examples(values: Tensor, *, reference: float | None = None, seed: int | None = None) -> Measured:
+def of_examples(values: Tensor, *, reference: Tensor | None = None, seed: int | None = None) -> Measured:
     """Mean and standard deviation of a figure over examples; with a seed, a bootstrap interval of the mean as well.
 
     Args:
         values: (N,).
-        reference: As in `Measured`.
+        reference: (N,), whose mean is that of `Measured`.
         seed: Of the bootstrap.
 
     Raises:
         ValueError: A value is NaN or infinite.
     """
-    x = values.detach().double().cpu()
+    both = [values] if reference is None else [values, reference]
+    x, *references = torch.stack([each.detach().double() for each in both]).cpu()  # a GPU is waited for once
     if not x.isfinite().all():
         raise ValueError("the figure is NaN or infinite")
     mean, spread = x.mean().item(), x.std().item() if len(x) > 1 else None
     low, high = (None, None) if seed is None or len(x) < 2 else mean_interval(x, seed)
-    return Measured(mean, spread, low, high, reference)
+    return Measured(mean, spread, low, high, references[0].mean().item() if references else None)
 
 
 def measured_share(right: int, n: int, reference: float | None = None) -> Measured:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from captum.metrics import infidelity, infidelity_perturb_func_decorator
+from captum.metrics import infidelity
 from torch import Tensor
 
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
 from captum_density.audit._figures.words import listed, verb
 from captum_density.audit._results import Finding, Measured, Results, by_method
+from captum_density.audit._setting import Setting
 
 __all__ = ["INFIDELITY"]
 
@@ -66,28 +68,21 @@ class _Replay:
 
 
 def _measure(explanation: Explanation) -> Measured:
-    zero = _infidelities(explanation, torch.zeros_like(explanation.setting.inputs), True)
-    values = _infidelities(explanation, explanation.attributions, explanation.multiplies_by_inputs)
-    return of_examples(values, reference=zero.mean().item())
-
-
-def _infidelities(explanation: Explanation, attributions: Tensor, multiplies_by_inputs: bool) -> Tensor:
-    setting = explanation.setting
+    setting, view = explanation.setting, id(explanation.method.view)
     # By what is explained, which several methods have in common.
-    replay = setting.shared((_NAME, id(explanation.method.view)), lambda: _Replay(explanation.function))
+    replay = setting.shared((_NAME, view), lambda: _Replay(explanation.function))
+    zeros = torch.zeros_like(setting.inputs)
+    zero = setting.shared((_NAME, view, "zero"), lambda: _infidelities(setting, replay, zeros, True))
+    values = _infidelities(setting, replay, explanation.attributions, explanation.multiplies_by_inputs)
+    return of_examples(values, reference=zero)
 
+
+def _infidelities(setting: Setting, model: _Replay, attributions: Tensor, multiplies_by_inputs: bool) -> Tensor:
     def measure() -> Tensor:
-        generator = setting.generator()
-
-        # Captum's decorator lets a contribution vanish with its feature and a slope act on its change.
-        @infidelity_perturb_func_decorator(multiplies_by_inputs)
-        def erase(inputs: Tensor) -> Tensor:
-            erased = torch.rand(inputs.shape, generator=generator, device="cpu").to(inputs.device) < _ERASED
-            return inputs.masked_fill(erased, 0)
-
+        erase = partial(_erased, setting.generator(), multiplies_by_inputs)
         values = [
             infidelity(
-                replay,
+                model,
                 erase,
                 setting.inputs[at],
                 attributions[at].expand_as(setting.inputs[at]),
@@ -100,7 +95,18 @@ def _infidelities(explanation: Explanation, attributions: Tensor, multiplies_by_
         ]
         return torch.cat(values).double()
 
-    return replay.measured(measure)
+    return model.measured(measure)
+
+
+def _erased(generator: torch.Generator, multiplies_by_inputs: bool, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What attributions are multiplied by, and the inputs with values erased.
+
+    A contribution vanishes with its feature, and a slope acts on its change, as Captum's decorator has it; that copies
+    a number to a GPU in each call, which waits for it.
+    """
+    erased = (torch.rand(inputs.shape, generator=generator, device="cpu") < _ERASED).to(inputs.device)
+    changed = inputs.masked_fill(erased, 0)
+    return ((erased & (inputs != 0)).to(inputs.dtype) if multiplies_by_inputs else inputs - changed), changed
 
 
 def _findings(results: Results) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ def _measure(explanation: Explanation) -> Measured:
         return Measured(None, note="one example is its own mean, which removed pixels take")
     at_random = setting.shared(_NAME, lambda: _random_area(setting))
     gain = _area(setting, explanation.attributions) - at_random
-    return of_examples(gain, reference=at_random.mean().item(), seed=setting.seed)
+    return of_examples(gain, reference=at_random, seed=setting.seed)
 
 
 def _area(setting: Setting, ranking: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _area(setting: Setting, ranking: Tensor) -> Tensor:
         ).area
         for at in setting.chunks()
     ]
-    return torch.cat(areas).double().cpu()
+    return torch.cat(areas).double()
 
 
 def _random_area(setting: Setting) -> Tensor:
