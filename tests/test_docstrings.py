@@ -46,6 +46,7 @@ MADE_BY = dict(
     AttentionErasure:attention_erasure BlockSplits:block_digits ConformanceError:check_attribution Digits:digits
     Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit JobResult:fit_many
     FractionToFlip:fraction_to_flip FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist
+    LayerFullGradients:LayerFullGrad.decompose
     Ledger:LogitLedger Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
     """.split()

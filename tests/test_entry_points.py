@@ -39,6 +39,10 @@ def model(x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     return y if scale is None else y * scale
 
 
+def last_layer() -> nn.Module:
+    return [*NETWORK.children()][-1]
+
+
 def symmetric(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return x.sum(1, keepdim=True) * scale
 
@@ -97,6 +101,12 @@ CALLS = {
         t(NEAR), t(X), t(Y), t(SCALE)
     ),
     "FullGrad.decompose": lambda t: attr.FullGrad(model).decompose(t(X), t(Y), t(SCALE)).inputs,
+    "LayerFullGrad.attribute": lambda t: attr.LayerFullGrad(model, last_layer()).attribute(t(X), t(Y), t(SCALE)),
+    "LayerFullGrad.compute_convergence_delta": lambda t: attr.LayerFullGrad(
+        model, last_layer(), complete=True
+    ).compute_convergence_delta(t(NEAR), t(X), t(Y), t(SCALE)),
+    "LayerFullGrad.decompose": lambda t: attr.LayerFullGrad(model, last_layer()).decompose(t(X), t(Y), t(SCALE)).layer,
+    "NeuronFullGrad.attribute": lambda t: attr.NeuronFullGrad(model, last_layer()).attribute(t(X), 1, t(SCALE)),
     "PathIntegratedGradients.attribute": lambda t: attr.PathIntegratedGradients(model).attribute(
         t(X), t(NEAR), t(Y), t(SCALE), return_convergence_delta=True
     ),
@@ -223,8 +233,8 @@ DATA = {
 # Has tensors in its signature, and is not to be called with data: why, and what.
 SPARED = {
     "a result, which its function makes": {
-        "FullGradients.__init__", "RetrainingResult.__init__", "JobResult.__init__", "AuditReport.__init__",
-        "Problem.__init__",
+        "FullGradients.__init__", "LayerFullGradients.__init__", "RetrainingResult.__init__", "JobResult.__init__",
+        "AuditReport.__init__", "Problem.__init__",
     },
     "called by an attribution, with tensors": {
         f"{path}.{method}"
@@ -339,7 +349,13 @@ def test_recurrent_layers_in_evaluation_mode_are_differentiated_on_a_gpu(name, m
     assert_close(on_cpu(CALLS[name](on_gpu)), on_cpu(expected), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", [name for name, run in CALLS.items() if {"model", "call"} & {*run.__code__.co_names}])
+# A neuron's value is read before the model returns anything.
+OF_OUTPUTS = [
+    name for name, run in CALLS.items() if {"model", "call"} & {*run.__code__.co_names} and "Neuron" not in name
+]
+
+
+@pytest.mark.parametrize("name", OF_OUTPUTS)
 def test_outputs_in_a_record_are_refused_with_the_code_that_picks_one(name, monkeypatch):
     def record(*args: torch.Tensor) -> dict[str, Any]:
         return {"loss": None, "logits": own(*args)}

@@ -29,6 +29,7 @@ __all__ = [
     "compact",
     "encoded",
     "exact",
+    "examples_place",
     "hull",
     "input_place",
     "join",
@@ -117,6 +118,11 @@ class Place:
         return bool(known) and bool(_any(known).all())
 
     @cached_property
+    def is_beside(self) -> bool:
+        """Whether it is made of nothing that has positions, see `examples_place`."""
+        return all(dim == 0 for _, dim in self.axes)
+
+    @cached_property
     def is_flat(self) -> bool:
         """Whether it is that of one dimension of features beside the examples, in one piece."""
         return all(key[1] <= 1 and len(axes) == 1 for key, axes in self.axes.items())
@@ -166,6 +172,12 @@ def input_place(index: int, shape: Sequence[int]) -> Place:
         codes = torch.arange(size, dtype=torch.int32, device="cpu").view(view)
         axes[index, dim] = (Axis(codes, Cells.even(size, size)),)
     return Place(axes)
+
+
+def examples_place(index: int, shape: Sequence[int]) -> Place:
+    """The place of an input of which it only matters which example an element belongs to."""
+    whole = input_place(index, shape).axes
+    return Place({key: axes for key, axes in whole.items() if key[1] == 0})
 
 
 # -- what rules are made of
@@ -442,11 +454,13 @@ class Spread:
         arrange: What brings tensors that broadcast to the activation into the form (N, ...).
         lies: By input, of those on which any element has a place.
         nowhere: (N or 1, ...) which elements have no place; a bool where that holds for none, or for all.
+        sources: The inputs that the activation is made of; none where that could not be followed.
     """
 
     arrange: Arrange
     lies: dict[int, Lie]
     nowhere: Tensor | bool
+    sources: frozenset[int] = frozenset()
 
     @cached_property
     def _copies(self) -> dict[torch.device, Tensor]:
@@ -484,7 +498,7 @@ class Spread:
             for i, lie in self.lies.items()
         }
         nowhere = wider(self.nowhere) if isinstance(self.nowhere, Tensor) else self.nowhere
-        return Spread(self.arrange, lies, nowhere)
+        return Spread(self.arrange, lies, nowhere, self.sources)
 
     def of_first(self, copies: int) -> Spread:
         """The same of every so manieth example."""
@@ -500,7 +514,7 @@ class Spread:
             for i, lie in self.lies.items()
         }
         nowhere = rows(self.nowhere) if isinstance(self.nowhere, Tensor) else self.nowhere
-        return Spread(self.arrange, lies, nowhere)
+        return Spread(self.arrange, lies, nowhere, self.sources)
 
 
 def _as_they_are(t: Tensor) -> Tensor:
@@ -521,6 +535,7 @@ def by_shape(shape: torch.Size, n: int) -> Arrange | None:
 
 
 def _spread(place: Place, arrange: Arrange, positions: Sequence[Sequence[int]]) -> Spread:
+    sources = frozenset(index for index, _ in place.axes)
     known: dict[int, Tensor] = {}
     tables: dict[int, tuple[tuple[int, ...], tuple[Axis, ...]]] = {}
     for i, dims in enumerate(positions):
@@ -529,11 +544,11 @@ def _spread(place: Place, arrange: Arrange, positions: Sequence[Sequence[int]]) 
             axes = tuple(a.with_codes(compact(arrange(a.codes))) for _, a in found)
             tables[i], known[i] = (tuple(d for d, _ in found), axes), _any([a.known for a in axes])
     if not tables:
-        return Spread(arrange, {}, True)
+        return Spread(arrange, {}, True, sources)
     total = sum((k.int() for k in known.values()), torch.zeros((), dtype=torch.int32, device="cpu"))
     lies = {i: _lie(*tables[i], known[i], total if len(tables) > 1 else None) for i in tables}
     nowhere = compact(total == 0)
-    return Spread(arrange, lies, nowhere if bool(nowhere.any()) else False)
+    return Spread(arrange, lies, nowhere if bool(nowhere.any()) else False, sources)
 
 
 def _table(axes: Sequence[Axis]) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from captum_density._linear.jacobian import reach
 from captum_density._linear.layouts import Layout, PlacedCall, kept, unknown
 from captum_density._linear.operations import row
-from captum_density._linear.places import Place, input_place
+from captum_density._linear.places import Place, examples_place, input_place
 from captum_density._model.calls import Call, is_continuous
 
-__all__ = ["Mixing", "Positions", "forget", "place_of_input", "propagate", "unknown_place"]
+__all__ = ["Mixing", "Positions", "forget", "place_beside", "place_of_input", "propagate", "unknown_place"]
 
 _BYTES = 2**28  # of codes, after which everything is forgotten
 
@@ -82,6 +82,11 @@ _reaches: dict[Hashable, list[tuple[int, ...]]] = {}
 def place_of_input(index: int, shape: Sequence[int]) -> Place:
     """The place of an input itself, the same object whenever it is asked for."""
     return _remember(("input", index, tuple(shape)), lambda: ((input_place(index, shape),), ()))[0][0]  # type: ignore[return-value]
+
+
+def place_beside(index: int, shape: Sequence[int]) -> Place:
+    """As `place_of_input`, of an input that has no positions."""
+    return _remember(("beside", index, tuple(shape)), lambda: ((examples_place(index, shape),), ()))[0][0]  # type: ignore[return-value]
 
 
 def propagate(

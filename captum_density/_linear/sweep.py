@@ -93,7 +93,7 @@ class Reduction(Protocol[R]):
         """What has come of the terms, once all are there.
 
         Args:
-            products: The input terms df/dx * x, each of its input's shape (N, ...).
+            products: The input terms df/dx * x, each of its input's shape (N, ...), and those of what is beside.
             positions: For each input, which of its dimensions are positions; the others but the first are channels.
         """
 
@@ -123,6 +123,7 @@ def sweep(
     create_graph: bool = False,
     layout: Sequence[Sequence[int] | None] | None = None,
     unchecked: list[Tensor] | None = None,
+    beside: tuple[Tensor, ...] = (),
 ) -> Sweep[R]:
     """Sweep over a batch.
 
@@ -137,11 +138,14 @@ def sweep(
         layout: For each input the dimensions that are positions, None where the model shows them.
         unchecked: Takes whether the sum is met, a bool on the inputs' device, for a caller that makes several sweeps
             and waits for the device once; where it is not, all have to be done again without.
+        beside: Further inputs, which the model takes after those: terms have no place on them, and what is made of them
+            alone has only them for `Spread.sources`.
 
     Raises:
         IncompleteError: If the terms of an example do not sum to its output.
     """
-    batch = _Batch(unwrap(model), inputs, target, additional_forward_args)
+    batch = _Batch(unwrap(model), _joined(inputs, beside), target, additional_forward_args)
+    batch.beside = len(beside)
     (result,) = _sweep(batch, reduction, create_graph, layout, unchecked)
     return result
 
@@ -200,6 +204,11 @@ def _sweep(
     ]
 
 
+def _joined(inputs: Any, beside: tuple[Tensor, ...]) -> Any:
+    """All inputs, in the form that is refused where it has to be."""
+    return (*inputs, *beside) if beside and isinstance(inputs, tuple) else inputs
+
+
 class _Batch(ModelOnBatch):
     """A model and examples to trace it on.
 
@@ -207,9 +216,11 @@ class _Batch(ModelOnBatch):
 
     Attributes:
         takes_all: Whether all K outputs of each example, (N, K), are explained, one after the other, not the target.
+        beside: How many of the inputs, the last ones, terms have no place on.
     """
 
     takes_all = False
+    beside = 0
     _checks_late = True
     _shape = torch.Size()
 
@@ -240,7 +251,8 @@ class _Batch(ModelOnBatch):
         self, trace: T, layout: Sequence[Sequence[int] | None] | None
     ) -> tuple[T, tuple[Tensor, ...], Tensor]:
         leaves = tuple(_leaf(x, trace.create_graph) for x in self.inputs)
-        tracked = trace.track(leaves, layout)
+        placed = len(leaves) - self.beside
+        tracked = trace.track(leaves[:placed], layout, leaves[placed:])
         with trace, differentiable_twice(self.forward_func) if trace.create_graph else nullcontext():
             output = self.run(tracked)
         self._shape = getattr(output, "shape", self._shape)

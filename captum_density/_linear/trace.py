@@ -28,7 +28,7 @@ from captum_density._linear.definitions import opened
 from captum_density._linear.jacobian import reverse_mode_product
 from captum_density._linear.operations import row
 from captum_density._linear.places import Place
-from captum_density._linear.propagation import Positions, place_of_input, propagate, unknown_place
+from captum_density._linear.propagation import Positions, place_beside, place_of_input, propagate, unknown_place
 from captum_density._linear.remainders import DERIVATIVE, PARTS, ZERO, Remainder
 from captum_density._model.calls import Call, Versions, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.evaluation import grad_mode
@@ -124,19 +124,25 @@ class Trace(TorchFunctionMode):
     # -- inputs and outputs
 
     def track(
-        self, inputs: Sequence[Tensor], layout: Sequence[Sequence[int] | None] | None = None
+        self,
+        inputs: Sequence[Tensor],
+        layout: Sequence[Sequence[int] | None] | None = None,
+        beside: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
-        """Copies of the leaf inputs to run the model on, known to the trace as activations.
+        """Copies of the leaves to run the model on, known to the trace as activations.
 
         Args:
-            inputs: The leaves.
+            inputs: The leaves that terms can have a place on.
             layout: For each input the dimensions that are positions, None where the model is to show it.
+            beside: Further leaves, on which nothing has a place.
         """
         self.positions = Positions(inputs, layout)
-        self._leaves += inputs
-        copies = [leaf.clone() for leaf in inputs]
+        leaves = [*inputs, *beside]
+        self._leaves += leaves
+        copies = [leaf.clone() for leaf in leaves]
         for index, copy in enumerate(copies):
-            self._mark(copy, place_of_input(index, copy.shape), None)
+            place = place_of_input if index < len(inputs) else place_beside
+            self._mark(copy, place(index, copy.shape), None)
         return tuple(copies)
 
     def backward(
@@ -349,7 +355,7 @@ class Trace(TorchFunctionMode):
 
         "" where it was a dense layer over flat features, of which nothing else can be expected.
         """
-        if place is not None and place.everywhere:
+        if place is not None and (place.everywhere or place.is_beside):
             return None
         for u in call.activations:
             if self._is_marked(u) and (earlier := getattr(u, _MARK).lost) is not None:

@@ -19,6 +19,9 @@ from captum._utils.common import (
 from captum._utils.common import (
     _select_targets as select_targets,
 )
+from captum._utils.common import (
+    _verify_select_neuron as select_neuron,
+)
 from captum._utils.typing import BaselineType, TargetType
 from captum.attr._utils.approximation_methods import SUPPORTED_METHODS as QUADRATURES
 from captum.attr._utils.approximation_methods import approximation_parameters
@@ -36,6 +39,7 @@ __all__ = [
     "format_tensor_into_tuples",
     "log_usage",
     "run_forward",
+    "select_neuron",
     "select_targets",
 ]
 

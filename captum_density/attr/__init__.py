@@ -8,6 +8,9 @@ from captum_density.attr._erase_attention import erase_attention as erase_attent
 from captum_density.attr._full_grad import FullGrad as FullGrad
 from captum_density.attr._full_grad import SimpleFullGrad as SimpleFullGrad
 from captum_density.attr._full_gradients import FullGradients as FullGradients
+from captum_density.attr._full_gradients import LayerFullGradients as LayerFullGradients
+from captum_density.attr._layer_full_grad import LayerFullGrad as LayerFullGrad
+from captum_density.attr._layer_full_grad import NeuronFullGrad as NeuronFullGrad
 from captum_density.attr._ledger import Ledger as Ledger
 from captum_density.attr._logit_ledger import LogitLedger as LogitLedger
 from captum_density.attr._path_integrated_gradients import PathIntegratedGradients as PathIntegratedGradients
@@ -26,8 +29,11 @@ __all__ = [
     "FullGrad",
     "FullGradients",
     "FunctionPath",
+    "LayerFullGrad",
+    "LayerFullGradients",
     "Ledger",
     "LogitLedger",
+    "NeuronFullGrad",
     "PathIntegratedGradients",
     "PiecewiseLinearPath",
     "PowerPath",

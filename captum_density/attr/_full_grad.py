@@ -11,17 +11,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NoReturn, overload
 
-import torch
 from torch import Tensor
 
 from captum_density._linear.maps import AllTerms, SaliencyMaps, SignedMaps, SimpleSaliencyMaps
-from captum_density._linear.sweep import per_example
 from captum_density._model.arrays import takes_arrays
-from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, format_tensor_into_tuples, log_usage
-from captum_density._model.precision import accumulation_dtype
+from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density.attr._common import (
     FullGradAttribution,
     check_placed,
+    check_share,
+    delta,
     finish,
     warn_of_places,
     warn_of_unreached,
@@ -46,7 +45,7 @@ class FullGrad(FullGradAttribution):
         model: An `nn.Module`, or a function of the inputs; DataParallel, DistributedDataParallel and compiled models
             are unwrapped. Put it in eval mode: batch norm on batch statistics is refused, and dropout is explained as
             drawn.
-        layer: Not taken: there is no form for a layer yet.
+        layer: Not taken: `LayerFullGrad` and `NeuronFullGrad` explain layers.
         complete: False for the paper's saliency map (equation 4), >= 0; True for signed attributions that sum to f(x).
         forward_func: Captum's name for `model`.
         layout: Which dimensions of the input are positions, as (2, 3) for (N, C, H, W), where you know better than the
@@ -82,8 +81,7 @@ class FullGrad(FullGradAttribution):
         min_placed: float | None = None,
     ) -> None:
         super().__init__(model, *layer, forward_func=forward_func, layout=layout)
-        if min_placed is not None and not 0 <= min_placed <= 1:
-            raise ValueError(f"min_placed is a share of |terms|, in [0, 1], but is {min_placed!r}")
+        check_share(min_placed)
         self.complete = complete
         self.min_placed = min_placed
 
@@ -197,7 +195,7 @@ class FullGrad(FullGradAttribution):
         else:
             warn_of_unreached(maps.result)
         attributions = finish(maps.result.maps, inputs)
-        return (attributions, _delta(attributions, maps.output)) if return_convergence_delta else attributions
+        return (attributions, delta(attributions, maps.output)) if return_convergence_delta else attributions
 
     @takes_arrays
     def compute_convergence_delta(
@@ -217,7 +215,7 @@ class FullGrad(FullGradAttribution):
                 "the saliency map has no convergence delta: it is not a sum; use FullGrad(model, complete=True)"
             )
         output = self._sweep(inputs, target, additional_forward_args, SignedMaps).output
-        return _delta(attributions, output)
+        return delta(attributions, output)
 
     @takes_arrays
     def decompose(
@@ -256,11 +254,6 @@ class FullGrad(FullGradAttribution):
         check_placed(terms.result.placement, self.min_placed)
         unplaced = terms.result.placement.unplaced_size()
         return FullGradients(terms.output, tuple(terms.result.products), terms.result.biases, unplaced)
-
-
-def _delta(attributions: Any, output: Tensor) -> Tensor:
-    parts = (per_example(a.to(accumulation_dtype(a))) for a in format_tensor_into_tuples(attributions))
-    return (sum(parts, torch.zeros_like(output)) - output).to(output.dtype)
 
 
 class SimpleFullGrad(FullGradAttribution):

@@ -474,9 +474,9 @@ class TestBadInput:
     @pytest.mark.parametrize("make", [FullGrad, SimpleFullGrad, SmoothFullGrad])
     def test_a_layer_or_a_setting_without_its_name(self, make):
         model = small_cnn()
-        with pytest.raises(TypeError, match=r"after it.*by name"):
+        with pytest.raises(TypeError, match=r"LayerFullGrad.*by name"):
             make(model, model[0])
-        with pytest.raises(TypeError, match=r"after it.*by name"):
+        with pytest.raises(TypeError, match=r"LayerFullGrad.*by name"):
             make(model, True)
         with pytest.raises(TypeError, match="two names of one argument"):
             make(model, forward_func=model)
