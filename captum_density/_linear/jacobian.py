@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from captum_density._model.calls import Call
 from captum_density._model.evaluation import load_forward_mode
@@ -121,11 +122,12 @@ def transposed_product(call: Call, outputs: Sequence[Tensor], create_graph: bool
     None where the graph does not lead from the one output to the one activation.
     """
     (u,), (y,) = call.activations, outputs
-    if u.shape != y.shape or u.dtype != y.dtype or call.edge is None or not y.requires_grad:
+    if u.shape != y.shape or u.dtype != y.dtype or not u.requires_grad or not y.requires_grad:
         return None
+    edge = get_gradient_edge(u) if call.edge is None else call.edge
     vector = finite(u) if call.name == "softmax" else u  # a masked score would spoil its whole row
     (product,) = torch.autograd.grad(
-        y, [call.edge], vector if create_graph else vector.detach(), retain_graph=True, create_graph=create_graph,
+        y, [edge], vector if create_graph else vector.detach(), retain_graph=True, create_graph=create_graph,
         allow_unused=True,
     )  # fmt: skip
     if product is None:

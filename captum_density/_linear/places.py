@@ -131,7 +131,7 @@ class Place:
     def nbytes(self) -> int:
         return sum(4 * a.codes.numel() for axes in self.axes.values() for a in axes)
 
-    def spread(self, shape: torch.Size, n: int, positions: Sequence[Sequence[int]]) -> Spread | None:
+    def spread(self, shape: torch.Size, n: int, positions: tuple[tuple[int, ...], ...]) -> Spread | None:
         """How terms of that shape, of n examples, lie on the inputs; None if their examples are not told apart.
 
         Args:
@@ -140,7 +140,7 @@ class Place:
             positions: For each input, the dimensions that are positions.
         """
         arrange = self._arrange(shape, n)
-        key = shape if arrange is not _as_they_are else None, n, tuple(tuple(p) for p in positions)
+        key = shape if arrange is not _as_they_are else None, n, positions
         if key not in self._spreads:
             self._spreads[key] = None if arrange is None else _spread(self, arrange, positions)
         return self._spreads[key]

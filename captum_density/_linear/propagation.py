@@ -99,19 +99,24 @@ def propagate(
         places: Those of its activations, in order.
         outputs: What it returned or wrote.
     """
+    layout, shapes = row(call).layout, [y.shape for y in outputs]
+    if layout.rule is kept and len(shapes) == 1 and _alike(call.activations, shapes[0], places):
+        return places[:1], ()
     if not outputs or all(place is None for place in places):
         return [None] * len(outputs), ()
-    layout, first = row(call).layout, places[0]
-    shapes = [y.shape for y in outputs]
-    pairs = zip(call.activations, places, strict=True)
-    if layout.rule is kept and len(shapes) == 1 and all([p is first and u.shape == shapes[0] for u, p in pairs]):
-        return [first], ()
     by_tensor = {id(u): p for u, p in zip(call.activations, places, strict=True) if p is not None}
     key = (
         call.name, bool(call.mutated), _key(call.args, by_tensor, layout.reads),
         _key(call.kwargs, by_tensor, layout.reads), tuple(shapes),
     )  # fmt: skip
     return _remember(key, lambda: _result(layout, PlacedCall(call, by_tensor, shapes)))
+
+
+def _alike(activations: Sequence[Tensor], shape: torch.Size, places: Sequence[Place | None]) -> bool:
+    """Whether all activations are of one shape and in one place."""
+    if len(activations) == 1:
+        return activations[0].shape == shape
+    return all([u.shape == shape and place is places[0] for u, place in zip(activations, places, strict=True)])
 
 
 def unknown_place(operands: Sequence[Tensor], places: Sequence[Place | None], output: Tensor) -> Place | None:

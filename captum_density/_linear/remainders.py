@@ -149,8 +149,10 @@ class _Constant(Remainder):
         alpha = call.kwargs.get("alpha", 1)
         weights = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[call.name]
         of_second = call.is_activation(first)
-        c = torch.as_tensor(second if of_second else first, dtype=y.dtype, device=y.device)
-        return [(weights[of_second] * finite(c)).reshape([1] * (y.ndim - c.ndim) + [*c.shape])]
+        c, weight = second if of_second else first, weights[of_second]
+        c = finite(c.to(y) if isinstance(c, Tensor) else torch.as_tensor(c, dtype=y.dtype, device=y.device))
+        c = c if weight == 1 else weight * c
+        return [c if c.ndim == y.ndim else c.reshape([1] * (y.ndim - c.ndim) + [*c.shape])]
 
 
 class _Derivative(Remainder):
@@ -172,7 +174,8 @@ class _Symmetric(Remainder):
     evaluates = True
 
     def prepare(self, call: Call) -> None:
-        call.record_edge()
+        if call.mutated:
+            call.record_edge()
 
     def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         products = transposed_product(call, outputs, create_graph)
@@ -221,9 +224,11 @@ def shift(call: Call) -> Remainder:
     """A sum or a difference of two; of three positions, the second is `alpha`."""
     if len(call.args) > 2:
         return affine(call)
-    summands = [call.argument(i, name) for i, name in enumerate(("input", "other"))]
-    nothing = any(isinstance(t, (int, float)) and t == 0 for t in summands)  # as the start of Python's sum
-    return ZERO if nothing or len(call.activations) > 1 else _CONSTANT
+    if len(call.activations) > 1:
+        return ZERO
+    first, second = call.argument(0, "input"), call.argument(1, "other")
+    number = first if isinstance(second, Tensor) else second
+    return ZERO if isinstance(number, (int, float)) and number == 0 else _CONSTANT  # as the start of Python's sum
 
 
 def multilinear(call: Call) -> Remainder:

@@ -407,7 +407,7 @@ class _Gathering(Generic[R]):
 
 
 def _examples_first(
-    operation: Operation, gradient: Tensor, n: int, dtype: torch.dtype, positions: Sequence[Sequence[int]]
+    operation: Operation, gradient: Tensor, n: int, dtype: torch.dtype, positions: tuple[tuple[int, ...], ...]
 ) -> tuple[Tensor, Tensor, Spread] | None:
     """df/dy, the factor and how both lie on the inputs, examples first; None if nothing tells the examples apart."""
     factor, place = operation.factor, operation.place
@@ -420,7 +420,9 @@ def _examples_first(
     if gradient.is_complex():  # <df/dy, r> of complex y is that of its real and imaginary parts
         gradient, factor = (torch.view_as_real(t.resolve_conj()) for t in (gradient, factor))
         spread = spread.with_pairs()
-    return gradient.to(dtype), factor.to(dtype), spread
+    # A call that changes nothing costs as much as small terms do.
+    gradient = gradient if gradient.dtype == dtype else gradient.to(dtype)
+    return gradient, factor if factor.dtype == dtype else factor.to(dtype), spread
 
 
 def _alone(

@@ -396,11 +396,12 @@ class Trace(TorchFunctionMode):
 
     def _refuse_without_gradient(self, operation: str, outputs: Sequence[Tensor]) -> None:
         """PyTorch connects what it cannot differentiate, such as a quantised layer, to a node that says so."""
-        if any([(node := y.grad_fn) is not None and node.name().endswith("NotImplemented") for y in outputs]):
-            raise NotImplementedError(
-                f"{self._name(operation)} has no gradient, as quantised layers have none; explain the model as it was "
-                "before it was quantised"
-            )
+        for y in outputs:
+            if (node := y.grad_fn) is not None and node.name().endswith("NotImplemented"):
+                raise NotImplementedError(
+                    f"{self._name(operation)} has no gradient, as quantised layers have none; explain the model as it "
+                    "was before it was quantised"
+                )
 
     def _refuse_batch_statistics(self, call: Call) -> None:
         if call.name == "batch_norm" and call.argument(5, "training"):
@@ -436,7 +437,7 @@ class Trace(TorchFunctionMode):
         return result
 
     def _is_activation(self, t: Tensor) -> bool:
-        return self._is_marked(t) or (t.requires_grad and not t.is_leaf and self._adopt(t))
+        return t.requires_grad and (self._is_marked(t) or (not t.is_leaf and self._adopt(t)))
 
     def depends_on_inputs(self, output: Tensor) -> bool:
         """Whether the model's output is connected to its inputs by differentiable operations."""

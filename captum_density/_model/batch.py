@@ -108,7 +108,7 @@ class ModelOnBatch:
     @property
     def n(self) -> int:
         """How many examples there are."""
-        return len(self.inputs[0])
+        return self.inputs[0].shape[0]  # for less than `len`, which is Python
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,20 +110,20 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return tree
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One call of a torch function, as it stood before the call.
 
     `activations` are the arguments that depend on the inputs, by identity; everything else is a constant.
-    `mutated` are the arguments the call writes to, `edge` is where the one activation stands in the graph.
+    `mutated` are the arguments the call writes to, `edge` is where the one activation stood in the graph before that.
     """
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     activations: list[Tensor]
-    mutated: list[Tensor] = field(default_factory=list)
-    rng_state: list[tuple[torch.device, Tensor]] = field(default_factory=list)
+    mutated: Sequence[Tensor] = ()
+    rng_state: Sequence[tuple[torch.device, Tensor]] = ()
     edge: GradientEdge | None = None
 
     @property
@@ -184,15 +184,15 @@ class Call:
         return [done[id(t)] for t in self.mutated] or tensors_in(result)
 
     def record_edge(self) -> None:
-        """Remember where the activation stands in the graph, before it is overwritten."""
+        """Remember where the activation stands in the graph, which is about to be overwritten."""
         self.edge = get_gradient_edge(self.activations[0])
 
     def record_rng(self, always: bool = False) -> None:
         """Remember the random state if the call may draw from it."""
         if always or self.name in _RANDOM:
             devices = {t.device for t in self.activations}
-            self.rng_state = [(torch.device("cpu"), torch.get_rng_state())]
-            self.rng_state += [(d, torch.cuda.get_rng_state(d)) for d in devices if d.type == "cuda"]
+            on_devices = [(d, torch.cuda.get_rng_state(d)) for d in devices if d.type == "cuda"]
+            self.rng_state = [(torch.device("cpu"), torch.get_rng_state()), *on_devices]
 
 
 @contextlib.contextmanager
@@ -211,7 +211,7 @@ def is_continuous(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
 
 
-def mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Tensor]:
     """The tensors a call writes to."""
     if kwargs and isinstance(out := kwargs.get("out"), Tensor):
         return [out]
@@ -221,8 +221,10 @@ def mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     if not in_place:
         position = _INPLACE_POSITION.get(operation_name(func), len(args))
         in_place = bool(args[position] if len(args) > position else kwargs and kwargs.get("inplace", False))
-    target = (args[0] if args else kwargs.get("input")) if in_place else None
-    return [target] if isinstance(target, Tensor) else []
+    if not in_place:
+        return ()
+    target = args[0] if args else kwargs.get("input")
+    return [target] if isinstance(target, Tensor) else ()
 
 
 @functools.lru_cache(maxsize=4096)
