@@ -16,7 +16,7 @@ from captum_density._model.errors import warn
 from captum_density._model.modules import is_fully_sharded
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model
-from captum_density.attr._repr import shown
+from captum_density.attr._repr import given, shown
 
 __all__ = [
     "FullGradAttribution",
@@ -28,6 +28,7 @@ __all__ = [
     "refuse_sharded",
     "warn_of_places",
     "warn_of_unreached",
+    "without_floor",
 ]
 
 R = TypeVar("R")
@@ -41,6 +42,7 @@ class FullGradAttribution(GradientAttribution):
         layer: As `FullGrad`.
         forward_func: As `FullGrad`.
         layout: As `FullGrad`.
+        keep_floor: As `FullGrad`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class FullGradAttribution(GradientAttribution):
         *layer: NoReturn,
         forward_func: Callable[..., Any] | None = None,
         layout: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
+        keep_floor: bool = False,
     ) -> None:
         name = type(self).__name__
         if layer:
@@ -61,10 +64,10 @@ class FullGradAttribution(GradientAttribution):
         model = forward_func if model is None else model
         check_model(model, "model")
         super().__init__(model)
-        self.layout = layout
+        self.layout, self.keep_floor = layout, keep_floor
 
     def __repr__(self) -> str:
-        return shown(self, self.forward_func, **({} if self.layout is None else {"layout": self.layout}))
+        return shown(self, self.forward_func, **given(layout=self.layout, keep_floor=self.keep_floor))
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -187,6 +190,14 @@ def delta(attributions: Any, output: Tensor) -> Tensor:
     """(N,) sum of the attributions minus f(x)."""
     parts = (per_example(a.to(accumulation_dtype(a))) for a in format_tensor_into_tuples(attributions))
     return (sum(parts, torch.zeros_like(output)) - output).to(output.dtype)
+
+
+def without_floor(maps: Sequence[Tensor], keep_floor: bool) -> Sequence[Tensor]:
+    """Saliency maps less each example's smallest value, of all of them, unless it is to be kept."""
+    if keep_floor:
+        return maps
+    floor = torch.stack([m.flatten(1).amin(1) for m in maps]).amin(0)
+    return [m - floor.view(-1, *[1] * (m.ndim - 1)) for m in maps]
 
 
 def finish(maps: Sequence[Tensor], inputs: Tensor | tuple[Tensor, ...]) -> Any:

@@ -24,9 +24,10 @@ from captum_density.attr._common import (
     finish,
     warn_of_places,
     warn_of_unreached,
+    without_floor,
 )
 from captum_density.attr._full_gradients import FullGradients
-from captum_density.attr._repr import shown
+from captum_density.attr._repr import given, shown
 
 __all__ = ["FullGrad", "SimpleFullGrad"]
 
@@ -53,6 +54,10 @@ class FullGrad(FullGradAttribution):
             `attribute`). One such tuple, or None, for each of several inputs.
         min_placed: The least share of |terms| that must have a place on the inputs, in [0, 1], for each example; less
             is refused. None accepts everything.
+        keep_floor: Whether the saliency map keeps its floor, as the paper's sum does: each bias term is rescaled to
+            [0, 1] by itself, and hundreds of small maps of coarse layers add up to nearly the same number everywhere,
+            which makes maps of any two images look alike and hardly move. False takes each example's smallest value
+            away, which changes no ranking.
 
     Raises:
         TypeError: If `model` is not callable, or a second argument is not named.
@@ -79,16 +84,16 @@ class FullGrad(FullGradAttribution):
         forward_func: Callable[..., Any] | None = None,
         layout: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
         min_placed: float | None = None,
+        keep_floor: bool = False,
     ) -> None:
-        super().__init__(model, *layer, forward_func=forward_func, layout=layout)
+        super().__init__(model, *layer, forward_func=forward_func, layout=layout, keep_floor=keep_floor)
         check_share(min_placed)
         self.complete = complete
         self.min_placed = min_placed
 
     def __repr__(self) -> str:
-        given = {"layout": self.layout, "min_placed": self.min_placed}
-        shown_too = {name: value for name, value in given.items() if value is not None}
-        return shown(self, self.forward_func, complete=self.complete, **shown_too)
+        settings = given(layout=self.layout, min_placed=self.min_placed, keep_floor=self.keep_floor)
+        return shown(self, self.forward_func, complete=self.complete, **settings)
 
     def has_convergence_delta(self) -> bool:
         """True for `complete=True`, whose delta is the sum minus f(x); the saliency map is not a sum."""
@@ -155,7 +160,8 @@ class FullGrad(FullGradAttribution):
             A tensor for a tensor, a tuple for a tuple, of the inputs' shapes and dtypes, contiguous.
 
             `complete=False`: >= 0, higher is more relevant; summed over channels it is psi(grad * x) + sum over layers
-            and channels of psi(bias-gradient), psi = bilinear upsampling of rescaled absolute values.
+            and channels of psi(bias-gradient), psi = bilinear upsampling of rescaled absolute values; less each
+            example's smallest value unless `keep_floor`.
 
             `complete=True`: signed; summed over all inputs it is f(x). A bias term that has a place is spread over the
             positions it covers, and evenly over channels; any other evenly over all elements of all inputs. A term that
@@ -194,7 +200,8 @@ class FullGrad(FullGradAttribution):
             warn_of_places(maps.result.placement)
         else:
             warn_of_unreached(maps.result)
-        attributions = finish(maps.result.maps, inputs)
+        parts = without_floor(maps.result.maps, self.complete or self.keep_floor)
+        attributions = finish(parts, inputs)
         return (attributions, delta(attributions, maps.output)) if return_convergence_delta else attributions
 
     @takes_arrays
@@ -266,6 +273,7 @@ class SimpleFullGrad(FullGradAttribution):
         layer: As `FullGrad`.
         forward_func: As `FullGrad`.
         layout: As `FullGrad`.
+        keep_floor: As `FullGrad`.
 
     Raises:
         TypeError: As `FullGrad`.
@@ -312,4 +320,4 @@ class SimpleFullGrad(FullGradAttribution):
         """
         maps = self._sweep(inputs, target, additional_forward_args, SimpleSaliencyMaps, create_graph)
         warn_of_unreached(maps.result)
-        return finish(maps.result.maps, inputs)
+        return finish(without_floor(maps.result.maps, self.keep_floor), inputs)

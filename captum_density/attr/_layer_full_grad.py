@@ -30,11 +30,12 @@ from captum_density.attr._common import (
     refuse_sharded,
     warn_of_places,
     warn_of_unreached,
+    without_floor,
 )
 from captum_density.attr._full_grad import FullGrad
 from captum_density.attr._full_gradients import LayerFullGradients
 from captum_density.attr._layer import Cut, check_layers, floats_in, hook, refuse_grad_kwargs, unclear, unwrapped
-from captum_density.attr._repr import shown
+from captum_density.attr._repr import given, shown
 
 __all__ = ["LayerFullGrad", "NeuronFullGrad"]
 
@@ -100,6 +101,7 @@ class LayerFullGrad(LayerGradientXActivation):
             but for what goes around the layer.
         layout: As `FullGrad`, of the layer's tensors.
         min_placed: As `FullGrad`, on the layer's tensors.
+        keep_floor: As `FullGrad`.
 
     Raises:
         TypeError: If `forward_func` is not callable, or the layer no module.
@@ -130,18 +132,18 @@ class LayerFullGrad(LayerGradientXActivation):
         complete: bool = False,
         layout: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
         min_placed: float | None = None,
+        keep_floor: bool = False,
     ) -> None:
         check_model(forward_func)
         check_layers(layer)
         check_share(min_placed)
         super().__init__(forward_func, layer, device_ids)
-        self.complete, self.layout, self.min_placed = complete, layout, min_placed
+        self.complete, self.layout, self.min_placed, self.keep_floor = complete, layout, min_placed, keep_floor
 
     def __repr__(self) -> str:
-        given = {"layout": self.layout, "min_placed": self.min_placed}
-        shown_too = {name: value for name, value in given.items() if value is not None}
+        settings = given(layout=self.layout, min_placed=self.min_placed, keep_floor=self.keep_floor)
         layers = tuple(self.layer) if isinstance(self.layer, list) else self.layer
-        return shown(self, self.forward_func, layers, complete=self.complete, **shown_too)
+        return shown(self, self.forward_func, layers, complete=self.complete, **settings)
 
     def has_convergence_delta(self) -> bool:
         """As `FullGrad`."""
@@ -204,7 +206,8 @@ class LayerFullGrad(LayerGradientXActivation):
                 warn_of_places(found.placement, **_WORDS)
             else:
                 warn_of_unreached(found, **_WORDS)
-            parts = tuple(m.to(z.dtype) for m, z in zip(found.maps, values, strict=True))
+            parts = without_floor(found.maps, self.complete or self.keep_floor)
+            parts = tuple(m.to(z.dtype) for m, z in zip(parts, values, strict=True))
             results.append((cut.in_form(parts), delta(parts, maps.output) if return_convergence_delta else None))
         attributions, deltas = [a for a, _ in results], [d for _, d in results]
         if not isinstance(self.layer, list):
@@ -307,6 +310,7 @@ class NeuronFullGrad(NeuronAttribution, GradientAttribution):
         complete: As `FullGrad`: signed attributions then sum to the neuron's value.
         layout: As `FullGrad`.
         min_placed: As `FullGrad`.
+        keep_floor: As `FullGrad`.
 
     Raises:
         TypeError: As `LayerFullGrad`.
@@ -334,12 +338,13 @@ class NeuronFullGrad(NeuronAttribution, GradientAttribution):
         complete: bool = False,
         layout: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
         min_placed: float | None = None,
+        keep_floor: bool = False,
     ) -> None:
         check_model(forward_func)
         check_layers(layer, several=False)
         check_share(min_placed)
         NeuronAttribution.__init__(self, forward_func, layer, device_ids)
-        self.complete, self.layout, self.min_placed = complete, layout, min_placed
+        self.complete, self.layout, self.min_placed, self.keep_floor = complete, layout, min_placed, keep_floor
 
     __repr__ = LayerFullGrad.__repr__
 
@@ -388,7 +393,13 @@ class NeuronFullGrad(NeuronAttribution, GradientAttribution):
         """
         refuse_sharded(self)
         neuron = _Neuron(unwrap(self.forward_func), self.layer, neuron_selector, attribute_to_neuron_input)
-        full_grad = FullGrad(neuron, complete=self.complete, layout=self.layout, min_placed=self.min_placed)
+        full_grad = FullGrad(
+            neuron,
+            complete=self.complete,
+            layout=self.layout,
+            min_placed=self.min_placed,
+            keep_floor=self.keep_floor,
+        )
         return full_grad.attribute(inputs, None, additional_forward_args)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["short", "shown"]
+__all__ = ["given", "short", "shown"]
 
 
 def shown(instance: object, *values: object, **settings: object) -> str:
     """Such as ``PathIntegratedGradients(Sequential, path=StraightPath(), multiply_by_inputs=True)``."""
     parts = [*map(short, values), *(f"{name}={short(value)}" for name, value in settings.items())]
     return f"{type(instance).__name__}({', '.join(parts)})"
+
+
+def given(**settings: object) -> dict[str, object]:
+    """The settings that are neither None nor False."""
+    return {name: value for name, value in settings.items() if value is not None and value is not False}
 
 
 def short(value: object) -> str:

@@ -13,7 +13,7 @@ from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric, log_usage
 from captum_density._model.generators import standard_noise
 from captum_density._model.modules import unwrap
-from captum_density.attr._common import FullGradAttribution, finish, warn_of_unreached
+from captum_density.attr._common import FullGradAttribution, finish, warn_of_unreached, without_floor
 
 __all__ = ["SmoothFullGrad"]
 
@@ -30,6 +30,7 @@ class SmoothFullGrad(FullGradAttribution):
         layer: As `FullGrad`.
         forward_func: As `FullGrad`.
         layout: As `FullGrad`.
+        keep_floor: As `FullGrad`.
 
     Raises:
         TypeError: As `FullGrad`.
@@ -98,7 +99,7 @@ class SmoothFullGrad(FullGradAttribution):
             sums = self._sums(batch, displacements, size, None)
         maps = smooth_maps(sums)
         warn_of_unreached(maps)
-        return finish(maps.maps, inputs)
+        return finish(without_floor(maps.maps, self.keep_floor), inputs)
 
     def _sums(
         self, batch: ModelOnBatch, displacements: tuple[Tensor, ...], size: int, met: list[Tensor] | None

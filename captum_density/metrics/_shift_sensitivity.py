@@ -62,8 +62,9 @@ def shift_sensitivity(
     inputs and outputs.
 
     0 is a statement about this shift: attributions that stop at a hidden layer (Grad-CAM) do not see a shift that
-    goes around the layer. And a small figure is not 0: maps that stand on a positive floor, such as FullGrad's saliency
-    map, have a cosine near 1 with each other whatever they show; they too are invariant only through `CenteredLogits`.
+    goes around the layer. And a small figure is not 0: maps that stand on a positive floor, such as FullGrad's with
+    `keep_floor`, have a cosine near 1 with each other whatever they show; they too are invariant only through
+    `CenteredLogits`.
 
     Args:
         make_attribution: Takes a model, returns the attribute function of it, such as

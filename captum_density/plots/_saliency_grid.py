@@ -34,9 +34,10 @@ def saliency_grid(
     """Draw one row per image: the image itself, then its attribution by each method, under the method's name.
 
     Channels are summed, as Captum does. A method that gives any negative value is drawn signed: orange is positive,
-    purple negative, white zero. The others run from white, a map's smallest value, to orange, since a map such as
-    FullGrad's stands on a floor well above zero. Each map is scaled on its own, so colours compare places within a map,
-    never strengths between two maps; a map of zeros, or an unsigned one with one value everywhere, stays blank.
+    purple negative, white zero. The others run from white, a map's smallest value, to orange, since a map may stand on
+    a floor well above zero, such as FullGrad's with `keep_floor`. Each map is scaled on its own, so colours compare
+    places within a map, never strengths between two maps; a map of zeros, or an unsigned one with one value everywhere,
+    stays blank.
 
     Args:
         images: (N, C, H, W), C of 1 or 3. Values in [0, 1] are shown as they are; images outside that range are

@@ -63,13 +63,14 @@ class TestReference:
 
     @pytest.mark.parametrize(("make", "key"), [(FullGrad, "fullgrad"), (SimpleFullGrad, "simple_fullgrad")])
     def test_map(self, network, reference, make, key):
-        attributions = make(network).attribute(reference["inputs"], reference["target"]).sum(1, keepdim=True)
+        attributions = make(network, keep_floor=True).attribute(reference["inputs"], reference["target"])
+        attributions = attributions.sum(1, keepdim=True)
         torch.testing.assert_close(attributions, reference[f"{key}.saliency"], rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("batch", [None, 1, 3])
     def test_smooth_map(self, network, reference, monkeypatch, batch):
         monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: reference["standard_normal_noise"])
-        attributions = SmoothFullGrad(network).attribute(
+        attributions = SmoothFullGrad(network, keep_floor=True).attribute(
             *(reference["inputs"], reference["target"]),
             nt_samples=4,
             nt_samples_batch_size=batch,
@@ -169,6 +170,27 @@ def test_log_probabilities_do_not_excuse_what_is_incomplete(mask):
 
 
 class TestSaliency:
+    @pytest.mark.parametrize("make", [FullGrad, SimpleFullGrad, SmoothFullGrad])
+    def test_the_floor_goes_and_the_ranking_stays(self, make):
+        model, x = small_cnn(), torch.randn(2, 3, 8, 8)
+        noise = {"generator": torch.Generator().manual_seed(0)} if make is SmoothFullGrad else {}
+        maps = make(model).attribute(x, [1, 2], **noise)
+        noise = {"generator": torch.Generator().manual_seed(0)} if make is SmoothFullGrad else {}
+        papers = make(model, keep_floor=True).attribute(x, [1, 2], **noise)
+        floor = papers.flatten(1).amin(1)
+        assert (floor > 0).all()
+        torch.testing.assert_close(maps, papers - floor.view(2, 1, 1, 1))
+        assert maps.flatten(1).amin(1).tolist() == [0, 0]
+
+    def test_several_inputs_have_one_floor(self):
+        model = small_cnn()
+        x = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+        of_both = [make.attribute(x, 1) for make in (FullGrad(lambda x, y: model(x * y)),
+                   FullGrad(lambda x, y: model(x * y), keep_floor=True))]  # fmt: skip
+        removed = [papers - maps for maps, papers in zip(*of_both, strict=True)]
+        torch.testing.assert_close(removed[0], removed[1])
+        assert torch.stack(of_both[0]).amin((0, 2, 3, 4)).tolist() == [0, 0]
+
     def test_is_psi_of_the_terms(self):
         # The paper's map written a second time, slowly: psi of every 4-D term, one by one.
         model, x = small_cnn().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -183,7 +205,7 @@ class TestSaliency:
         spatial = [term for term in full.biases.values() if term.ndim == 4]
         assert len(spatial) == 3
         expected = psi(full.inputs[0]).sum(1) + sum(psi(term).sum(1) for term in spatial)
-        attributions = FullGrad(model).attribute(x, [1, 2])
+        attributions = FullGrad(model, keep_floor=True).attribute(x, [1, 2])
         torch.testing.assert_close(attributions.sum(1), expected)
 
     @pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 2, 4, 4)], ids=["per_channel", "per_element"])
@@ -199,7 +221,8 @@ class TestSaliency:
 
         term = (weights * bias).abs()
         expected = ((term - term.min()) / (term.max() - term.min() + 1e-6)).sum(1, keepdim=True)
-        torch.testing.assert_close(FullGrad(model).attribute(torch.zeros(1, 1, 4, 4), 0), expected)
+        maps = FullGrad(model, keep_floor=True).attribute(torch.zeros(1, 1, 4, 4), 0)
+        torch.testing.assert_close(maps, expected)
 
     def test_has_no_convergence_delta(self):
         attribution = FullGrad(small_cnn())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_density._cache.store import Store
 from captum_density._command.network import convolutional, perceptron, train
 from captum_density._display.intervals import mean_interval
 from captum_density.audit import audit
@@ -101,7 +102,7 @@ class Case(NamedTuple):
     Args:
         network, seed: Which.
         fault: What was done to it; "honest" for nothing.
-        strength: Length of the added gradient over the true one, means over examples; NaN where it is no such fault.
+        strength: Length of the added gradient over the true one, means over examples; None where it is no such fault.
         accuracy: On the test digits.
         figures: The figures' values.
         against: Which figures spoke against it.
@@ -110,7 +111,7 @@ class Case(NamedTuple):
     network: str
     seed: int
     fault: str
-    strength: float
+    strength: float | None
     accuracy: float
     figures: dict[str, float | None]
     against: tuple[str, ...]
@@ -142,7 +143,7 @@ def off_manifold(model: nn.Module, data: Digits, length: float, seed: int) -> Ca
     return lambda x: model(x) + ((x.flatten(1) - mean) @ direction)[:, None] * slopes
 
 
-def lies(model: nn.Module, data: Digits, seed: int) -> Iterator[tuple[str, float, Any]]:
+def lies(model: nn.Module, data: Digits, seed: int) -> Iterator[tuple[str, float | None, Any]]:
     """What is laid over a trained network: a fault, its strength, and the network with it."""
     length = gradient_length(model, data.test_images)
     for strength in STRENGTHS["shift"]:
@@ -154,7 +155,7 @@ def lies(model: nn.Module, data: Digits, seed: int) -> Iterator[tuple[str, float
         yield "waves", strength, waved
 
 
-def others(data: Digits, name: str, seed: int, honest: nn.Module) -> Iterator[tuple[str, float, Any]]:
+def others(data: Digits, name: str, seed: int, honest: nn.Module) -> Iterator[tuple[str, float | None, Any]]:
     """What is trained anew, and what is wrong but no lie of the gradient."""
     network = NETWORKS[name]
     fooling = FoolingLoss(picture(seed))
@@ -172,16 +173,16 @@ def others(data: Digits, name: str, seed: int, honest: nn.Module) -> Iterator[tu
     yield "trained shift", math.sqrt(share / max(1e-9, 1 - share)), fooled
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
     shuffled = data._replace(train_labels=data.train_labels[order])
-    yield "random labels", math.nan, train(shuffled, seed=seed, epochs=EPOCHS, network=network)
+    yield "random labels", None, train(shuffled, seed=seed, epochs=EPOCHS, network=network)
     torch.manual_seed(seed)
-    yield "untrained", math.nan, network().eval()
+    yield "untrained", None, network().eval()
     marked = data.train_images.clone()
     marked[:, 0, 0, 0] = data.train_labels / 9
-    yield "shortcut", math.nan, train(data._replace(train_images=marked), seed=seed, epochs=EPOCHS, network=network)
-    yield "softmax at the end", math.nan, nn.Sequential(honest, nn.Softmax(1))
+    yield "shortcut", None, train(data._replace(train_images=marked), seed=seed, epochs=EPOCHS, network=network)
+    yield "softmax at the end", None, nn.Sequential(honest, nn.Softmax(1))
 
 
-def examined(model: Any, data: Digits, network: str, seed: int, fault: str, strength: float) -> Case:
+def examined(model: Any, data: Digits, network: str, seed: int, fault: str, strength: float | None) -> Case:
     """A network's audit."""
     report = audit(model, (data.test_images, data.test_labels), ["Saliency"], metrics=["accuracy", *FIGURES],
                    limit=EXAMPLES, seed=seed)  # fmt: skip
@@ -199,16 +200,26 @@ def speaks_against(name: str, report: Any) -> bool:
     return any(finding.kind == "warning" for finding in BY_NAME[name].findings(report))
 
 
-def zoo(seeds: range, data: Digits, trained: int) -> Iterator[Case]:
-    """Every case of these seeds; what is trained anew, of the first so many of them."""
+def cases_of(name: str, seed: int, data: Digits, trained: bool) -> Iterator[Case]:
+    """Every case of a network; what is trained anew where it is asked for."""
+    honest = train(data, seed=seed, epochs=EPOCHS, network=NETWORKS[name])
+    yield examined(honest, data, name, seed, "honest", 0.0)
+    for fault, strength, model in lies(honest, data, seed):
+        yield examined(model, data, name, seed, fault, strength)
+    for fault, strength, model in others(data, name, seed, honest) if trained else ():
+        yield examined(model, data, name, seed, fault, strength)
+
+
+def zoo(seeds: range, data: Digits, trained: int, store: Store) -> Iterator[Case]:
+    """Every case of these seeds, those of the store as they are; what is trained anew, of the first so many seeds."""
     for seed, name in tqdm([*product(seeds, NETWORKS)], unit="network"):
-        honest = train(data, seed=seed, epochs=EPOCHS, network=NETWORKS[name])
-        yield examined(honest, data, name, seed, "honest", 0.0)
-        for fault, strength, model in lies(honest, data, seed):
-            yield examined(model, data, name, seed, fault, strength)
-        if seed < seeds.start + trained:
-            for fault, strength, model in others(data, name, seed, honest):
-                yield examined(model, data, name, seed, fault, strength)
+        identity = {"zoo": 1, "network": name, "seed": seed, "trained": seed < seeds.start + trained}
+        content = store.read(identity)
+        if content is None:
+            cases = [case._asdict() for case in cases_of(name, seed, data, seed < seeds.start + trained)]
+            content = {"cases": cases}
+            store.write(identity, content)
+        yield from (Case(**case) for case in content["cases"])
 
 
 def auc(lying: Tensor, honest: Tensor) -> float:
@@ -233,7 +244,7 @@ def summary(cases: list[Case]) -> dict[str, Any]:
     honest = [case for case in cases if case.fault == "honest"]
     rows = []
     kinds = dict.fromkeys((case.fault, None if case.fault == "trained shift" else case.strength) for case in cases)
-    for fault, strength in {(f, s if s == s else None) for f, s in kinds}:
+    for fault, strength in kinds:
         some = [c for c in cases if c.fault == fault and (strength is None or c.strength == strength)]
         row: dict[str, Any] = {"fault": fault, "strength": strength, "networks": len(some)}
         row |= {name: sum(name in c.against for c in some) / len(some) for name in FIGURES}
@@ -253,11 +264,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--trained", type=int, default=8, help="seeds of which faults are trained, too")
+    parser.add_argument("--store", type=Path, default=Path("zoo"), help="where finished networks are kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = digits()
-    chosen = summary(list(zoo(range(HELD_OUT), data, 0)))
-    held_out = summary(list(zoo(range(HELD_OUT, arguments.seeds), data, arguments.trained)))
+    data, store = digits(), Store(arguments.store)
+    chosen = summary(list(zoo(range(HELD_OUT), data, 0, store)))
+    held_out = summary(list(zoo(range(HELD_OUT, arguments.seeds), data, arguments.trained, store)))
     content = {"thresholds chosen on": chosen, "held out": held_out}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(held_out, indent=1))

@@ -60,7 +60,7 @@ SHIFT_SENSITIVITY = Figure(
     title="shift sensitivity",
     better="lower is better",
     meaning="1 - cosine of the attributions before and after a term is added to all logits, which changes no "
-    "prediction; what moves says nothing about predictions. Small is not 0: maps on a positive floor look alike.",
+    "prediction; what moves says nothing about predictions. Small is not 0: maps of positive values look alike.",
     measure=_measure,
     findings=_findings,
     priority=6,
