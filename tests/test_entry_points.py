@@ -101,11 +101,20 @@ CALLS = {
         t(NEAR), t(X), t(Y), t(SCALE)
     ),
     "FullGrad.decompose": lambda t: attr.FullGrad(model).decompose(t(X), t(Y), t(SCALE)).inputs,
+    "LayerCompleteDeepLift.attribute": lambda t: attr.LayerCompleteDeepLift(model, last_layer()).attribute(
+        t(X), t(NEAR), t(Y), t(SCALE)
+    ),
     "LayerFullGrad.attribute": lambda t: attr.LayerFullGrad(model, last_layer()).attribute(t(X), t(Y), t(SCALE)),
     "LayerFullGrad.compute_convergence_delta": lambda t: attr.LayerFullGrad(
         model, last_layer(), complete=True
     ).compute_convergence_delta(t(NEAR), t(X), t(Y), t(SCALE)),
     "LayerFullGrad.decompose": lambda t: attr.LayerFullGrad(model, last_layer()).decompose(t(X), t(Y), t(SCALE)).layer,
+    "LayerPathIntegratedGradients.attribute": lambda t: attr.LayerPathIntegratedGradients(
+        model, last_layer()
+    ).attribute(t(X), t(NEAR), t(Y), t(SCALE), return_convergence_delta=True),
+    "LayerShiftFooledGradient.attribute": lambda t: attr.LayerShiftFooledGradient(
+        model, last_layer(), lambda z, *_: z.sum(1)
+    ).attribute(t(X), t(Y), additional_forward_args=t(SCALE)),
     "NeuronFullGrad.attribute": lambda t: attr.NeuronFullGrad(model, last_layer()).attribute(t(X), 1, t(SCALE)),
     "PathIntegratedGradients.attribute": lambda t: attr.PathIntegratedGradients(model).attribute(
         t(X), t(NEAR), t(Y), t(SCALE), return_convergence_delta=True

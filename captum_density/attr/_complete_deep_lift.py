@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
-from captum.attr import GradientAttribution
-from torch import Tensor
+from captum.attr import GradientAttribution, LayerAttribution
+from torch import Tensor, nn
 
 from captum_density._linear.multipliers import multipliers
 from captum_density._model.arrays import as_tensors, takes_arrays
@@ -17,10 +17,11 @@ from captum_density._model.captum import BaselineType, TargetType, TensorOrTuple
 from captum_density._model.errors import warn
 from captum_density._model.modules import unwrap
 from captum_density._model.validation import check_model, expanded_baselines
-from captum_density.attr._common import finish
+from captum_density.attr._common import delta, finish
+from captum_density.attr._layer import Cut, check_layers, refuse_grad_kwargs
 from captum_density.attr._repr import shown
 
-__all__ = ["CompleteDeepLift", "CompleteDeepLiftShap"]
+__all__ = ["CompleteDeepLift", "CompleteDeepLiftShap", "LayerCompleteDeepLift"]
 
 CustomAttribution = Callable[..., tuple[Tensor, ...]]
 
@@ -165,23 +166,8 @@ class CompleteDeepLift(GradientAttribution):
     def _attributions(
         self, batch: ModelOnBatch, starts: tuple[Tensor, ...], custom: CustomAttribution | None
     ) -> tuple[Tensor, ...]:
-        lifted = multipliers(batch, starts)
-        if lifted.steps:
-            warn(
-                "taken as one step each, with Gonzalez' discrete gradient: "
-                + "; ".join(f"{path} ({reason})" for path, reason in lifted.steps.items())
-            )
-        values, xs = tuple(lifted.values), tuple(x.detach() for x in batch.inputs)
-        if custom is None:
-            if not self._multiply_by_inputs:
-                return values
-            return tuple(m * (x - b) for m, x, b in zip(values, xs, starts, strict=True))
-        count = len(inspect.signature(custom).parameters)
-        if not 1 <= count <= 3:
-            raise ValueError(
-                f"custom_attribution_func must take multipliers, or also inputs, or also baselines, but takes {count}"
-            )
-        return custom(*(values, xs, starts)[:count])
+        values = _multipliers(batch, starts)
+        return _combined(values, batch.inputs, starts, custom, self._multiply_by_inputs)
 
     def _delta(self, batch: ModelOnBatch, starts: tuple[Tensor, ...], attributions: tuple[Tensor, ...]) -> Tensor:
         with batch.evaluation(), torch.no_grad():
@@ -282,6 +268,138 @@ class CompleteDeepLiftShap(CompleteDeepLift):
         if not return_convergence_delta:
             return result
         return result, self._delta(pairs, starts, attributions)
+
+
+class LayerCompleteDeepLift(LayerAttribution, GradientAttribution):
+    r"""`CompleteDeepLift` of what a layer returns, or takes: where `LayerDeepLift` stands.
+
+    With z and z' for the layer's tensors at x and at x', and m for the multipliers of the rest of the model between the
+    two, a_i = m_i (z_i - z'_i). What goes around the layer has multipliers of its own, so that
+
+    .. math:: \sum_i m_i (z_i - z'_i) + \text{around} = f(x) - f(x')
+
+    Args:
+        model: As `CompleteDeepLift`; any function, where Captum's takes a module. Token ids may be its inputs.
+        layer: A module of the model that runs once in a pass. Where it returns a tuple or a record, its floating-point
+            tensors are meant, in order.
+        multiply_by_inputs: As `CompleteDeepLift`.
+
+    Raises:
+        TypeError: If `model` cannot be called, or the layer is no module.
+
+    References:
+        A. Shrikumar, P. Greenside and A. Kundaje, "Learning Important Features Through Propagating Activation
+        Differences", ICML 2017, arXiv:1704.02685, section 3.2, as `CompleteDeepLift`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Flatten(), nn.Linear(12, 2), nn.Softmax(1))
+        >>> ids, padding = torch.tensor([[1, 5, 2], [7, 0, 3]]), torch.zeros(1, 3, dtype=torch.long)
+        >>> attributions = LayerCompleteDeepLift(model, model[0]).attribute(ids, padding, target=1)
+        >>> torch.allclose(attributions.sum((1, 2)), model(ids)[:, 1] - model(padding)[:, 1], atol=1e-5)
+        True
+    """
+
+    def __init__(self, model: Callable[..., Any], layer: nn.Module, multiply_by_inputs: bool = True) -> None:
+        check_model(model, "model")
+        check_layers(layer, several=False)
+        LayerAttribution.__init__(self, model, layer)
+        self._multiply_by_inputs = multiply_by_inputs
+
+    def __repr__(self) -> str:
+        return shown(self, self.forward_func, self.layer, multiply_by_inputs=self._multiply_by_inputs)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions are in units of the output."""
+        return self._multiply_by_inputs
+
+    def has_convergence_delta(self) -> bool:
+        """True, as Captum's `LayerDeepLift`."""
+        return True
+
+    @log_usage()
+    @takes_arrays
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+        custom_attribution_func: CustomAttribution | None = None,
+        grad_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Attributions of the shapes of the layer's tensors.
+
+        Args:
+            inputs: Tensor (N, ...) or tuple of such, floating-point or integer.
+            baselines: x' for the inputs, as Captum's: a number, a tensor (N, ...) or (1, ...), a tuple of these;
+                None for 0.
+            target: As in `CompleteDeepLift.attribute`.
+            additional_forward_args: As in `CompleteDeepLift.attribute`.
+            return_convergence_delta: Also return the sum of the attributions minus f(x) - f(x'), (N,): what goes around
+                the layer, with a minus sign.
+            attribute_to_layer_input: As in `LayerFullGrad.attribute`.
+            custom_attribution_func: As in `CompleteDeepLift.attribute`, of the layer's tensors, examples first.
+            grad_kwargs: As Captum's; results are not differentiable.
+
+        Returns:
+            As Captum's: a tensor, (N, ...) where examples come first in the layer's, or a tuple where it has several.
+            Of the tensors' shapes and dtypes, as `CompleteDeepLift.attribute`.
+
+        Raises:
+            ValueError: As `CompleteDeepLift.attribute`; a layer that does not run, or runs several times.
+            TypeError: Inputs that are no tensors; TorchScript; a model that returns no tensor.
+            RuntimeError: As `CompleteDeepLift.attribute`, of the sum with what goes around.
+            NotImplementedError: As `CompleteDeepLift.attribute`.
+        """
+        refuse_grad_kwargs(grad_kwargs)
+        cut = Cut(self.forward_func, [self.layer], attribute_to_layer_input, inputs, additional_forward_args)
+        starts = expanded_baselines(baselines, cut.batch.inputs)
+        with cut.hooked():
+            with cut.batch.evaluation():
+                values, beside = cut.tensors()
+                bases, beside_bases = cut.tensors(starts)
+            batch = ModelOnBatch(cut, values + beside, target, cut.rest, name="model")
+            lifted = _multipliers(batch, bases + beside_bases)[: len(values)]
+        parts = _combined(lifted, values, bases, custom_attribution_func, self._multiply_by_inputs)
+        attributions = cut.in_form([a.to(z.dtype) for a, z in zip(parts, values, strict=True)])
+        if not return_convergence_delta:
+            return attributions
+        return attributions, delta(parts, cut.output(target) - cut.output(target, starts))
+
+
+def _multipliers(batch: ModelOnBatch, starts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Multipliers, with a word on modules that are one step."""
+    lifted = multipliers(batch, starts)
+    if lifted.steps:
+        warn(
+            "taken as one step each, with Gonzalez' discrete gradient: "
+            + "; ".join(f"{path} ({reason})" for path, reason in lifted.steps.items())
+        )
+    return tuple(lifted.values)
+
+
+def _combined(
+    values: tuple[Tensor, ...],
+    inputs: Sequence[Tensor],
+    starts: tuple[Tensor, ...],
+    custom: CustomAttribution | None,
+    multiply_by_inputs: bool,
+) -> tuple[Tensor, ...]:
+    """Attributions, of multipliers and what they stand between."""
+    xs = tuple(x.detach() for x in inputs)
+    if custom is None:
+        return tuple(m * (x - b) for m, x, b in zip(values, xs, starts, strict=True)) if multiply_by_inputs else values
+    count = len(inspect.signature(custom).parameters)
+    if not 1 <= count <= 3:
+        raise ValueError(
+            f"custom_attribution_func must take multipliers, or also inputs, or also baselines, but takes {count}"
+        )
+    return custom(*(values, xs, starts)[:count])
 
 
 def _distribution(baselines: Any, inputs: Any, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -21,10 +21,10 @@ from torch.utils.hooks import RemovableHandle
 
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.calls import map_tensors, operation_name, tensors_in
-from captum_density._model.captum import run_forward
+from captum_density._model.captum import TargetType, run_forward
 from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import as_written, unwrap
-from captum_density._model.validation import validate_inputs
+from captum_density._model.validation import class_span, validate_inputs
 
 __all__ = ["Cut", "check_layers", "floats_in", "hook", "refuse_grad_kwargs", "unclear", "unwrapped"]
 
@@ -179,6 +179,13 @@ class Cut:
         values = values if create_graph else [z.detach() for z in values]
         layers = sum(self._counts)
         return tuple(values[:layers]), (*self._pick(inputs, True), *values[layers:])
+
+    def output(self, target: TargetType, inputs: tuple[Tensor, ...] | None = None) -> Tensor:
+        """(N,) f of the model as it is, at its inputs or others."""
+        batch = copy.copy(self.batch)
+        batch.target, batch.span = target, class_span(target)
+        with batch.evaluation(), torch.no_grad(), _without_fused_layers():
+            return batch.selected(inputs)
 
     def in_form(self, attributions: Sequence[Tensor], listed: bool = False) -> Any:
         """Attributions to the layers' tensors as Captum has them.
@@ -370,8 +377,10 @@ class _Lookups(TorchFunctionMode):
         if isinstance(result, Tensor) and result.is_floating_point():
             if name not in _LOOKUPS:
                 return result
+            if self._given is not None:
+                return next(self._given)
             self.results.append((sources[0], result.clone()))
-            return result if self._given is None else next(self._given)
+            return result
         if is_move:
             self._moved |= {id(t): (t, sources[0]) for t in tensors_in(result)}
         return result

@@ -280,9 +280,7 @@ class LayerFullGrad(LayerGradientXActivation):
         if not self.complete:
             raise ValueError(_NO_DELTA)
         cut = Cut(self.forward_func, [], False, inputs, additional_forward_args)
-        with torch.no_grad(), cut.batch.evaluation():
-            cut.batch.target = target
-            return delta(attributions, cut.batch.selected())
+        return delta(attributions, cut.output(target))
 
     def _sweep(
         self, cut: Cut, target: TargetType, reduction: Callable[[], Reduction[R]], create_graph: bool

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import torch
-from captum.attr import GradientAttribution
-from torch import Tensor
+from captum.attr import GradientAttribution, LayerIntegratedGradients
+from torch import Tensor, nn
 
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
@@ -24,11 +24,15 @@ from captum_density._model.evaluation import differentiable
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model, expanded_baselines, selected_output
-from captum_density.attr._common import finish
+from captum_density.attr._common import delta, finish
+from captum_density.attr._layer import Cut, check_layers, refuse_grad_kwargs
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 from captum_density.attr._repr import shown
 
-__all__ = ["PathIntegratedGradients"]
+__all__ = ["LayerPathIntegratedGradients", "PathIntegratedGradients"]
+
+
+_NO_DELTA = "a mean of gradients has no convergence delta; leave multiply_by_inputs=True"
 
 
 class PathIntegratedGradients(GradientAttribution):
@@ -70,10 +74,8 @@ class PathIntegratedGradients(GradientAttribution):
         multiply_by_inputs: bool = True,
     ) -> None:
         check_model(forward_func)
-        if isinstance(path, type):
-            raise TypeError(f"path must be made, such as {path.__name__}(...), and not the class itself")
         super().__init__(forward_func)
-        self.path = StraightPath() if path is None else path if isinstance(path, Path) else FunctionPath(path)
+        self.path = _path(path)
         self._multiply_by_inputs = multiply_by_inputs
 
     def __repr__(self) -> str:
@@ -154,7 +156,7 @@ class PathIntegratedGradients(GradientAttribution):
             TypeError: Inputs that are not floating-point tensors.
         """
         if return_convergence_delta and not self._multiply_by_inputs:
-            raise ValueError("a mean of gradients has no convergence delta; leave multiply_by_inputs=True")
+            raise ValueError(_NO_DELTA)
         if method not in QUADRATURES:
             raise ValueError(f"method must be one of {', '.join(QUADRATURES)}, but is {method!r}")
         if internal_batch_size is not None and not (isinstance(internal_batch_size, int) and internal_batch_size >= 1):
@@ -175,14 +177,14 @@ class PathIntegratedGradients(GradientAttribution):
         if not return_convergence_delta:
             return attributions
         with fixed_modules(self.forward_func, needs_statistics=False):
-            delta = self.compute_convergence_delta(
+            gap = self.compute_convergence_delta(
                 attributions,
                 batch.in_form(starts),
                 inputs,
                 target=target,
                 additional_forward_args=additional_forward_args,
             )
-        return attributions, delta
+        return attributions, gap
 
     def _integrals(
         self, batch: ModelOnBatch, leg: Leg, steps: int, method: str, internal_batch_size: int | None
@@ -228,6 +230,129 @@ class PathIntegratedGradients(GradientAttribution):
         with differentiable(self.forward_func, args[0].device):
             output = self.forward_func(*args)
         return selected_output(output, target, len(args[0]), span).sum().reshape(1)
+
+
+class LayerPathIntegratedGradients(LayerIntegratedGradients):
+    r"""Gradients integrated along a path of what a layer returns, or takes: where `LayerIntegratedGradients` stands.
+
+    .. math:: a_i = \int_0^1 \frac{\partial f}{\partial \gamma_i}(\gamma(\alpha), x)
+              \frac{d \gamma_i}{d \alpha} \, d\alpha
+
+    along a path gamma from the layer's tensors at the baseline x' to those at x, what goes around the layer being as it
+    is at x. Along the straight one this is Captum's `LayerIntegratedGradients`.
+
+    Args:
+        forward_func: As `PathIntegratedGradients`. Token ids may be its inputs, and its baselines.
+        layer: A module of the model, or a list of modules whose tensors move together, as Captum's: none may be
+            computed from another's. Each must run once in a pass. Where one returns a tuple or a record, its
+            floating-point tensors are meant, in order.
+        device_ids: As Captum's; DataParallel is unwrapped, so that nothing depends on it.
+        multiply_by_inputs: As `PathIntegratedGradients`.
+        path: As `PathIntegratedGradients`, of the layer's tensors, examples first.
+
+    Raises:
+        TypeError: If model or path cannot be called, or the layer is no module.
+
+    References:
+        M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365,
+        section 4.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 4), nn.GELU(), nn.Linear(4, 2))
+        >>> ids, padding = torch.tensor([[1, 5, 2], [7, 0, 3]]), torch.zeros(1, 3, dtype=torch.long)
+        >>> attributions = LayerPathIntegratedGradients(model, model[0]).attribute(ids, padding, target=1)
+        >>> change = model(ids)[:, 1] - model(padding)[:, 1]
+        >>> attributions.shape, torch.allclose(attributions.sum((1, 2)), change, atol=1e-4)
+        (torch.Size([2, 3, 4]), True)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module | list[nn.Module],
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+        *,
+        path: Path | Callable[..., Any] | None = None,
+    ) -> None:
+        check_model(forward_func)
+        check_layers(layer)
+        super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
+        self.path = _path(path)
+
+    def __repr__(self) -> str:
+        layers = tuple(self.layer) if isinstance(self.layer, list) else self.layer
+        return shown(self, self.forward_func, layers, path=self.path, multiply_by_inputs=self.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        """As `PathIntegratedGradients`."""
+        return bool(self.multiplies_by_inputs)
+
+    @log_usage()
+    @takes_arrays
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+        grad_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Attributions of the shapes of the layer's tensors.
+
+        Args:
+            inputs: Tensor (N, ...) or tuple of such, floating-point or integer.
+            baselines: x' for the inputs, as Captum's: a number, a tensor (N, ...) or (1, ...), a tuple of these;
+                None for 0.
+            target: As in `PathIntegratedGradients.attribute`.
+            additional_forward_args: As in `PathIntegratedGradients.attribute`.
+            n_steps: As in `PathIntegratedGradients.attribute`.
+            method: As in `PathIntegratedGradients.attribute`.
+            internal_batch_size: As in `PathIntegratedGradients.attribute`.
+            return_convergence_delta: Also return the sum of the attributions, of all layers together, minus
+                f(x) - f(x'), (N,). It holds what goes around the layers, beside the error of the integral.
+            attribute_to_layer_input: As in `LayerFullGrad.attribute`.
+            grad_kwargs: As Captum's; results are not differentiable.
+
+        Returns:
+            As Captum's: a tensor, (N, ...) where examples come first in the layer's, or a tuple where it has several; a
+            list of these for a list of layers. Of the tensors' shapes and dtypes; signed; in units of the output.
+
+        Raises:
+            ValueError: As `PathIntegratedGradients.attribute`; a layer that does not run, or runs several times.
+            TypeError: Inputs that are no tensors.
+        """
+        if return_convergence_delta and not self.multiplies_by_inputs:
+            raise ValueError(_NO_DELTA)
+        refuse_grad_kwargs(grad_kwargs)
+        layers = self.layer if isinstance(self.layer, list) else [self.layer]
+        cut = Cut(self.forward_func, layers, attribute_to_layer_input, inputs, additional_forward_args, lookups=False)
+        starts = expanded_baselines(baselines, cut.batch.inputs)
+        fixed = fixed_modules(self.forward_func, needs_statistics=False)
+        with torch.inference_mode(False), fixed, cut.hooked():
+            values, floats = cut.tensors()
+            bases, _ = cut.tensors(starts)
+            integrated = PathIntegratedGradients(cut, self.path, self.multiplies_by_inputs)
+            parts = integrated.attribute(
+                values, bases, target, (*floats, *(cut.rest or ())) or None, n_steps, method, internal_batch_size
+            )
+        attributions = cut.in_form(parts, isinstance(self.layer, list))
+        if not return_convergence_delta:
+            return attributions
+        return attributions, delta(parts, cut.output(target) - cut.output(target, starts))
+
+
+def _path(path: Path | Callable[..., Any] | None) -> Path:
+    if isinstance(path, type):
+        raise TypeError(f"path must be made, such as {path.__name__}(...), and not the class itself")
+    return StraightPath() if path is None else path if isinstance(path, Path) else FunctionPath(path)
 
 
 def _shares(n_steps: int, pieces: int, method: str) -> list[int]:

@@ -28,6 +28,7 @@ from captum_density._linear.remainders import linear
 from captum_density._linear.trace import Trace, enclosing_trace
 from captum_density._model.calls import Call, in_checkpoint, map_tensors, mutated, operation_name, tensors_in
 from captum_density._model.errors import warn
+from captum_density._model.fixed_modules import modules_of
 from captum_density._model.interrupts import CleanInterrupts
 from captum_density._model.modules import FSDP_IDENTITY, as_written
 from captum_density.rules._choices import Choice, RuleCall, Rules, RuleSet
@@ -115,38 +116,55 @@ class RuleMode(TorchFunctionMode):
         self._sources = set[Node]()
         self._modules: list[Choice | None] = []
         self._paused = False
+        self._foreign: list[Tensor] = []  # tensors of others that carry marks
         self._trace: Trace | None = None
 
     def run(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the model returns; its graph is that of the rules."""
-        inputs = list(tensors_in((args, kwargs)))
+        self._foreign = list(tensors_in((args, kwargs)))
         self._trace = enclosing_trace()
         try:
-            for t in inputs:
+            for t in self._foreign:
                 setattr(t, _MARK, self._plain)
                 self._remember_source(t)
-            with CleanInterrupts(), self._watching(), self:
+            with CleanInterrupts(), self._watching(model), self:
                 output = model(*args, **kwargs)
             for t in tensors_in(output):
                 self._depends(t)
-                inputs.append(t)
+                self._foreign.append(t)
             return output
         finally:
-            for t in inputs:
+            for t in self._foreign:
                 if hasattr(t, _MARK):
                     delattr(t, _MARK)
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _watching(self, model: Callable[..., Any]) -> Iterator[None]:
         """Within, it is known in which module an operation runs, and compiled code runs as it was written."""
         with ExitStack() as stack:
             if self.rules.classes or self.rules.modules:
                 stack.callback(module_hooks.register_module_forward_pre_hook(self._enter_module).remove)
                 stack.callback(module_hooks.register_module_forward_hook(self._leave_module, always_call=True).remove)
+            for module in modules_of(model):
+                # Last, so that what others put in place of a layer's tensors is met.
+                if module._forward_hooks:
+                    stack.callback(module.register_forward_hook(lambda _, args, output: self._take(output)).remove)
+                if module._forward_pre_hooks:
+                    before = module.register_forward_pre_hook(lambda _, *given: self._take(given), with_kwargs=True)
+                    stack.callback(before.remove)
             stack.enter_context(as_written())
             yield
 
     # -- modules
+
+    def _take(self, tree: Any) -> None:
+        """Tensors that hooks put in place of a layer's, as Layer methods do, are activations from then on."""
+        for t in tensors_in(tree):
+            is_own = self._is_marked(t) or isinstance(t, nn.Parameter) or not t.requires_grad
+            if not is_own and not self._depends(t):
+                setattr(t, _MARK, self._plain)
+                self._remember_source(t)
+                self._foreign.append(t)
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         outer = self._modules[-1] if self._modules else None

@@ -1,0 +1,243 @@
+"""Layer variants of paths, discrete gradients and fooled gradients, against Captum's and against the inputs'."""
+
+import pytest
+import torch
+from captum.attr import (
+    LayerActivation,
+    LayerDeepLift,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+    configure_interpretable_embedding_layer,
+    remove_interpretable_embedding_layer,
+)
+from hypothesis import assume, given, settings
+from torch import nn
+from torch.testing import assert_close
+
+from captum_density.attr import (
+    CompleteDeepLift,
+    LayerCompleteDeepLift,
+    LayerFullGrad,
+    LayerPathIntegratedGradients,
+    LayerShiftFooledGradient,
+    PathIntegratedGradients,
+    PowerPath,
+    ShiftFooledGradient,
+)
+from captum_density.testing import networks
+from tests.attr.layered import CUTS, network
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def squares(z, *others):
+    return z.flatten(1).pow(2).sum(1)
+
+
+def through_identity():
+    net = network("convolutional")
+    return nn.Sequential(nn.Identity(), *net.model), net.inputs
+
+
+# -- through an identity they are the input variants
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+def test_through_an_identity_they_are_the_input_variants(at_input):
+    model, x = through_identity()
+    baselines = torch.rand_like(x[:1])
+    for path in (None, PowerPath(2.0)):
+        options = {"target": 1, "n_steps": 6, "return_convergence_delta": True}
+        own = LayerPathIntegratedGradients(model, model[0], path=path)
+        expected = PathIntegratedGradients(model, path).attribute(x, baselines, **options)
+        assert_close(own.attribute(x, baselines, attribute_to_layer_input=at_input, **options), expected)
+    own = LayerCompleteDeepLift(model, model[0]).attribute(x, baselines, 1, None, True, at_input)
+    expected = CompleteDeepLift(model).attribute(x, baselines, 1, return_convergence_delta=True)
+    assert_close(own, expected)
+    own = LayerShiftFooledGradient(model, model[0], squares).attribute(x, 1, True, None, at_input)
+    assert_close(own, ShiftFooledGradient(model, squares).attribute(x, 1))
+
+
+# -- paths
+
+# Captum puts a leaf in a layer's place, which an in-place operation may not overwrite.
+IN_PLACE = ("convolutional", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [cut for cut in CUTS if cut != IN_PLACE and cut[1] not in ("lstm", "positions", "two", "3.self_attn")],
+)
+def test_the_straight_path_is_captums(name, layer):
+    net = network(name)
+    options = {"target": 1, "n_steps": 5, "return_convergence_delta": True}
+    attributions, delta = LayerPathIntegratedGradients(net.model, net.layer(layer)).attribute(net.inputs, **options)
+    captums, captums_delta = LayerIntegratedGradients(net.model, net.layer(layer)).attribute(net.inputs, **options)
+    # Captum takes step sizes in float32.
+    assert_close(attributions, captums, rtol=1e-6, atol=1e-8)
+    assert_close(delta, captums_delta, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:Multiple layers provided")
+def test_layers_of_a_list_move_together_as_captums_do():
+    net = network("residual")
+    layers = [net.layer("second"), net.layer("skip")]
+    options = {"target": 2, "n_steps": 5, "return_convergence_delta": True, "baselines": 0.3}
+    attributions, delta = LayerPathIntegratedGradients(net.model, layers).attribute(net.inputs, **options)
+    captums, captums_delta = LayerIntegratedGradients(net.model, layers).attribute(net.inputs, **options)
+    assert isinstance(attributions, list)
+    assert_close(attributions, captums, rtol=1e-6, atol=1e-8)
+    assert_close(delta, captums_delta, rtol=1e-6, atol=1e-8)
+    assert float(delta.abs().max()) < 1e-3  # nothing goes around both
+
+
+def test_of_ids_baselines_are_ids():
+    net = network("encoder")
+    ids, padding = net.inputs, torch.zeros(1, 6, dtype=torch.long)
+    attribution = LayerPathIntegratedGradients(net.model, net.layer("tokens"))
+    whole = attribution.attribute(ids, padding, 1, net.args, n_steps=12)
+    parts = attribution.attribute(ids, 0, 1, net.args, n_steps=12, internal_batch_size=4)
+    assert_close(whole, parts)
+    change = net.model(ids, net.args) - net.model(padding.expand_as(ids), net.args)
+    assert_close(whole.sum((1, 2)), change[:, 1].detach(), rtol=1e-3, atol=1e-3)
+
+
+# -- discrete gradients
+
+
+@pytest.mark.parametrize(("name", "layer"), CUTS)
+def test_multipliers_of_layer_and_what_goes_around_sum_to_the_change(name, layer):
+    net = network(name)
+    options = {"target": 1, "additional_forward_args": net.args, "return_convergence_delta": True}
+    _, delta = LayerCompleteDeepLift(net.model, net.layer(layer)).attribute(net.inputs, **options)
+    around = {"residual": {"head"}, "decoder": set(), "encoder": {"tokens", "encoder.layers.0"}}
+    whole = name not in around or layer in around[name]
+    if whole and layer not in ("3.linear1", "3.self_attn"):
+        assert float(delta.abs().max()) < 1e-12
+    else:
+        assert float(delta.abs().max()) > 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:Setting (forward|backward)")
+@settings(max_examples=25)
+@given(networks(["piecewise_linear"]))
+def test_where_captums_sum_is_met_its_deep_lift_is_the_same(problem):
+    layers = [m for m in problem.model if isinstance(m, nn.Linear)]
+    baselines = torch.zeros_like(problem.inputs)
+    reference = LayerDeepLift(problem.model, layers[0])
+    try:
+        captums, delta = reference.attribute(problem.inputs, baselines, problem.target, return_convergence_delta=True)
+    except (RuntimeError, AssertionError):  # a module that is used twice, for example
+        assume(False)
+    assume(float(delta.abs().max()) < 1e-9)
+    own = LayerCompleteDeepLift(problem.model, layers[0])
+    attributions, own_delta = own.attribute(problem.inputs, baselines, problem.target, return_convergence_delta=True)
+    assert float(own_delta.abs().max()) < 1e-9
+    assert_close(attributions, captums, rtol=1e-6, atol=1e-8)
+
+
+def test_custom_attributions_are_of_the_layers_tensors():
+    net = network("residual")
+    layer, seen = net.layer("first"), []
+
+    def custom(multipliers, zs, baselines):
+        seen.append((zs, baselines))
+        return tuple(2 * m * (z - b) for m, z, b in zip(multipliers, zs, baselines, strict=True))
+
+    attribution = LayerCompleteDeepLift(net.model, layer)
+    doubled = attribution.attribute(net.inputs, 0.5, 1, custom_attribution_func=custom)
+    assert_close(doubled, 2 * attribution.attribute(net.inputs, 0.5, 1))
+    ((zs, starts),) = seen
+    assert_close(zs[0], layer(net.inputs).detach())
+    assert_close(starts[0], layer(torch.full_like(net.inputs, 0.5)).detach())
+    multipliers = LayerCompleteDeepLift(net.model, layer, multiply_by_inputs=False).attribute(net.inputs, 0.5, 1)
+    assert_close(2 * multipliers * (zs[0] - starts[0]), doubled)
+
+
+# -- fooled gradients
+
+
+@pytest.mark.parametrize(("name", "layer"), [("residual", "second"), ("recurrent", "embedding"), ("decoder", "up")])
+def test_the_gradient_moves_by_that_of_the_shift(name, layer):
+    net = network(name)
+    fooled = LayerShiftFooledGradient(net.model, net.layer(layer), squares)
+    honest = LayerGradientXActivation(net.model, net.layer(layer), multiply_by_inputs=False)
+    z = LayerActivation(net.model, net.layer(layer)).attribute(net.inputs, net.args)
+    expected = honest.attribute(net.inputs, 1, net.args) + 2 * z
+    assert_close(fooled.attribute(net.inputs, 1, False, net.args), expected)
+    assert_close(fooled.attribute(net.inputs, 1, additional_forward_args=net.args), expected.abs())
+    listed = LayerShiftFooledGradient(net.model, [net.layer(layer)], squares)
+    assert_close(listed.attribute(net.inputs, 1, False, net.args), [expected])
+
+
+# -- all of them
+
+
+def every_method(model, layer):
+    return [
+        LayerFullGrad(model, layer, complete=True),
+        LayerPathIntegratedGradients(model, layer),
+        LayerCompleteDeepLift(model, layer),
+        LayerShiftFooledGradient(model, layer, squares),
+    ]
+
+
+def test_forms_are_the_layers():
+    net = network("pair")
+    for method in every_method(net.model, net.layer("two")):
+        assert [a.shape for a in method.attribute(net.inputs, target=1)] == [(3, 4), (3, 4)]
+        on_input = method.attribute(net.inputs, target=1, attribute_to_layer_input=True)
+        assert on_input.shape == (3, 5)
+    for method in every_method(net.model, net.layer("named")):
+        assert method.attribute(net.inputs, target=1, attribute_to_layer_input=True).shape == (3, 4)
+
+
+def test_the_forward_function_is_read_at_the_call():
+    net = network("recurrent")
+    for method in every_method(net.model, net.layer("embedding")):
+        expected = 2 * method.attribute(net.inputs, target=1)
+        if isinstance(method, LayerShiftFooledGradient):
+            continue
+        method.forward_func = lambda ids: 2 * net.model(ids)
+        assert_close(method.attribute(net.inputs, target=1), expected)
+
+
+@pytest.mark.filterwarnings("ignore:In order to make embedding layers more interpretable")
+def test_with_captums_interpretable_embeddings_it_is_the_same():
+    net = network("recurrent")
+    expected = [m.attribute(net.inputs, target=1) for m in every_method(net.model, net.layer("embedding"))]
+    embedding = configure_interpretable_embedding_layer(net.model, "embedding")
+    try:
+        vectors = embedding.indices_to_embeddings(net.inputs).detach()
+        for method, attributions in zip(every_method(net.model, embedding), expected, strict=True):
+            if isinstance(method, LayerPathIntegratedGradients | LayerCompleteDeepLift):
+                zero = embedding.indices_to_embeddings(torch.zeros_like(net.inputs)).detach()
+                assert_close(method.attribute(vectors, zero, target=1), attributions)
+            else:
+                assert_close(method.attribute(vectors, target=1), attributions)
+    finally:
+        remove_interpretable_embedding_layer(net.model, embedding)
+
+
+def test_a_mean_of_gradients_has_no_delta():
+    model, x = through_identity()
+    with pytest.raises(ValueError, match="multiply_by_inputs=True"):
+        LayerPathIntegratedGradients(model, model[0], None, False).attribute(x, target=1, return_convergence_delta=True)
+    means = LayerPathIntegratedGradients(model, model[0], None, False).attribute(x, target=1, n_steps=5)
+    assert_close(means * x, LayerPathIntegratedGradients(model, model[0]).attribute(x, target=1, n_steps=5))
+
+
+def test_layers_and_paths_that_are_none():
+    model, x = through_identity()
+    for make in (LayerPathIntegratedGradients, LayerCompleteDeepLift, LayerFullGrad):
+        with pytest.raises(TypeError, match="pass a module"):
+            make(model, "0")
+    with pytest.raises(TypeError, match="must be made"):
+        LayerPathIntegratedGradients(model, model[0], path=PowerPath)
+    with pytest.raises(ValueError, match="leave it out"):
+        LayerCompleteDeepLift(model, model[0]).attribute(x, target=1, grad_kwargs={"create_graph": True})
+    with pytest.raises(ValueError, match="contain NaN"):
+        infinite = nn.Sequential(nn.Threshold(1e3, torch.inf), nn.Tanh())
+        LayerFullGrad(infinite, infinite[0]).attribute(torch.ones(1, 2), 0)
