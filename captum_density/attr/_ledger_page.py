@@ -78,16 +78,18 @@ def _coloured(tokens: Sequence[str], scores: Sequence[float]) -> str:
 
 
 def _heat_map(tokens: Sequence[str], layers: Sequence[str], cells: Tensor) -> str:
-    largest = float(cells.abs().max())
-    head = "".join(f"<th>{escape(token)}</th>" for token in [*tokens, "no position"])
-    rows = [f'<tr><th>layer</th>{head}<th class="sum">sum</th></tr>']
+    largest, tokens = float(cells.abs().max()), [*tokens, "no position"]
+    if not cells[:, -1].any():
+        cells, tokens = cells[:, :-1], tokens[:-1]
+    head = "".join(f"<th>{escape(token)}</th>" for token in tokens)
+    head = f'<tr><th>layer</th>{head}<th class="sum">sum</th></tr>'
     body = []
     for name, row in zip(layers, cells.tolist(), strict=True):
         shown = "".join(f'<td style="{_colour(value, largest)}">{value:.2g}</td>' for value in row)
         body.append(f'<tr><th>{escape(name)}</th>{shown}<td class="sum">{sum(row):.3g}</td></tr>')
     sums = "".join(f"<td>{value:.3g}</td>" for value in cells.sum(0).tolist())
     body.append(f'<tr><th>sum</th>{sums}<td class="sum">{float(cells.sum()):.4g}</td></tr>')
-    return f"<table>\n<thead>{rows[0]}</thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody>\n</table>"
+    return f"<table>\n<thead>{head}</thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody>\n</table>"
 
 
 def _colour(value: float, largest: float) -> str:
