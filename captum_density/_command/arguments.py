@@ -135,6 +135,7 @@ def make_parser() -> Parser:
         nargs="+",
         metavar="NAME",
         help="figures: completeness_gap, infidelity, sensitivity_max, shift_sensitivity, pixel_perturbation, "
+        "randomisation, class_likeness, "
         "diff_roar, seconds; accuracy, density_ratio, gradient_norm, hessian_trace, gan_test; 'all', or 'default', "
         "which is all but diff_roar and gan_test",
     )

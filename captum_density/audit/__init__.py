@@ -7,12 +7,14 @@ from types import ModuleType
 from captum_density.audit._audit import audit as audit
 from captum_density.audit._audit import check_names as check_names  # for the command line, and not in __all__
 from captum_density.audit._methods import Method as Method
+from captum_density.audit._recommendation import Recommendation as Recommendation
 from captum_density.audit._report import AuditReport as AuditReport
+from captum_density.audit._results import Control as Control
 from captum_density.audit._results import Finding as Finding
 from captum_density.audit._results import Measured as Measured
 from captum_density.audit._retraining import Retraining as Retraining
 
-__all__ = ["AuditReport", "Finding", "Measured", "Method", "Retraining", "audit"]
+__all__ = ["AuditReport", "Control", "Finding", "Measured", "Method", "Recommendation", "Retraining", "audit"]
 
 
 def __dir__() -> list[str]:

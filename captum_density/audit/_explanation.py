@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from captum.attr import Attribution
@@ -20,6 +20,8 @@ from captum_density.audit._methods import Method
 from captum_density.audit._setting import Setting
 
 __all__ = ["Explanation"]
+
+T = TypeVar("T")
 
 # NoiseTunnel's sums of squares and variances, whose deltas are of what was not squared.
 _NO_SUM = ("smoothgrad_sq", "vargrad")
@@ -39,6 +41,7 @@ class Explanation:
     def __init__(self, setting: Setting, name: str, method: Method) -> None:
         self.setting, self.name, self.method = setting, name, method
         self.failure: str | None = None
+        self._shared: dict[Hashable, Any] = {}
 
     @functools.cached_property
     def _parts(self) -> tuple[Callable[..., Tensor], Attribution, dict[str, Any]]:
@@ -77,6 +80,13 @@ class Explanation:
     def attribute(self, inputs: Tensor, target: Tensor | int, **extra: bool) -> Any:
         """What the method returns for any inputs."""
         return self.attribution.attribute(inputs, target=target, **self.options, **extra)
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several figures of the method have in common, made when the first of them needs it."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        value: T = self._shared[key]
+        return value
 
     @property
     def attributions(self) -> Tensor:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES
 from captum_density.audit._figures.accuracy import predicts_better_than_chance
 from captum_density.audit._figures.figure import Figure
-from captum_density.audit._figures.words import counted_examples
+from captum_density.audit._figures.words import counted_examples, listed
+from captum_density.audit._recommendation import recommend
 from captum_density.audit._results import Finding, Results
 
 __all__ = ["KINDS", "findings", "verdict"]
 
 KINDS = {"good": "in favour", "warning": "against", "note": "note"}
 _FEW = 30  # examples
-_ENOUGH = 3  # findings for a yes
 
 
 def findings(results: Results) -> tuple[Finding, ...]:
@@ -34,19 +35,37 @@ def verdict(results: Results) -> str:
 
 
 def _answer(results: Results) -> str:
-    kinds = [finding.kind for finding in findings(results)]
-    against, good = kinds.count("warning"), kinds.count("good")
+    """By what is found of the model first, then by whether a method can be relied on; then by what there is."""
     if predicts_better_than_chance(results) is False:
         return "No: it predicts these data no better than chance, so that there is nothing to explain."
-    if not against and not good:
-        return "These figures do not tell."
-    if not against and good < _ENOUGH:
+    about_model = [
+        *_of_outputs(results),
+        *(finding for figure in MODEL_FIGURES for finding in figure.findings(results)),
+    ]
+    of_model, of_all = _counted(about_model), _counted(findings(results))
+    choice = recommend(results)
+    if of_model["warning"]:
+        return _not_without_care(of_model, "about the model ")
+    if choice.measured and choice.method is None:
+        return "Not without care: none of these methods shows what the model uses."
+    if choice.method is not None and of_model["good"]:
+        return f"As far as these checks go, yes, by {listed([choice.method])}: nothing was found against the model."
+    if of_all["warning"]:
+        return _not_without_care(of_all, "")
+    if of_all["good"]:
         return "These figures do not tell: nothing speaks against it, but few checks could speak for it."
-    if not against:
-        return "As far as these checks go, yes: none of them found anything against it."
-    if against + good == 1:
-        return "Not without care: the one finding speaks against it."
-    return f"Not without care: {against} of {against + good} findings speak{'s' if against == 1 else ''} against it."
+    return "These figures do not tell."
+
+
+def _counted(conclusions: Iterable[Finding]) -> Counter[str]:
+    return Counter(finding.kind for finding in conclusions)
+
+
+def _not_without_care(kinds: Counter[str], about: str) -> str:
+    against, both = kinds["warning"], kinds["warning"] + kinds["good"]
+    if both == 1:
+        return f"Not without care: the one finding {about}speaks against it."
+    return f"Not without care: {against} of {both} findings {about}speak{'s' if against == 1 else ''} against it."
 
 
 def _of_outputs(results: Results) -> Iterator[Finding]:

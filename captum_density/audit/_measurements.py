@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import captum
@@ -25,7 +24,7 @@ from captum_density.density import class_score
 
 __all__ = ["Measurements"]
 
-_SCHEMA = 2
+_SCHEMA = 3
 _GROUND = (
     "model inputs labels no_labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples batch"
 ).split()
@@ -81,7 +80,7 @@ class Measurements:
         identity = self._identity(key)
         content = self._read(identity)
         if content is not None:
-            measured = Measured(**content)
+            measured = Measured.from_dict(content)
         else:
             try:
                 with looked_at_together():
@@ -89,7 +88,7 @@ class Measurements:
             except Exception as error:  # whatever a method raises is said in its row
                 measured = Measured(None, note=one_line(error), failed=True)
             if not measured.failed:
-                self._write(identity, asdict(measured))
+                self._write(identity, measured.to_dict())
         self._bar.update()
         return measured
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from captum_density.audit._figures import FIGURES, columns
 from captum_density.audit._figures.figure import Figure
-from captum_density.audit._figures.words import counted_examples
+from captum_density.audit._figures.words import beside_controls, counted_examples
 from captum_density.audit._findings import KINDS, findings, verdict
 from captum_density.audit._images import Image, Images, draw_images
 from captum_density.audit._pictures import CAPTION
-from captum_density.audit._results import Measured, Results
+from captum_density.audit._recommendation import recommend
+from captum_density.audit._results import Measured, Results, by_method, has_controls, number
 
 __all__ = ["fragment", "page"]
 
@@ -28,6 +29,7 @@ _STYLE = """
 .captum-density h1 {font-size: 1.5rem; line-height: 1.25; margin: 1rem 0 .25rem; color: inherit}
 .captum-density h2 {font-size: 1.15rem; margin: 2rem 0 .5rem; color: inherit}
 .captum-density .verdict {font-size: 1.15rem; font-weight: 600; margin: .25rem 0}
+.captum-density .recommendation {margin: .25rem 0 .75rem}
 .captum-density .about, .captum-density .small {color: #4d4d4d; font-size: .9rem}
 .captum-density ul.findings {list-style: none; padding: 0; margin: 0}
 .captum-density ul.findings li {border-left: .3rem solid #767676; padding: .1rem 0 .1rem .75rem; margin: .6rem 0}
@@ -35,7 +37,7 @@ _STYLE = """
 .captum-density ul.findings li.good {border-color: #005a92}
 .captum-density .kind {font-weight: 600}
 .captum-density .advice {display: block; color: #333}
-.captum-density .advice code {font-size: .9em; color: inherit; background: #f2f2f2}
+.captum-density code {font-size: .9em; color: inherit; background: #f2f2f2}
 .captum-density .scroll {overflow-x: auto}
 .captum-density table {border-collapse: collapse; table-layout: auto; width: 100%; font-size: .9rem; color: inherit;
   margin: 0}
@@ -103,11 +105,13 @@ def _body(results: Results, images: Images) -> str:
         '<div class="captum-density">',
         "<h1>Can I trust this model's gradients?</h1>",
         f'<p class="verdict">{escape(verdict(results))}</p>',
+        _recommendation(results),
         f'<p class="about">{escape(_about(results))}</p>',
         "<h2>What the figures say, and what to do next</h2>",
         _findings(results),
         _model(results),
         _methods(results),
+        _controls(results),
         _panels(images),
         _maps(images),
         _meanings(results),
@@ -126,10 +130,22 @@ def _about(results: Results) -> str:
     )
 
 
+def _recommendation(results: Results) -> str:
+    if not results.methods:
+        return ""
+    choice = recommend(results)
+    reasons = _with_code(" ".join(choice.reasons))
+    return f'<p class="recommendation"><span class="kind">{escape(choice.answer)}</span> {reasons}</p>'
+
+
+def _with_code(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
 def _findings(results: Results) -> str:
     items = []
     for finding in findings(results):
-        code = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(finding.advice))
+        code = _with_code(finding.advice)
         advice = f' <span class="advice">{code}</span>' if code else ""
         kind = f'<span class="kind">{KINDS[finding.kind]}:</span>'
         items.append(f'<li class="{finding.kind}">{kind} {escape(finding.text)}{advice}</li>')
@@ -171,6 +187,40 @@ def _methods(results: Results) -> str:
     return f"<h2>The attribution methods</h2>\n{_table(heads, rows)}\n{small}"
 
 
+def _controls(results: Results) -> str:
+    """Each figure that stands beside controls, with all of them."""
+    return "\n".join(
+        _beside_controls(figure, by_method(results, figure.name))
+        for figure in columns(results)
+        if has_controls(results, figure.name)
+    )
+
+
+def _beside_controls(figure: Figure[Any], methods: Mapping[str, Measured]) -> str:
+    names = list(dict.fromkeys(control.name for measured in methods.values() for control in measured.controls))
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in ("method", "the method", *names))
+    rows = []
+    for method, measured in methods.items():
+        values = {control.name: number(control.value) for control in measured.controls}
+        cells = "".join(
+            f'<td data-label="{escape(label)}"><span>{escape(text)}</span></td>'
+            for label, text in {
+                "the method": number(measured.value),
+                **{name: values.get(name, "-") for name in names},
+            }.items()
+        )
+        words = f'<td class="words" data-label="in words">{escape(beside_controls(measured, len(methods)))}</td>'
+        rows.append(f'<tr><th scope="row">{escape(method)}</th>{cells}{words}</tr>')
+    title = f"{figure.title[0].upper()}{figure.title[1:]}, beside maps that know nothing of the model"
+    notes = "".join(
+        f'\n<p class="small">{escape(f"{method}: {measured.note}.")}</p>'
+        for method, measured in methods.items()
+        if measured.note
+    )
+    heads += '<th scope="col" class="words">in words</th>'
+    return f"<h2>{escape(title)}</h2>\n{_table(heads, rows)}{notes}"
+
+
 def _method_rows(name: str, row: Mapping[str, Measured], figures: Sequence[Figure[Any]]) -> Iterator[str]:
     """A method's row; each error once, in place of the figures or, where there are some, in a row below."""
     head = f'<th scope="row">{escape(name)}</th>'
@@ -182,7 +232,10 @@ def _method_rows(name: str, row: Mapping[str, Measured], figures: Sequence[Figur
         if len(titles) == len(figures):
             yield f'<tr>{head}<td class="words" colspan="{len(figures)}">{_FAILED}: {escape(error)}</td></tr>'
             return
-    cells = "".join(_cell(row[figure.name], figure.title) for figure in figures)
+    cells = "".join(
+        _cell(row[figure.name], figure.title, with_note=figure.shows_note and row[figure.name].value is not None)
+        for figure in figures
+    )
     row_tag = '<tr class="partly">' if titles_of else "<tr>"
     yield f"{row_tag}{head}{cells}</tr>"
     if titles_of:

@@ -91,6 +91,8 @@ def _draw_panel(axes: Axes, figure: Figure[Any], rows: Mapping[float, Mapping[st
             value, low, high = ends[place]
             axes.plot([low, high], [place, place], color=COLORS[0], linewidth=1.5, alpha=0.5)
             axes.plot([value], [place], "o", color=COLORS[0], markersize=5)
+            controls = [control.value for control in row[name].controls]
+            axes.scatter(controls, [place] * len(controls), marker="|", s=30, linewidth=1, color=COLORS[1])
         elif name in row and row[name].failed:
             axes.text(0.02, place, "failed", transform=axes.get_yaxis_transform(), va="center", fontsize="small")
     if logarithmic:
@@ -104,7 +106,9 @@ def _draw_panel(axes: Axes, figure: Figure[Any], rows: Mapping[float, Mapping[st
     if panel.line is not None:
         at, text = panel.line
         axes.axvline(at, color=COLORS[1], linewidth=1, linestyle="--")
-        axes.set_xlabel(f"dashed: {text}", fontsize="small")  # a legend would lie on the dots of many methods
+        beside = any(row[name].controls for row in rows.values() if name in row)
+        also = "\nbars: maps that know nothing" if beside else ""
+        axes.set_xlabel(f"dashed: {text}{also}", fontsize="small")  # a legend would lie on the dots of many methods
     title = f"{figure.title} / that of {figure.reference}" if panel.relative else figure.title
     axes.set_title(f"{title}\n({figure.better})", fontsize="small")
     axes.tick_params(labelsize="small")
@@ -133,7 +137,8 @@ def panel_text(methods: Rows, name: str) -> str:
                 if figure.panel.relative and measured.reference
                 else ""
             )
-            texts.append(f"{method} {measured.text()}{unit}")
+            beside = f" (strongest control: {measured.controls[0].text()})" if measured.controls else ""
+            texts.append(f"{method} {measured.text()}{unit}{beside}")
     return f"{figure.title} by method, {figure.better}: {'; '.join(texts)}"
 
 

@@ -20,7 +20,8 @@ from captum_density.audit._images import draw_images
 from captum_density.audit._maps import Maps
 from captum_density.audit._page import fragment, page
 from captum_density.audit._pictures import draw_figures, draw_maps
-from captum_density.audit._results import Finding, Measured, Results
+from captum_density.audit._recommendation import Recommendation, recommend
+from captum_density.audit._results import Finding, Measured, Results, has_controls
 
 __all__ = ["AuditReport"]
 
@@ -60,11 +61,25 @@ class AuditReport(Results):
         """The answer to "can I trust this model's gradients?" in one sentence."""
         return verdict(self)
 
-    def summary(self) -> str:
-        """Return the verdict and the findings as text.
+    def recommendation(self) -> Recommendation:
+        """Which of the methods to use on this model and these data.
+
+        It is the one that is best by pixel perturbation, among those that beat every control there: the interval of the
+        difference in pairs lies above 0 for each control, at the level 1 - 0.05 / M, as the best of M methods is looked
+        for (Bonferroni's correction; for several controls none is needed, see `Measured.beats_every_control`). Methods
+        whose maps are much the same at random weights are left out.
 
         Returns:
-            Lines without a newline at the end: the verdict, and a list of findings in favour, against, and notes.
+            A `Recommendation`, which may be "none of these"; as text with ``str``.
+        """
+        return recommend(self)
+
+    def summary(self) -> str:
+        """Return the verdict, the recommendation and the findings as text.
+
+        Returns:
+            Lines without a newline at the end: the verdict, which method to use, and a list of findings in favour,
+            against, and notes.
         """
         lines = [
             f"- {KINDS[finding.kind]}: {' '.join(filter(None, (finding.text, finding.advice)))}"
@@ -74,7 +89,10 @@ class AuditReport(Results):
             first = "; ".join(self.skipped[:_SKIPPED])
             more = "" if len(self.skipped) <= _SKIPPED else f"; and {len(self.skipped) - _SKIPPED} more"
             lines.append(f"- note: {counted_examples(len(self.skipped))} skipped that could not be read: {first}{more}")
-        return "\n".join([f"Can I trust this model's gradients? {self.verdict}", "", *map(_filled, lines)])
+        answers = [f"Can I trust this model's gradients? {self.verdict}"]
+        if self.methods:
+            answers.append(f"Which of these methods? {self.recommendation()}")
+        return "\n".join([*map(_filled, answers), "", *map(_filled, lines)])
 
     def table(self) -> str:
         """Return the figures as aligned Markdown tables, followed by what each means.
@@ -90,8 +108,12 @@ class AuditReport(Results):
             parts.append(markdown([["model", "", ""], *rows]))
         figures = columns(self)
         if figures:
-            rows = [[name, *(row[figure.name].text() for figure in figures)] for name, row in self.methods.items()]
-            parts.append(markdown([["method", *(figure.title for figure in figures)], *rows]))
+            heads = [head for figure in figures for head in self._heads(figure)]
+            rows = [
+                [name, *(cell for figure in figures for cell in self._cells(figure, row[figure.name]))]
+                for name, row in self.methods.items()
+            ]
+            parts.append(markdown([["method", *heads], *rows]))
         parts.append("\n".join(map(_filled, self._legend())))
         return "\n\n".join(parts)
 
@@ -99,17 +121,22 @@ class AuditReport(Results):
         """Return the whole report as what `json` can write.
 
         Returns:
-            A dict that `from_dict` turns into an equal report. Findings, and what the figures mean, are there to read
-            and derived anew.
+            A dict that `from_dict` turns into an equal report. Verdict, recommendation, findings, and what the
+            figures mean, are there to read and derived anew.
         """
+        recommendation = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self.recommendation()).items()
+        }
         return {
             "captum_density_audit": _VERSION,
             "settings": dict(self.settings),
             "verdict": self.verdict,
+            "recommendation": recommendation,
             "findings": [asdict(finding) for finding in self.findings],
-            "model": {name: asdict(measured) for name, measured in self.model.items()},
+            "model": {name: measured.to_dict() for name, measured in self.model.items()},
             "methods": {
-                method: {name: asdict(measured) for name, measured in row.items()}
+                method: {name: measured.to_dict() for name, measured in row.items()}
                 for method, row in self.methods.items()
             },
             "figures": {
@@ -144,10 +171,10 @@ class AuditReport(Results):
         if not isinstance(found, Mapping) or found.get("captum_density_audit") != _VERSION:
             raise ValueError(f"this is no audit of version {_VERSION}, which AuditReport.to_json writes")
         methods = {
-            method: {name: Measured(**measured) for name, measured in row.items()}
+            method: {name: Measured.from_dict(measured) for name, measured in row.items()}
             for method, row in found["methods"].items()
         }
-        model = {name: Measured(**measured) for name, measured in found["model"].items()}
+        model = {name: Measured.from_dict(measured) for name, measured in found["model"].items()}
         shown = None if found["shown"] is None else Maps.from_dict(found["shown"])
         return cls(methods, model, dict(found["settings"]), tuple(found["skipped"]), shown)
 
@@ -238,6 +265,14 @@ class AuditReport(Results):
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.summary()}"
+
+    def _heads(self, figure: Figure[Any]) -> list[str]:
+        return [figure.title, "strongest control"] if has_controls(self, figure.name) else [figure.title]
+
+    def _cells(self, figure: Figure[Any], measured: Measured) -> list[str]:
+        if not has_controls(self, figure.name):
+            return [measured.text()]
+        return [measured.text(), measured.controls[0].text() if measured.controls else "-"]
 
     def _legend(self) -> list[str]:
         settings = self.settings

@@ -3,12 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal
 
 from captum_density.audit._maps import Maps
 
-__all__ = ["Finding", "Measured", "Results", "by_method", "intervals_by_method", "values_by_method"]
+__all__ = [
+    "Control",
+    "Finding",
+    "Measured",
+    "Results",
+    "by_method",
+    "has_controls",
+    "intervals_by_method",
+    "number",
+    "values_by_method",
+]
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Control:
+    """A map that knows nothing of the model's reasons, measured in a method's place. See `audit`.
+
+    Args:
+        name: As it ends a sentence: "a blob in the centre".
+        value: Its figure.
+        gain: By how much the method's figure is better, mean over examples; below 0, it is worse.
+        low: Lower end of the 95% confidence interval of the gain, in pairs of the same example.
+        high: Its upper end.
+    """
+
+    name: str
+    value: float
+    gain: float
+    low: float
+    high: float
+
+    def text(self) -> str:
+        """Write the control as it stands in a table.
+
+        Returns:
+            Its name and figure.
+        """
+        return f"{self.name}, {number(self.value)}"
+
+    def lower_end(self, methods: int) -> float:
+        """The gain's lower end where the best of several methods is looked for.
+
+        Args:
+            methods: How many; the level is C. E. Bonferroni's (1936), 1 - 0.05 / methods. The interval of 95% is
+                widened as that of a normal distribution is.
+        """
+        wider = _NORMAL.inv_cdf(1 - 0.025 / max(1, methods)) / _NORMAL.inv_cdf(0.975)
+        return self.gain - wider * (self.gain - self.low)
 
 
 @dataclass(frozen=True)
@@ -23,6 +73,8 @@ class Measured:
         reference: What to compare the value with, where the figure names such a thing.
         note: Why there is no value, or what to know about it.
         failed: Whether measuring it failed; `note` then says how.
+        controls: Maps that know nothing in the method's place, the strongest first, where the figure has such.
+        values: The figure of each example, where methods are compared in pairs.
     """
 
     value: float | None
@@ -32,6 +84,62 @@ class Measured:
     reference: float | None = None
     note: str = ""
     failed: bool = False
+    controls: tuple[Control, ...] = ()
+    values: tuple[float, ...] = ()
+
+    def beats_every_control(self, methods: int = 1) -> bool:
+        """Whether the method is better than each control, so than the strongest.
+
+        Each is tested at the level of all: that every one of several hypotheses is false needs no correction (the
+        intersection-union test: R. L. Berger, "Multiparameter hypothesis testing and acceptance sampling",
+        Technometrics 24, 1982).
+
+        Args:
+            methods: Among how many methods this one was picked; see `Control.lower_end`.
+
+        Returns:
+            False as well where there are no controls.
+        """
+        return bool(self.controls) and all(control.lower_end(methods) > 0 for control in self.controls)
+
+    def strongest_control(self, methods: int = 1) -> Control:
+        """The control of the best figure, among those that the method does not beat where there are such.
+
+        Args:
+            methods: As `beats_every_control`'s.
+
+        Raises:
+            ValueError: There are no controls.
+        """
+        if not self.controls:
+            raise ValueError("this figure has no controls; those of audit's pixel_perturbation have")
+        return next((each for each in self.controls if each.lower_end(methods) <= 0), self.controls[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `json` can write, without what a figure does not have.
+
+        Returns:
+            A dict that `from_dict` turns into an equal figure.
+        """
+        content = asdict(self)
+        for name in ("controls", "values"):
+            content[name] = list(content[name])
+            if not content[name]:
+                del content[name]
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Measured:
+        """Make a figure of what `to_dict` returned, of this version or an earlier one.
+
+        Args:
+            content: What `to_dict` returned, or JSON gave back.
+
+        Returns:
+            An equal figure.
+        """
+        controls = tuple(Control(**each) for each in content.get("controls", ()))
+        return cls(**{**content, "controls": controls, "values": tuple(content.get("values", ()))})
 
     def text(self) -> str:
         """Write the figure as it stands in a table.
@@ -42,14 +150,17 @@ class Measured:
         if self.value is None:
             return "failed" if self.failed else "-"
         if self.low is not None and self.high is not None:
-            return f"{_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
+            return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
         # What is nothing but rounding has nothing to compare in it.
         if 0 < abs(self.value) < 1e-6:
             return "<1e-6"
-        return _short(self.value) + (f" ± {_short(self.spread)}" if self.spread else "")
+        return number(self.value) + (f" ± {number(self.spread)}" if self.spread else "")
 
 
-def _short(value: float) -> str:
+def number(value: float | None) -> str:
+    """A number as it stands in a table; "-" for none."""
+    if value is None:
+        return "-"
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
@@ -85,6 +196,16 @@ class Results:
     settings: Mapping[str, Any]
     skipped: tuple[str, ...] = ()
     shown: Maps | None = field(default=None, repr=False)
+
+    @property
+    def elements(self) -> str:
+        """What an input consists of, in words."""
+        return "pixels" if len(self.settings["shape"]) == 3 else "features"
+
+
+def has_controls(results: Results, figure: str) -> bool:
+    """Whether a figure of a method stands beside controls."""
+    return any(figure in row and row[figure].controls for row in results.methods.values())
 
 
 def by_method(results: Results, figure: str) -> dict[str, Measured]:

@@ -18,7 +18,7 @@ from tests.audit.reports import report_of, row
 
 def test_of_examples_is_mean_and_sample_deviation():
     x = torch.tensor([1.0, 2.0, 4.0, 9.0], requires_grad=True)
-    result = of_examples(x, reference=3.0)
+    result = of_examples(x, reference=torch.full((4,), 3.0))
     assert (result.value, result.reference, result.low, result.high) == (4.0, 3.0, None, None)
     assert result.spread == pytest.approx(math.sqrt((9 + 4 + 0 + 25) / 3), rel=1e-15)
     assert of_examples(torch.tensor([3.0]), seed=1) == Measured(3.0)

@@ -5,7 +5,7 @@ Only an audit makes maps for a report; those here come without one, hence the pr
 
 import torch
 
-from captum_density.audit import AuditReport, Measured
+from captum_density.audit import AuditReport, Control, Measured
 from captum_density.audit._maps import Maps, drawn_maps
 
 SETTINGS = {
@@ -28,6 +28,14 @@ NAUGHTY = '<b>&"x"</b> $\\frac$ `y`'
 
 def failed(note='RuntimeError: <i>no</i> & "none"'):
     return Measured(None, note=note, failed=True)
+
+
+def beside(low, high, value=0.2, control="a blob in the centre"):
+    """A figure of pixels whose gain over its only control has this interval."""
+    gain = (low + high) / 2
+    return Measured(
+        value, low=value - 0.1, high=value + 0.1, controls=(Control(control, value - gain, gain, low, high),)
+    )
 
 
 def row(value=0.5, **changes):

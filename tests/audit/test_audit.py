@@ -377,7 +377,7 @@ def test_a_failing_method_is_reported_in_its_row(bad, words, inputs, target):
     assert untimed(report)["good"] == untimed(alone)["good"]
     assert not any(figure.failed for figure in report.methods["good"].values())
     assert all(figure.failed and words in figure.note for figure in report.methods["bad"].values())
-    assert report.table().count("failed") == 6
+    assert report.table().count("failed") == 8
     assert sum("bad failed: " in finding.text for finding in report.findings) == 1
     assert AuditReport.from_json(report.to_json()) == report
 
@@ -514,7 +514,7 @@ def test_a_method_that_cannot_be_told_is_measured_and_not_kept(tmp_path, inputs,
 
     audited = [audit(TwoProducts(), inputs, {"any": make, "IG": IntegratedGradients}, target=target, store=tmp_path)]
     assert not any(figure.failed for row in audited[0].methods.values() for figure in row.values())
-    assert len(list(tmp_path.glob("*.json"))) == 7 + 6
+    assert len(list(tmp_path.glob("*.json"))) == 7 + 8
 
 
 def test_another_figure_leaves_those_that_are_there(tmp_path):

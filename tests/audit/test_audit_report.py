@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from captum_density.audit import AuditReport, Finding, Measured
-from tests.audit.reports import NAUGHTY, SETTINGS, failed, pictures, report_of, row
+from captum_density.audit import AuditReport, Control, Finding, Measured
+from tests.audit.reports import NAUGHTY, SETTINGS, beside, failed, pictures, report_of, row
 
 # Of the methods' figures in `row`, as tables and pictures name them, and the names of the figures that are not in it.
 TITLES = ["completeness gap", "infidelity", "sensitivity", "shift sensitivity", "pixels beyond chance", "seconds"]
@@ -171,52 +171,81 @@ def test_shift():
     moved, little, still = Measured(0.011), Measured(0.01), Measured(9e-7)
     only(
         findings_of(of("shift_sensitivity", moved, little, still)),
-        "warning",
-        "moves the maps of A (1 - cosine 0.011): of these",
+        "note",
+        "on any model",
+        "moves the maps of A (1 - cosine 0.011), which",
         "`captum_density.softmax_shift.CenteredLogits(model)` in place of the model.",
     )
     assert findings_of(of("shift_sensitivity", little, Measured(1e-6))) == ()
-    only(findings_of(of("shift_sensitivity", still, little)), "good", "does not move A.")
-    only(findings_of(of("shift_sensitivity", still, still, still)), "good", "does not move A, B and C.")
+    only(findings_of(of("shift_sensitivity", still, little)), "note", "does not move A.")
+    only(findings_of(of("shift_sensitivity", still, still, still)), "note", "does not move A, B and C.")
     cured = {"IG": moved, "Saliency": Measured(0.3), "IG, centered": still, "Saliency, centered": little}
     only(
         findings_of({name: {"shift_sensitivity": figure} for name, figure in cured.items()}),
-        "warning",
+        "note",
         "moves the maps of IG and Saliency (1 - cosine 0.011 to 0.3)",
         "('IG, centered': no change here).",
     )
 
 
-def test_pixels():
-    def at(low, high, value=0.2):
-        return Measured(value, low=low, high=high)
+def test_pixels_beside_controls():
+    better, level, worse = beside(0.1, 0.3), beside(-0.1, 0.3), beside(-0.3, -0.1)
+    name = "pixel_perturbation"
+    only(
+        findings_of(of(name, better)), "good", "A finds the pixels that the model uses better than every control", "0.2"
+    )
+    only(findings_of(of(name, better), shape=[6]), "good", "A finds the features that the model uses")
+    only(findings_of(of(name, better, beside(0.3, 0.5, 0.4))), "good", "A and B find the pixels", "best: B, 0.4")
+    assert findings_of(of(name, better, level, worse), examples=9)[:-1] == ()  # too few for a word
+    assert findings_of(of(name, Measured(0.5, low=0.4, high=0.6))) == ()  # of a report without controls
+    for figure in (level, worse, beside(0.0, 0.3)):
+        only(findings_of(of(name, figure)), "warning", "A is no better than a blob in the centre", "diff_roar")
+    both = of(name, level, beside(-0.1, 0.3, control="the input itself"))
+    only(findings_of(both), "warning", "A is no better than a blob in the centre; B is no better than the input itself")
+    assert [finding.kind for finding in findings_of(of(name, worse, level, better))] == ["good", "warning"]
 
-    better, level, worse = at(0.1, 0.3), at(-0.1, 0.3), at(-0.3, -0.1)
-    only(findings_of(of("pixel_perturbation", better)), "good", "A ranks pixels better than chance (0.2 [0.1, 0.3]).")
-    only(
-        findings_of(of("pixel_perturbation", better, at(0.3, 0.5, 0.4))),
-        "good",
-        "A and B rank pixels better than chance (best: B, 0.4 [0.3, 0.5]).",
+
+def test_the_best_of_many_has_to_be_better():
+    # 0.2 - 0.16 / 1.96 * 2.81 = -0.03, where of ten methods the best is looked for: 2.81 is the normal quantile of
+    # 1 - 0.025 / 10.
+    figure = beside(0.04, 0.36)
+    assert figure.beats_every_control() and not figure.beats_every_control(10)
+    assert figure.controls[0].lower_end(10) == pytest.approx(0.2 - 0.16 * 2.80703 / 1.95996, abs=1e-5)
+    only(findings_of(of("pixel_perturbation", figure)), "good")
+    ten = {str(i): {"pixel_perturbation": figure} for i in range(10)}
+    only(findings_of(ten), "warning", "no better than a blob")
+
+
+def test_every_control_has_to_be_beaten():
+    strong, weak = (
+        Control("the input itself", 0.1, 0.1, -0.01, 0.2),
+        Control("a blob in the centre", 0.15, 0.05, 0.01, 0.1),
     )
-    assert findings_of(of("pixel_perturbation", better, level, worse), examples=9)[:-1] == ()  # too few for a word
-    for figure in (level, at(0.0, 0.3), at(-0.3, 0.0), at(0.01, 0.3)):
-        only(
-            findings_of(of("pixel_perturbation", figure)),
-            "warning",
-            "A ranks pixels hardly better than chance",
-            "more examples",
-        )
+    figure = Measured(0.2, controls=(weak, strong))
+    assert not figure.beats_every_control() and figure.strongest_control() == strong
+    beaten = dataclasses.replace(strong, low=0.001)
+    figure = Measured(0.2, controls=(weak, beaten))
+    assert figure.beats_every_control() and figure.strongest_control() == weak
+    assert not Measured(0.2).beats_every_control()
+    with pytest.raises(ValueError, match="pixel_perturbation have"):
+        Measured(0.2).strongest_control()
+
+
+def test_random_weights():
+    alike, half = Measured(0.8, low=0.51, high=0.9), Measured(0.6, low=0.5, high=0.7)
     only(
-        findings_of(of("pixel_perturbation", level, level)), "warning", "A and B rank pixels hardly better than chance"
+        findings_of(of("randomisation", alike, half)), "warning", "A shows much the same when", "(rank correlation 0.8)"
     )
-    only(findings_of(of("pixel_perturbation", worse)), "warning", "A ranks pixels worse than chance.", "Do not read")
-    only(findings_of(of("pixel_perturbation", worse, worse)), "warning", "A and B rank pixels worse than chance.")
-    assert findings_of(of("pixel_perturbation", Measured(0.5))) == ()
-    assert [finding.kind for finding in findings_of(of("pixel_perturbation", worse, level, better))] == [
-        "good",
-        "warning",
-        "warning",
-    ]
+    only(findings_of(of("randomisation", alike, alike)), "warning", "A and B show much the same when")
+    assert findings_of(of("randomisation", half, Measured(0.9))) == ()
+
+
+def test_another_class():
+    alike, other = Measured(0.95, low=0.91, high=0.99), Measured(0.92, low=0.9, high=0.95)
+    only(
+        findings_of(of("class_likeness", alike, other)), "note", "A shows nearly the same for the second class", "0.95"
+    )
+    assert findings_of(of("class_likeness", other)) == ()
 
 
 def test_retrained():
@@ -298,7 +327,7 @@ def test_findings_about_the_model_come_first_and_failures_last():
     starts = [
         "The model predicts",
         "The density",
-        "A term added",
+        "Of the methods, on any model: a term",
         "A accounts",
         "A failed at sensitivity",
         "3 examples",
@@ -310,34 +339,123 @@ def test_names_with_a_comma_are_quoted():
     figure = {"shift_sensitivity": Measured(0.5)}
     only(
         findings_of({"FullGrad, complete": figure, "IG": figure}),
-        "warning",
+        "note",
         "maps of 'FullGrad, complete' and IG (1 - cosine",
     )
 
 
 GOOD = {"A": {"completeness_gap": Measured(0.0)}}
-BETTER = GOOD | {"B": {"shift_sensitivity": Measured(0.0)}}
-BEST = BETTER | {"C": {"pixel_perturbation": Measured(0.2, low=0.1, high=0.3)}}
+BEST = GOOD | {"C": {"pixel_perturbation": beside(0.1, 0.3)}}
+NONE = GOOD | {"C": {"pixel_perturbation": beside(-0.1, 0.3)}}
 BAD = {"D": {"sensitivity_max": Measured(0.9)}}
 WORSE = BAD | {"E": {"infidelity": Measured(1.0, reference=1.0)}}
+FITS = {"density_ratio": Measured(-0.5, low=-0.9, high=-0.1)}
+LIES = {"density_ratio": Measured(0.5, low=0.1, high=0.9)}
 
 
 @pytest.mark.parametrize(
-    ("methods", "text"),
+    ("methods", "model", "text"),
     [
-        ({}, "These figures do not tell."),
-        ({"A": {"completeness_gap": Measured(None)}}, "These figures do not tell."),  # and a note
-        (BETTER, "These figures do not tell: nothing speaks against it, but few checks could speak for it."),
-        (BEST, "As far as these checks go, yes: none of them found anything against it."),
-        (BAD, "Not without care: the one finding speaks against it."),
-        (BETTER | BAD, "Not without care: 1 of 3 findings speaks against it."),
-        (WORSE, "Not without care: 2 of 2 findings speak against it."),
+        ({}, {}, "These figures do not tell."),
+        ({"A": {"completeness_gap": Measured(None)}}, {}, "These figures do not tell."),  # and a note
+        ({"B": {"shift_sensitivity": Measured(0.5)}}, {}, "These figures do not tell."),  # of the method, on any model
+        (GOOD, {}, "These figures do not tell: nothing speaks against it, but few checks could speak for it."),
+        (BEST, {}, "These figures do not tell: nothing speaks against it, but few checks could speak for it."),
+        (BEST, FITS, "As far as these checks go, yes, by C: nothing was found against the model."),
+        # What speaks against other methods does not speak against the model.
+        (BEST | WORSE, FITS, "As far as these checks go, yes, by C: nothing was found against the model."),
+        (NONE, FITS, "Not without care: none of these methods shows what the model uses."),
+        (BEST, LIES, "Not without care: the one finding about the model speaks against it."),
+        (NONE, LIES, "Not without care: the one finding about the model speaks against it."),
+        (BAD, {}, "Not without care: the one finding speaks against it."),
+        (GOOD | BAD, {}, "Not without care: 1 of 2 findings speaks against it."),
+        (WORSE, {}, "Not without care: 2 of 2 findings speak against it."),
     ],
 )
-def test_verdict(methods, text):
-    assert report_of(methods).verdict == text
+def test_verdict(methods, model, text):
+    assert report_of(methods, model).verdict == text
     also_failed = methods | {"F": {"seconds": failed()}}
-    assert report_of(also_failed).verdict == f"{text} Some of it could not be measured."
+    assert report_of(also_failed, model).verdict == f"{text} Some of it could not be measured."
+
+
+def test_of_several_findings_about_the_model():
+    samples = {"gan_test": Measured(0.5, low=0.41, high=0.9, reference=0.8)}
+    text = "Not without care: 1 of 2 findings about the model speaks against it."
+    assert report_of(BEST, LIES | samples).verdict == text
+    probabilities = report_of(BEST, FITS, settings={"outputs": "probabilities"})
+    assert probabilities.verdict == text
+
+
+# The recommendation
+
+
+def choice_of(*figures, **more):
+    methods = {name: {"pixel_perturbation": figure} for name, figure in zip("ABCDE", figures, strict=False)}
+    for name, figure in more.items():
+        for method, measured in figure.items():
+            methods[method][name] = measured
+    return report_of(methods).recommendation()
+
+
+def test_the_best_that_beats_every_control_is_recommended():
+    choice = choice_of(beside(0.1, 0.3), beside(0.3, 0.5, 0.4), beside(-0.1, 1.0, 0.5))
+    assert (choice.method, choice.candidates, choice.answer) == ("B", ("B", "A"), "Use B.")
+    assert (
+        choice.measured
+        and "Of 3 methods" in str(choice)
+        and "0.4 [0.3, 0.5] beyond a blob in the centre" in str(choice)
+    )
+    assert "This cannot tell" in choice.reasons[-1]
+    alone = choice_of(beside(0.1, 0.3), beside(-0.1, 0.3))
+    assert alone.method == "A" and "No other method" in str(alone)
+    assert "No other" not in str(choice_of(beside(0.1, 0.3)))
+
+
+def test_none_of_these_is_an_answer():
+    choice = choice_of(beside(-0.1, 0.3), beside(-0.2, 0.5, 0.4, control="the input itself"))
+    assert (choice.method, choice.candidates, choice.answer) == (None, (), "Use none of these.")
+    assert "The closest, B, has 0.15 [-0.2, 0.5] beyond the input itself" in str(choice)
+    one = choice_of(beside(-0.1, 0.3))
+    assert one.answer == "Do not use A." and "no better than a control" in str(one)
+    unmeasured = report_of({"A": row()}).recommendation()
+    assert unmeasured.method is None and not unmeasured.measured and "pixel_perturbation" in str(unmeasured)
+    few = report_of({"A": {"pixel_perturbation": beside(0.1, 0.3)}}, settings={"examples": 9}).recommendation()
+    assert few.method is None and not few.measured and "10 examples" in str(few)
+
+
+def test_maps_that_stay_at_random_weights_are_out():
+    same = {"randomisation": {"B": Measured(0.8, low=0.7, high=0.9)}}
+    choice = choice_of(beside(0.1, 0.3), beside(0.3, 0.5, 0.4), **same)
+    assert choice.candidates == ("A",)
+    both = {"randomisation": {name: Measured(0.8, low=0.7, high=0.9) for name in "AB"}}
+    choice = choice_of(beside(0.1, 0.3), beside(0.3, 0.5, 0.4), **both)
+    assert choice.method is None and "A and B show much the same" in str(choice)
+
+
+def test_a_recommended_method_that_a_shift_moves_comes_with_its_cure():
+    moved = {"shift_sensitivity": {"A": Measured(0.3)}}
+    assert "CenteredLogits(model)` in place of the model." in str(choice_of(beside(0.1, 0.3), **moved))
+    still = {"shift_sensitivity": {"A": Measured(0.0)}}
+    assert "CenteredLogits" not in str(choice_of(beside(0.1, 0.3), **still))
+    figure = {"pixel_perturbation": beside(0.3, 0.5, 0.4), "shift_sensitivity": Measured(0.3)}
+    twin = report_of({"A": figure, "A, centered": {"pixel_perturbation": beside(0.1, 0.3)}}).recommendation()
+    assert "('A, centered' here)" in str(twin)
+
+
+def test_how_sure_a_recommendation_is():
+    # The first has 1 more for a half of the examples and 1 less for the other, but for the last two: a toss-up.
+    near = tuple(float(i % 2) for i in range(20))
+    far = tuple(value - 5 for value in near)
+    other = (*(1 - value for value in near[:-1]), 0.9)
+    figures = [
+        dataclasses.replace(beside(0.1, 0.3, mean), values=values)
+        for mean, values in ((0.3, near), (0.2, other), (0.1, far))
+    ]
+    text = str(choice_of(*figures))
+    share = int(re.search(r"stays the best in (\d+)% of resamples", text).group(1))
+    assert 40 <= share <= 60 and "; B cannot be told from it" in text
+    text = str(choice_of(figures[0], figures[2]))
+    assert "stays the best in 100% of resamples of the examples." in text
 
 
 def test_nothing_is_explained_at_chance():
@@ -390,11 +508,13 @@ def test_a_report_of_the_model_or_the_methods_alone():
 
 def test_summary(full):
     lines = full.summary().splitlines()
-    assert " ".join(full.summary().split()).startswith(f"Can I trust this model's gradients? {full.verdict}")
-    assert all(len(line) <= 118 for line in lines[1:])
-    starts = [line.partition(":")[0] for line in lines[2:] if line[:2] != "  "]
+    answers = f"Can I trust this model's gradients? {full.verdict} Which of these methods? {full.recommendation()}"
+    assert " ".join(full.summary().split()).startswith(answers)
+    assert all(len(line) <= 118 for line in lines)
+    blank = lines.index("")
+    starts = [line.partition(":")[0] for line in lines[blank + 1 :] if line[:2] != "  "]
     marks = {"good": "- in favour", "warning": "- against", "note": "- note"}
-    assert lines[1] == "" and starts == [*(marks[finding.kind] for finding in full.findings), "- note"]
+    assert starts == [*(marks[finding.kind] for finding in full.findings), "- note"]
     joined = " ".join(full.summary().split())
     assert all(finding.text in joined and finding.advice in joined for finding in full.findings)
     assert "- note: 1 example skipped that could not be read: cat/<1>.png (OSError: truncated)" in joined
@@ -414,6 +534,7 @@ def test_json_and_back(full, whole_page):
     assert again.methods["Saliency"]["infidelity"] == full.methods["Saliency"]["infidelity"]
     result = full.to_dict()
     assert result["verdict"] == full.verdict
+    assert result["recommendation"]["answer"] == full.recommendation().answer
     assert [Finding(**each) for each in result["findings"]] == list(full.findings)
     assert AuditReport.from_dict({**result, "time": "now", "verdict": "Yes."}) == full
     for change in ({"methods": {}}, {"model": {}}, {"skipped": ()}, {"shown": None}, {"settings": SETTINGS}):

@@ -5,6 +5,7 @@ from typing import Any
 
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.accuracy import ACCURACY
+from captum_density.audit._figures.class_likeness import CLASS_LIKENESS
 from captum_density.audit._figures.common_gradient import COMMON_GRADIENT
 from captum_density.audit._figures.completeness_gap import COMPLETENESS_GAP
 from captum_density.audit._figures.density_ratio import DENSITY_RATIO
@@ -17,6 +18,7 @@ from captum_density.audit._figures.hessian_trace import HESSIAN_TRACE
 from captum_density.audit._figures.infidelity import INFIDELITY
 from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
 from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
+from captum_density.audit._figures.randomisation import RANDOMISATION
 from captum_density.audit._figures.seconds import SECONDS
 from captum_density.audit._figures.sensitivity_max import SENSITIVITY_MAX
 from captum_density.audit._figures.shift_sensitivity import SHIFT_SENSITIVITY
@@ -32,6 +34,8 @@ METHOD_FIGURES: tuple[Figure[Explanation], ...] = (
     SENSITIVITY_MAX,
     SHIFT_SENSITIVITY,
     PIXEL_PERTURBATION,
+    RANDOMISATION,
+    CLASS_LIKENESS,
     DIFF_ROAR,
     SECONDS,
 )

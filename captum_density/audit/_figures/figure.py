@@ -97,6 +97,7 @@ class Figure(Generic[Subject]):
         identity: What it alone depends on beside the setting, as JSON, so that a store tells it from another.
         reference: What its `Measured.reference` is, in a word or two; empty where it has none.
         panel: How it is drawn.
+        shows_note: Whether a note stands below a value in the page's table.
     """
 
     name: str
@@ -110,3 +111,4 @@ class Figure(Generic[Subject]):
     identity: Callable[[Setting], Any] | None = None
     reference: str = ""
     panel: Panel = Panel()
+    shows_note: bool = False

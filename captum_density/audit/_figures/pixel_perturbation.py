@@ -1,27 +1,40 @@
-"""Whether a ranking of pixels keeps what the model predicts by, better than chance does."""
+"""Whether a ranking of pixels keeps what the model predicts by, better than maps do that know nothing of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from captum_density import metrics
+from captum_density._model.errors import one_line
 from captum_density._model.generators import derived_seed
+from captum_density.audit._controls import (
+    ANOTHER_EXAMPLE,
+    CONSTANT,
+    RANDOM_WEIGHTS,
+    SPECTRUM,
+    another_examples_map,
+    common_maps,
+    compared,
+    importance,
+    map_at_random_weights,
+    of_same_spectrum,
+)
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
 from captum_density.audit._figures.words import listed, verb
-from captum_density.audit._results import Finding, Measured, Results, by_method, intervals_by_method, values_by_method
+from captum_density.audit._results import Finding, Measured, Results, by_method
 from captum_density.audit._setting import Setting
 
-__all__ = ["PIXEL_PERTURBATION"]
+__all__ = ["PIXEL_PERTURBATION", "TOO_FEW", "compared_methods"]
 
 _NAME = "pixel_perturbation"
 _RANDOM_RANKINGS = 5
-# Area under a probability: where a gain over chance is worth a word.
-_HARDLY = 0.01
-_TOO_FEW = 10  # examples: below, an interval means little
+_FRACTIONS = tuple(i / 10 for i in range(11))
+TOO_FEW = 10  # examples: below, an interval means little
 
 
 def _measure(explanation: Explanation) -> Measured:
@@ -30,69 +43,126 @@ def _measure(explanation: Explanation) -> Measured:
         return Measured(None, note="one output has no softmax")
     if len(setting.inputs) == 1:
         return Measured(None, note="one example is its own mean, which removed pixels take")
-    at_random = setting.shared(_NAME, lambda: _random_area(setting))
+    at_random = setting.shared((_NAME, "random"), lambda: _random_area(setting))
     gain = _area(setting, explanation.attributions) - at_random
-    return of_examples(gain, reference=at_random, seed=setting.seed)
+    # A constant map's pixels come in a random order.
+    controls = {CONSTANT: torch.zeros_like(gain)}
+    controls |= setting.shared(
+        (_NAME, "controls"),
+        lambda: {name: _area(setting, each) - at_random for name, each in common_maps(setting).items()},
+    )
+    own, note = _own_maps(explanation)
+    controls |= {name: _area(setting, each) - at_random for name, each in own.items()}
+    return replace(
+        of_examples(gain, reference=at_random, seed=setting.seed),
+        note=note,
+        controls=compared(gain, controls, setting.seed),
+        values=tuple(round(value, 5) for value in gain.tolist()),
+    )
 
 
-def _area(setting: Setting, ranking: Tensor) -> Tensor:
+def _own_maps(explanation: Explanation) -> tuple[dict[str, Tensor], str]:
+    """The controls that are made of a method's own map, and why one is missing."""
+    setting, attributions = explanation.setting, explanation.attributions
+    maps = {ANOTHER_EXAMPLE: another_examples_map(setting, attributions)}
+    if attributions.ndim > 2:
+        maps[SPECTRUM] = of_same_spectrum(setting, attributions)
+    try:
+        maps[RANDOM_WEIGHTS] = map_at_random_weights(explanation)
+    except Exception as error:  # whatever a model or a method does with other weights
+        return maps, f"not compared with {RANDOM_WEIGHTS}: {one_line(error)}"
+    return maps, ""
+
+
+def _area(setting: Setting, attributions: Tensor) -> Tensor:
     """(N,) float64 area under the explained class's probability when the highest-ranking pixels are kept."""
-    fill = setting.inputs.mean(dim=0, keepdim=True)
-    areas = [
+    ends = setting.shared((_NAME, "ends"), lambda: _kept(setting, setting.inputs[:, :1], (0.0, 1.0)))
+    within = _kept(setting, _ranking(setting, attributions), _FRACTIONS[1:-1])
+    curve = torch.cat([ends[:1], within, ends[1:]])
+    return torch.trapezoid(curve, torch.tensor(_FRACTIONS, dtype=curve.dtype, device=curve.device), dim=0)
+
+
+def _kept(setting: Setting, ranking: Tensor, fractions: tuple[float, ...]) -> Tensor:
+    """(fractions, N) float64 the explained class's probability when so many pixels are kept."""
+    x, fill = setting.inputs, setting.inputs.mean(dim=0, keepdim=True)
+    together = setting.has_channels
+    parts = [
         metrics.pixel_perturbation(
             setting.model,
-            setting.inputs[at],
-            ranking[at],
+            x[at],
+            ranking[at] if together else ranking[at].expand_as(x[at]),
             fill,
             target=setting.target[at],
-            channels="together" if setting.has_channels else "singly",
+            channels="together" if together else "singly",
+            fractions=fractions,
             max_examples_per_batch=setting.batch,
-        ).area
+        ).probability
         for at in setting.chunks()
     ]
-    return torch.cat(areas).double()
+    return torch.cat(parts, dim=1).double()
+
+
+def _ranking(setting: Setting, attributions: Tensor) -> Tensor:
+    """What is ranked, with ties in a random order: in that of places, they would favour the top left corner."""
+    values = importance(setting, attributions).expand(_ranked_shape(setting)).flatten(1)
+    shuffled = setting.shared((_NAME, "ties"), lambda: _random_rankings(setting)[0].flatten(1).argsort(dim=1))
+    shuffled = shuffled.to(values.device)
+    order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, stable=True))
+    places = torch.arange(values.shape[1], dtype=torch.float64, device="cpu").to(values.device)
+    return torch.empty_like(values).scatter_(1, order, places.expand_as(values)).view(_ranked_shape(setting))
+
+
+def _ranked_shape(setting: Setting) -> tuple[int, ...]:
+    x = setting.inputs
+    return (len(x), 1, *x.shape[2:]) if setting.has_channels else tuple(x.shape)
+
+
+def _random_rankings(setting: Setting) -> Tensor:
+    """(5, N, ...) values in [0, 1], which have no ties."""
+    generator = torch.Generator().manual_seed(derived_seed(setting.seed, "random rankings"))
+    shape = (_RANDOM_RANKINGS, *_ranked_shape(setting))
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _random_area(setting: Setting) -> Tensor:
     """(N,) the mean of that area over random rankings."""
-    x = setting.inputs
-    shape = (len(x), 1, *x.shape[2:]) if setting.has_channels else x.shape
-    generator = torch.Generator().manual_seed(derived_seed(setting.seed, "random rankings"))
-    areas = [
-        _area(setting, torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(x))
-        for _ in range(_RANDOM_RANKINGS)
-    ]
+    areas = [_area(setting, each.to(setting.inputs.device)) for each in _random_rankings(setting)]
     return torch.stack(areas).mean(dim=0)
 
 
+def compared_methods(results: Results) -> dict[str, Measured]:
+    """The methods that were measured beside controls; none where there are too few examples for a word."""
+    if results.settings["examples"] < TOO_FEW:
+        return {}
+    return {name: each for name, each in by_method(results, _NAME).items() if each.controls}
+
+
 def _findings(results: Results) -> Iterator[Finding]:
-    if results.settings["examples"] < _TOO_FEW:
-        return
-    measured, intervals = by_method(results, _NAME), intervals_by_method(results, _NAME)
-    better = [name for name, (low, _) in intervals.items() if low > _HARDLY]
-    worse = [name for name, (_, high) in intervals.items() if high < 0]
-    level = [name for name in intervals if name not in better + worse]
+    measured = compared_methods(results)
+    better = [name for name, each in measured.items() if each.beats_every_control(len(measured))]
     if better:
-        best = max(better, key=values_by_method(results, _NAME).__getitem__)
+        best = max(better, key=lambda name: measured[name].value or 0.0)
         which = f"best: {listed([best])}, " if len(better) > 1 else ""
         yield Finding(
             "good",
-            f"{listed(better)} {verb('rank', better)} pixels better than chance ({which}{measured[best].text()}).",
+            f"{listed(better)} {verb('find', better)} the {results.elements} that the model uses better than every "
+            f"control, maps that know nothing of it ({which}{measured[best].text()} beyond chance).",
         )
+    level: dict[str, list[str]] = {}
+    for name, each in measured.items():
+        if name not in better:
+            level.setdefault(each.strongest_control(len(measured)).name, []).append(name)
     if level:
+        parts = [
+            f"{listed(names)} {'is' if len(names) == 1 else 'are'} no better than {control}"
+            for control, names in level.items()
+        ]
         yield Finding(
             "warning",
-            f"{listed(level)} {verb('rank', level)} pixels hardly better than chance, if at all, as far as these "
-            "examples tell.",
-            "Do not read single pixels from such maps; audit more examples, or train with a gradient-norm or "
-            "score-matching loss. Methods that multiply by the input lose here, as removed pixels take the mean of the "
-            "examples: ask for diff_roar as well.",
-        )
-    if worse:
-        yield Finding(
-            "warning",
-            f"{listed(worse)} {verb('rank', worse)} pixels worse than chance.",
-            "Do not read these maps as what matters.",
+            f"At finding the {results.elements} that the model uses, {'; '.join(parts)}, as far as these examples "
+            "tell.",
+            f"Do not read single {results.elements} from such maps. Methods that multiply by the input lose here, as "
+            f"removed {results.elements} take the mean of the examples: ask for diff_roar as well.",
         )
 
 
@@ -101,9 +171,9 @@ PIXEL_PERTURBATION = Figure(
     title="pixels beyond chance",
     better="higher is better",
     meaning="Area under the explained class's probability when only the pixels of the largest attributions, by "
-    "absolute value, are kept, minus the same for random rankings; with 0 in the interval, the ranking is no better "
-    "than chance. The other pixels take the mean of the examples, so that a method that multiplies by the input loses "
-    "where pixels of value 0 matter.",
+    "absolute value, are kept, minus the same for random rankings. Beside it stand controls, maps that know nothing of "
+    "the model's reasons; a method in favour is better than each, in pairs of the same example. The other pixels take "
+    "the mean of the examples, so that a method that multiplies by the input loses where pixels of value 0 matter.",
     measure=_measure,
     findings=_findings,
     priority=5,

@@ -11,7 +11,7 @@ from captum_density.audit._figures.words import listed, span
 from captum_density.audit._methods import CENTERED
 from captum_density.audit._results import Finding, Measured, Results, values_by_method
 
-__all__ = ["SHIFT_SENSITIVITY"]
+__all__ = ["SHIFT_SENSITIVITY", "moved_by_a_shift"]
 
 _NAME = "shift_sensitivity"
 # 1 - cosine: 0.01 is an angle of 8 degrees.
@@ -37,22 +37,30 @@ def _measure(explanation: Explanation) -> Measured:
     return of_examples(torch.cat(values))
 
 
+def moved_by_a_shift(results: Results) -> dict[str, float]:
+    """The methods whose maps move under a softmax shift, and how far."""
+    return {name: distance for name, distance in values_by_method(results, _NAME).items() if distance > _MOVED}
+
+
 def _findings(results: Results) -> Iterator[Finding]:
-    distances = values_by_method(results, _NAME)
-    moved = {name: distance for name, distance in distances.items() if distance > _MOVED}
-    still = [name for name, distance in distances.items() if distance < _STILL]
+    # A property of methods: they move on any model, or on none.
+    moved = moved_by_a_shift(results)
+    still = [name for name, distance in values_by_method(results, _NAME).items() if distance < _STILL]
     if moved:
         cures = [name for name in still if name.endswith(CENTERED)]
         here = f" ({listed(cures)}: no change here)" if cures else ""
         yield Finding(
-            "warning",
-            f"A term added to all logits changes no prediction, and moves the maps of {listed([*moved])} (1 - cosine "
-            f"{span(moved.values())}): of these, what speaks for a class cannot be told from what is added to all.",
-            "Attribute centered logits: give the method `captum_density.softmax_shift.CenteredLogits(model)` in "
-            f"place of the model{here}.",
+            "note",
+            "Of the methods, on any model: a term added to all logits changes no prediction, and moves the maps of "
+            f"{listed([*moved])} (1 - cosine {span(moved.values())}), which do not tell it from what speaks for "
+            "a class.",
+            "Where that matters, give the method `captum_density.softmax_shift.CenteredLogits(model)` in place of the "
+            f"model{here}.",
         )
     elif still:
-        yield Finding("good", f"What is added to all logits does not move {listed(still)}.")
+        yield Finding(
+            "note", f"Of the methods, on any model: what is added to all logits does not move {listed(still)}."
+        )
 
 
 SHIFT_SENSITIVITY = Figure(

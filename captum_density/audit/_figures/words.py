@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from captum_density.audit._results import Measured
+from captum_density.audit._results import Measured, number
 
-__all__ = ["counted_examples", "judged", "listed", "span", "verb"]
+__all__ = ["beside_controls", "counted_examples", "judged", "listed", "span", "verb"]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -37,3 +37,19 @@ def judged(figure: Measured, threshold: float) -> bool | None:
     low, high = figure.low, figure.high
     low, high = figure.value if low is None else low, figure.value if high is None else high
     return True if low > threshold else False if high < threshold else None
+
+
+def beside_controls(measured: Measured, methods: int) -> str:
+    """How a figure stands beside its controls: "no better than a blob in the centre".
+
+    Args:
+        measured: The figure.
+        methods: Among how many the best is looked for.
+    """
+    if not measured.controls:
+        return "no controls"
+    level = measured.strongest_control(methods)
+    gain = f"{number(level.gain)} [{number(level.low)}, {number(level.high)}]"
+    if measured.beats_every_control(methods):
+        return f"beats every control: {gain} better than {level.name}"
+    return f"{'worse' if level.high < 0 else 'no better'} than {level.name}: {gain}"

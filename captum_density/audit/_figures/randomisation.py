@@ -1,0 +1,114 @@
+"""Whether maps depend on the model: what is left of them when its weights are drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from captum_density.audit._controls import NO_WEIGHTS, importance, map_at_random_weights, random_weights
+from captum_density.audit._explanation import Explanation
+from captum_density.audit._figures.figure import Figure, Panel, of_examples
+from captum_density.audit._figures.words import listed, span, verb
+from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
+
+__all__ = ["FEW_PASSES", "RANDOMISATION", "passes", "rank_correlation", "unchanged_by_random_weights"]
+
+_NAME = "randomisation"
+_UNCHANGED = 0.5  # rank correlation
+FEW_PASSES = 4  # runs of the model for an example: at more, one depth has to do
+
+
+def _measure(explanation: Explanation) -> Measured:
+    setting = explanation.setting
+    layers = len(random_weights(setting))
+    if not layers:
+        return Measured(None, note=NO_WEIGHTS)
+    own = importance(setting, explanation.attributions)
+
+    def likeness(top: int | None) -> Tensor:
+        return rank_correlation(own, importance(setting, map_at_random_weights(explanation, top)))
+
+    whole = likeness(None)
+    if passes(explanation) > FEW_PASSES:
+        note = f"all layers {_mean(whole):.2g}; no other depths, as the method takes more than {FEW_PASSES} passes"
+        return replace(of_examples(whole, seed=setting.seed), note=note)
+    half, last = likeness((layers + 1) // 2), likeness(1)
+    note = f"last layer {_mean(last):.2g}, upper half {_mean(half):.2g}, all layers {_mean(whole):.2g}"
+    return replace(of_examples(max(half, whole, key=_mean), seed=setting.seed), note=note)
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item()
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """(N,) C. Spearman's rank correlation of the values of each example; 0 where all values of a map are equal.
+
+    Args:
+        one: (N, ...).
+        other: (N, ...), of as many values.
+    """
+    ranks = [_ranks(values.flatten(1)) for values in (one, other)]
+    centred = [rank - rank.mean(dim=1, keepdim=True) for rank in ranks]
+    lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
+    return (centred[0] * centred[1]).sum(dim=1) / torch.where(lengths > 0, lengths, 1)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """(N, d) float64 places from the smallest on; equal values share the mean of theirs."""
+    ordered = values.double().sort(dim=1)[0]
+    below = torch.searchsorted(ordered, values.double().contiguous(), side="left")
+    through = torch.searchsorted(ordered, values.double().contiguous(), side="right")
+    return (below + through).double() / 2
+
+
+def passes(explanation: Explanation) -> int:
+    """How many runs of the model, of one example each, the method takes for an example."""
+    rows: dict[torch.nn.Module, int] = {}
+
+    def count(module: torch.nn.Module, arguments: tuple[object, ...]) -> None:
+        size = len(arguments[0]) if arguments and isinstance(arguments[0], Tensor) else 1
+        rows[module] = rows.get(module, 0) + size
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        explanation.of_one()
+    finally:
+        hook.remove()
+    return next(iter(rows.values()), 0)  # of the outermost, which runs first
+
+
+def unchanged_by_random_weights(results: Results) -> dict[str, float]:
+    """The methods whose maps are much the same at random weights, and how alike."""
+    intervals, values = intervals_by_method(results, _NAME), values_by_method(results, _NAME)
+    return {name: values[name] for name, (low, _) in intervals.items() if low > _UNCHANGED}
+
+
+def _findings(results: Results) -> Iterator[Finding]:
+    unchanged = unchanged_by_random_weights(results)
+    if unchanged:
+        yield Finding(
+            "warning",
+            f"{listed([*unchanged])} {verb('show', unchanged)} much the same when the model's weights are random "
+            f"(rank correlation {span(unchanged.values())}): such maps are of the input more than of the model.",
+            "Do not read them as what the model learned.",
+        )
+
+
+RANDOMISATION = Figure(
+    name=_NAME,
+    title="likeness at random weights",
+    better="lower is better",
+    meaning="Rank correlation (Spearman) of a map's absolute values with those of the same method's map when "
+    "weights of the model are drawn anew, in the upper half of the layers or in all of them, whichever is "
+    "more alike; a map that does not depend on the model, such as an edge detector, has 1.",
+    measure=_measure,
+    findings=_findings,
+    priority=4,
+    panel=Panel(signed=True, line=(1.0, "does not depend on the model")),
+    shows_note=True,
+)
