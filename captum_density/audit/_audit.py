@@ -210,6 +210,7 @@ def _measuring(device: torch.device, *models: Callable[..., Any]) -> Iterator[No
     ):
         warnings.filterwarnings("ignore", r"Input Tensor \d+ did not already require gradients", UserWarning)
         warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes", UserWarning)
+        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU activations", UserWarning)
         yield
 
 

@@ -1,0 +1,229 @@
+"""Maps that know nothing of the model's reasons: what they are, and that audits are in favour of none of them.
+
+Of private parts where a control is a map that an audit shows the figure of only.
+"""
+
+import pytest
+import torch
+from captum.attr import GuidedBackprop, InputXGradient, Saliency
+from scipy.stats import spearmanr
+from torch import nn
+
+from captum_density import metrics
+from captum_density.audit import audit
+from captum_density.audit._controls import another_examples_map, common_maps, compared, of_same_spectrum
+from captum_density.audit._figures.randomisation import rank_correlation
+
+PIXELS = ["pixel_perturbation"]
+
+
+class SettingStub:
+    """What the controls ask of a setting."""
+
+    seed = 0
+
+    def __init__(self, inputs, target=None):
+        self.inputs, self.target, self.has_channels = inputs, target, inputs.ndim == 4
+
+
+def a_map(make):
+    """A method that returns the same map for whatever model there is."""
+
+    class Method(Saliency):
+        def attribute(self, inputs, target=None):
+            return make(inputs)
+
+    return Method
+
+
+def blob(width):
+    def make(inputs):
+        at = (torch.arange(inputs.shape[-1]) + 0.5) / inputs.shape[-1] - 0.5
+        return (-(at[:, None] ** 2 + at**2) / (2 * width**2)).exp().expand_as(inputs)
+
+    return make
+
+
+class Corner(nn.Module):
+    """Two classes by the brightness of some pixels."""
+
+    def __init__(self, rows, columns):
+        super().__init__()
+        self.at, self.gain = (..., rows, columns), nn.Parameter(torch.tensor([1.0, -1.0]))
+
+    def forward(self, x):
+        return 8 * (x[self.at].flatten(1).mean(1, keepdim=True) - 0.5) * self.gain
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(6 * 64, 3))
+
+
+MODELS = {
+    "centre": lambda seed: Corner(slice(2, 6), slice(2, 6)),
+    "top left": lambda seed: Corner(slice(0, 4), slice(0, 4)),
+    "network": network,
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_constant_and_a_blob_are_never_in_favour(name, seed):
+    # The narrower blob finds the centre better than the control does; still it knows nothing of the example.
+    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    methods = {"constant": a_map(torch.ones_like), "blob": a_map(blob(0.25)), "narrower": a_map(blob(0.1))}
+    report = audit(MODELS[name](seed), x, methods, metrics=PIXELS, seed=seed)
+    assert not any(finding.kind == "good" for finding in report.findings)
+    assert report.recommendation().method is None and report.recommendation().measured
+    for title, row in report.methods.items():
+        gains = {control.name: (control.low, control.high) for control in row["pixel_perturbation"].controls}
+        assert gains["another example's map"] == (0, 0), title
+    assert report.methods["blob"]["pixel_perturbation"].strongest_control().gain <= 0
+
+
+def test_ties_are_in_a_random_order():
+    # In the order of places, a constant map would keep the decisive rows first.
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    row = audit(Corner(slice(0, 4), slice(None)), x, {"constant": a_map(torch.ones_like)}, metrics=PIXELS).methods
+    figure = row["constant"]["pixel_perturbation"]
+    assert figure.low < 0 < figure.high
+
+
+def quarters(n, seed=0):
+    """Two classes by which of the left quarters is bright, beside a right one that is so for no reason."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 0.3 * torch.rand(n, 1, 8, 8, generator=generator)
+    label, other = torch.randint(2, (2, n), generator=generator)
+    for i in range(n):
+        x[i, 0, 4 * label[i] : 4 * label[i] + 4, :4] += 0.5
+        x[i, 0, 4 * other[i] : 4 * other[i] + 4, 4:] += 1.0
+    return x, label
+
+
+class Quarters(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 1, 8, 8))
+        with torch.no_grad():
+            self.weight[0, :, :4, :4], self.weight[1, :, 4:, :4] = 1, 1
+
+    def forward(self, x):
+        return torch.einsum("nchw,kchw->nk", x, self.weight) ** 2 / 8
+
+
+def test_a_map_that_knows_beats_every_control_and_is_recommended():
+    x, label = quarters(40)
+    methods = {"grad": Saliency, "input": a_map(torch.abs), "constant": a_map(torch.ones_like)}
+    report = audit(Quarters(), (x, label), methods, metrics=[*PIXELS, "accuracy"])
+    assert report.model["accuracy"].value > 0.95
+    figure = report.methods["grad"]["pixel_perturbation"]
+    names = {control.name for control in figure.controls}
+    assert {"a constant map", "a blob in the centre", "an edge detector", "the input itself"} < names
+    assert {"another example's map", "a random map of its spectrum", "its map at random weights"} < names
+    assert figure.beats_every_control(3)
+    choice = report.recommendation()
+    assert choice.method == "grad" and choice.candidates == ("grad",)
+    # What a user gives as a method is the control itself.
+    (same,) = (c for c in report.methods["input"]["pixel_perturbation"].controls if c.name == "the input itself")
+    assert (same.gain, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_controls_figure_is_that_of_its_map():
+    x, label = quarters(12)
+    model = Quarters()
+    report = audit(model, (x, label), {"grad": Saliency}, metrics=PIXELS, target="label", max_examples_per_batch=5)
+    figure = report.methods["grad"]["pixel_perturbation"]
+
+    def area(ranking):
+        fill = x.mean(0, keepdim=True)
+        return metrics.pixel_perturbation(model, x, ranking, fill, target=label).area.mean().item()
+
+    values = {control.name: control.value + figure.reference for control in figure.controls}
+    assert values["the input itself"] == pytest.approx(area(x), abs=1e-6)
+    for control in figure.controls:
+        assert control.gain == pytest.approx(figure.value - control.value, abs=1e-6)
+        assert control.low <= control.gain <= control.high
+    assert len(figure.values) == 12
+    assert sum(figure.values) / 12 == pytest.approx(figure.value, abs=1e-5)
+
+
+def test_the_gain_of_a_figure_that_is_better_when_lower():
+    lower, higher = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 3.0])
+    (control,) = compared(lower, {"other": higher}, 0, lower_is_better=True)
+    assert (control.value, control.gain) == (3, 1) and 0 <= control.low <= 1 <= control.high <= 2
+    (control,) = compared(lower, {"other": higher}, 0)
+    assert control.gain == -1
+
+
+def test_edges_are_where_brightness_changes():
+    x = torch.zeros(2, 3, 6, 8)
+    x[..., 4:] = 1
+    edges = common_maps(SettingStub(x))["an edge detector"]
+    assert edges.shape == (2, 1, 6, 8)
+    # Of a step of 1, Sobel's filter gives 1 + 2 + 1.
+    assert torch.equal(edges, torch.tensor([0.0, 0, 0, 4, 4, 0, 0, 0]).double().expand_as(edges))
+    assert torch.allclose(common_maps(SettingStub(x.mT))["an edge detector"], edges.mT)
+
+
+@pytest.mark.parametrize(("shape", "names"), [((2, 3, 8, 8), 3), ((2, 3, 8), 2), ((2, 8), 1), ((2, 1, 1, 8), 2)])
+def test_controls_that_all_methods_share(shape, names):
+    maps = common_maps(SettingStub(torch.randn(shape)))
+    assert len(maps) == names
+    if len(shape) > 2:
+        centred = maps["a blob in the centre"]
+        flat = centred[0].flatten(0) if len(shape) < 4 else centred[0, 0]
+        assert torch.allclose(flat, flat.flip(-1)) and flat.flatten().argmax() not in (0, flat.numel() - 1)
+
+
+def test_a_random_map_of_the_same_spectrum():
+    setting = SettingStub(torch.randn(3, 2, 8, 9))
+    attributions = torch.randn(3, 2, 8, 9)
+    drawn = of_same_spectrum(setting, attributions)
+    own = attributions.double().abs().sum(1, keepdim=True)
+    spectra = [torch.fft.fft2(values).abs() for values in (own, drawn)]
+    spectra = [spectrum.flatten(1)[:, 1:] for spectrum in spectra]  # but for the mean, which no ranking shows
+    assert torch.allclose(*spectra) and (drawn >= 0).all()
+    assert rank_correlation(own, drawn).abs().max() < 0.5
+    signals = of_same_spectrum(SettingStub(torch.randn(3, 2, 9)), torch.randn(3, 2, 9))
+    assert signals.shape == (3, 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("target", "same"), [([0, 1, 2, 3], 0), ([0, 0, 1, 1, 2, 2], 0), ([0, 0, 0, 1], 2), ([1, 1, 1], 3), ([0, 1], 0)]
+)
+def test_another_examples_map_is_of_another_class_where_there_is_one(target, same):
+    target = torch.tensor(target)
+    own = torch.arange(float(len(target)))[:, None]
+    other = another_examples_map(SettingStub(own, target), own)[:, 0].long()
+    assert sorted(other.tolist()) == list(range(len(target)))
+    assert (other != torch.arange(len(target))).all()
+    assert int((target[other] == target).sum()) == same
+
+
+def test_rank_correlation_is_spearmans():
+    one, other = torch.randn(5, 3, 4), torch.randn(5, 12).round()  # with ties
+    want = [spearmanr(a.flatten(), b).statistic for a, b in zip(one, other, strict=True)]
+    assert rank_correlation(one, other).tolist() == pytest.approx(want)
+    assert rank_correlation(torch.ones(1, 4), torch.rand(1, 4)).item() == 0
+    assert rank_correlation(one, one).tolist() == pytest.approx([1] * 5)
+
+
+def test_random_weights_leave_guided_backpropagation_and_input_maps_as_they_are():
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[:, :, :, :4] = 0  # where a product with the input is 0 whatever the model
+    methods = {
+        "guided": GuidedBackprop,
+        "grad": Saliency,
+        "product": InputXGradient,
+        "edges": a_map(lambda x: x - x.roll(1, -1)),
+    }
+    report = audit(network(0), x, methods, metrics=["randomisation", "class_likeness"])
+    likeness = {name: row["randomisation"] for name, row in report.methods.items()}
+    assert likeness["edges"].value == 1
+    print({n: (f.text(), f.note) for n, f in likeness.items()})
+    assert likeness["grad"].high < 0.5 < min(likeness["guided"].low, likeness["product"].low)
+    assert all("last layer" in figure.note and "all layers" in figure.note for figure in likeness.values())
+    (warned,) = (finding for finding in report.findings if finding.kind == "warning")
+    assert all(name in warned.text for name in ("guided", "product", "edges")) and "grad" not in warned.text
