@@ -43,7 +43,8 @@ import captum_density
 MADE_BY = dict(
     pair.split(":")
     for pair in """
-    AttentionErasure:attention_erasure BlockSplits:block_digits ConformanceError:check_attribution Digits:digits
+    AttentionErasure:attention_erasure BlockSplits:block_digits ConformanceError:check_attribution
+    Control:audit Digits:digits Recommendation:audit
     Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit JobResult:fit_many
     FractionToFlip:fraction_to_flip FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist
     LayerFullGradients:LayerFullGrad.decompose
@@ -64,6 +65,7 @@ NO_PAPER = {
 }
 # Takes arguments, and refuses none: why, and what.
 RAISES_NOTHING = {"a record, which its function fills or reads": {"AuditReport", "AxiomTable", "RetrainingResult"}}
+RAISES_NOTHING |= {"a number and a yes or no of a record": {"Control.lower_end", "Measured.beats_every_control"}}
 RAISES_NOTHING |= {"settings, which their function checks": {"Retraining"}}
 # Examples that are not run, as they would download.
 DOWNLOADS = {"block_mnist", "cifar10", "mnist", "svhn"}

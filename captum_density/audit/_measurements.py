@@ -18,7 +18,7 @@ from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES
 from captum_density.audit._figures.figure import Figure
 from captum_density.audit._maps import Maps, drawn_maps
-from captum_density.audit._results import Measured
+from captum_density.audit._results import Measured, as_json, from_json
 from captum_density.audit._setting import Setting
 from captum_density.density import class_score
 
@@ -80,7 +80,7 @@ class Measurements:
         identity = self._identity(key)
         content = self._read(identity)
         if content is not None:
-            measured = Measured.from_dict(content)
+            measured = from_json(content)
         else:
             try:
                 with looked_at_together():
@@ -88,7 +88,7 @@ class Measurements:
             except Exception as error:  # whatever a method raises is said in its row
                 measured = Measured(None, note=one_line(error), failed=True)
             if not measured.failed:
-                self._write(identity, measured.to_dict())
+                self._write(identity, as_json(measured))
         self._bar.update()
         return measured
 

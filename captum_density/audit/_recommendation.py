@@ -25,7 +25,7 @@ _LIMITS = (
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which of the audited methods to use. See `AuditReport.recommendation`.
+    """Which of the audited methods to use. See `audit`, and `AuditReport.recommendation`.
 
     Args:
         method: Its name; None for none of these, and where nothing tells.

@@ -21,7 +21,7 @@ from captum_density.audit._maps import Maps
 from captum_density.audit._page import fragment, page
 from captum_density.audit._pictures import draw_figures, draw_maps
 from captum_density.audit._recommendation import Recommendation, recommend
-from captum_density.audit._results import Finding, Measured, Results, has_controls
+from captum_density.audit._results import Finding, Measured, Results, as_json, from_json, has_controls
 
 __all__ = ["AuditReport"]
 
@@ -134,9 +134,9 @@ class AuditReport(Results):
             "verdict": self.verdict,
             "recommendation": recommendation,
             "findings": [asdict(finding) for finding in self.findings],
-            "model": {name: measured.to_dict() for name, measured in self.model.items()},
+            "model": {name: as_json(measured) for name, measured in self.model.items()},
             "methods": {
-                method: {name: measured.to_dict() for name, measured in row.items()}
+                method: {name: as_json(measured) for name, measured in row.items()}
                 for method, row in self.methods.items()
             },
             "figures": {
@@ -171,10 +171,10 @@ class AuditReport(Results):
         if not isinstance(found, Mapping) or found.get("captum_density_audit") != _VERSION:
             raise ValueError(f"this is no audit of version {_VERSION}, which AuditReport.to_json writes")
         methods = {
-            method: {name: Measured.from_dict(measured) for name, measured in row.items()}
+            method: {name: from_json(measured) for name, measured in row.items()}
             for method, row in found["methods"].items()
         }
-        model = {name: Measured.from_dict(measured) for name, measured in found["model"].items()}
+        model = {name: from_json(measured) for name, measured in found["model"].items()}
         shown = None if found["shown"] is None else Maps.from_dict(found["shown"])
         return cls(methods, model, dict(found["settings"]), tuple(found["skipped"]), shown)
 

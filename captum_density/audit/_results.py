@@ -14,7 +14,9 @@ __all__ = [
     "Finding",
     "Measured",
     "Results",
+    "as_json",
     "by_method",
+    "from_json",
     "has_controls",
     "intervals_by_method",
     "number",
@@ -56,6 +58,9 @@ class Control:
         Args:
             methods: How many; the level is C. E. Bonferroni's (1936), 1 - 0.05 / methods. The interval of 95% is
                 widened as that of a normal distribution is.
+
+        Returns:
+            A number below `low`, or `low` of one method.
         """
         wider = _NORMAL.inv_cdf(1 - 0.025 / max(1, methods)) / _NORMAL.inv_cdf(0.975)
         return self.gain - wider * (self.gain - self.low)
@@ -108,38 +113,15 @@ class Measured:
         Args:
             methods: As `beats_every_control`'s.
 
+        Returns:
+            A `Control`.
+
         Raises:
             ValueError: There are no controls.
         """
         if not self.controls:
             raise ValueError("this figure has no controls; those of audit's pixel_perturbation have")
         return next((each for each in self.controls if each.lower_end(methods) <= 0), self.controls[0])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `json` can write, without what a figure does not have.
-
-        Returns:
-            A dict that `from_dict` turns into an equal figure.
-        """
-        content = asdict(self)
-        for name in ("controls", "values"):
-            content[name] = list(content[name])
-            if not content[name]:
-                del content[name]
-        return content
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Measured:
-        """Make a figure of what `to_dict` returned, of this version or an earlier one.
-
-        Args:
-            content: What `to_dict` returned, or JSON gave back.
-
-        Returns:
-            An equal figure.
-        """
-        controls = tuple(Control(**each) for each in content.get("controls", ()))
-        return cls(**{**content, "controls": controls, "values": tuple(content.get("values", ()))})
 
     def text(self) -> str:
         """Write the figure as it stands in a table.
@@ -155,6 +137,22 @@ class Measured:
         if 0 < abs(self.value) < 1e-6:
             return "<1e-6"
         return number(self.value) + (f" ± {number(self.spread)}" if self.spread else "")
+
+
+def as_json(measured: Measured) -> dict[str, Any]:
+    """What `json` can write, without the lists that a figure does not have; `from_json` reads it."""
+    content = asdict(measured)
+    for name in ("controls", "values"):
+        content[name] = list(content[name])
+        if not content[name]:
+            del content[name]
+    return content
+
+
+def from_json(content: Mapping[str, Any]) -> Measured:
+    """A figure of what `as_json` returned, in this version or an earlier one, which knew no controls."""
+    controls = tuple(Control(**each) for each in content.get("controls", ()))
+    return Measured(**{**content, "controls": controls, "values": tuple(content.get("values", ()))})
 
 
 def number(value: float | None) -> str:
