@@ -7,13 +7,13 @@ from types import MethodType
 from typing import Any
 
 import torch
-from captum.attr import Attribution
+from captum.attr import Attribution, LayerAttribution, NeuronAttribution
 from torch import Tensor, nn
 
-from captum_density._model.attribution import attribution_maker, attribution_of
+from captum_density._model.attribution import attribution_maker, attribution_of, parameters_of
 from captum_density._model.errors import describe
 from captum_density.testing._globals import seeded
-from captum_density.testing._models import MODELS, Case, Inputs, build_case
+from captum_density.testing._models import MODELS, Case, Inputs, build_case, layer_of
 from captum_density.testing._violations import (
     NAN,
     RAISED,
@@ -41,7 +41,7 @@ class Attributor:
         attribute_kwargs: Mapping[str, Any] | Callable[[Inputs], Mapping[str, Any]],
         stochastic: bool,
     ):
-        self._make = attribution_maker(method, "make_attribution")
+        self._make = _maker(method)
         self.device, self.stochastic, self.attribute_kwargs = device, stochastic, attribute_kwargs
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.tolerance = 1e-4 if self.dtype == torch.float32 else 1e-6
@@ -49,6 +49,7 @@ class Attributor:
         self.memory: dict[Any, Any] = {}  # for what several checks need
         sample = self.make(self.case("mlp").model)
         self.name = type(sample).__name__
+        self.is_of_layer = isinstance(sample, LayerAttribution)
         self.parameters = inspect.signature(sample.attribute).parameters
         self.has_delta = bool(sample.has_convergence_delta())
         with_args = self.offers("additional_forward_args")
@@ -68,9 +69,11 @@ class Attributor:
         return attribution
 
     def offers(self, feature: str) -> bool:
-        """Whether the attributor has "determinism", a "convergence delta", or an argument of `attribute`."""
+        """Whether it has "determinism", a "convergence delta", attributions "to inputs", an argument of `attribute`."""
         if feature == "determinism":
             return not self.stochastic
+        if feature == "to inputs":
+            return not self.is_of_layer
         if feature == "convergence delta":
             return self.has_delta
         return feature in self.parameters or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
@@ -80,12 +83,25 @@ class Attributor:
         with seeded(self.device):
             return build_case(name, self.device, self.dtype, fuse)
 
+    def like(self, case: Case) -> Inputs:
+        """What attributions have the shapes of: the inputs, or the tensor that the layer returns."""
+        if not self.is_of_layer:
+            return case.inputs
+        outputs: list[Tensor] = []
+        handle = layer_of(case.model).register_forward_hook(lambda module, args, output: outputs.append(output))
+        with torch.no_grad():
+            case.output()
+        handle.remove()
+        return outputs[0]
+
     def kwargs(self, case: Case) -> dict[str, Any]:
         """The keyword arguments of a call."""
         options = self.attribute_kwargs(case.inputs) if callable(self.attribute_kwargs) else self.attribute_kwargs
         kwargs = dict(options)
         if self.offers("target"):
             kwargs["target"] = case.target
+        if "neuron_selector" in self.parameters:
+            kwargs["neuron_selector"] = MODELS[case.name].neuron
         if case.args is not None:
             kwargs["additional_forward_args"] = case.args
         return kwargs
@@ -97,7 +113,7 @@ class Attributor:
         with seeded(self.device, seed):
             result = attribution.attribute(case.inputs, **kwargs)
         if "return_convergence_delta" not in extra:
-            if shapes(result) != shapes(case.inputs):
+            if shapes(result) != shapes(self.like(case)):
                 self._malformed.add(case.name)
             if not all(isinstance(item, Tensor) for item in as_tuple(result)):
                 raise TypeError(f"attribute returned {describe(result)}, which is no tensor and no tuple of tensors")
@@ -117,3 +133,23 @@ class Attributor:
                 yield Violation(expectation, f"shapes {shapes(received)} for {shapes(expected)}", where, SHAPES)
             else:
                 yield Violation(expectation, f"{gap:.1e} apart", where, NAN if math.isinf(gap) else "")
+
+
+def _maker(method: Any) -> Callable[[nn.Module], Any]:
+    """A function of a model; of a class or function that also takes a layer, with the layer of the built-in models."""
+    if isinstance(method, type):
+        of_layer = issubclass(method, LayerAttribution | NeuronAttribution)
+    else:
+        required = [p for p in parameters_of(method).values() if p.default is p.empty and p.kind in _POSITIONAL]
+        of_layer = inspect.isfunction(method) and len(required) == 2
+    if not of_layer:
+        return attribution_maker(method, "make_attribution")
+
+    def make(model: nn.Module) -> Any:
+        attribution = method(model, layer_of(model))
+        return method(model, layer_of(model, True)) if isinstance(attribution, NeuronAttribution) else attribution
+
+    return make
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -7,7 +7,9 @@ __all__ = ["CAPTUM_DEPARTURES"]
 _STRIDES = "returns the gradient's strides, which sensitivity_max then fails to view as (N, -1)"
 _UNDONE = "undo_gradient_requirements is not in a finally: the caller's input keeps requires_grad=True"
 _GRAPH = "multiplies with the input itself, so the result requires grad and .numpy() fails"
+_LAYER_GRAPH = "multiplies with the layer's tensor itself, so the result requires grad and .numpy() fails"
 _ATTRIBUTES = "leaves tensors in the attributes input and output of the model's activations"
+_REDUCED = "weighs gradients by float32 step sizes, so bfloat16 becomes float32"
 _GRADIENT = {
     "contiguous": _STRIDES,
     "requires_grad_after_bad_target": _UNDONE,
@@ -18,7 +20,7 @@ _GRADIENT = {
 CAPTUM_DEPARTURES: Mapping[str, Mapping[str, str]] = {
     "Saliency": _GRADIENT,
     "InputXGradient": {**_GRADIENT, "detached": _GRAPH},
-    "IntegratedGradients": {"reduced_precision": "weighs gradients by float32 step sizes, so bfloat16 becomes float32"},
+    "IntegratedGradients": {"reduced_precision": _REDUCED},
     "GuidedBackprop": _GRADIENT,
     "Deconvolution": _GRADIENT,
     "DeepLift": {
@@ -27,4 +29,25 @@ CAPTUM_DEPARTURES: Mapping[str, Mapping[str, str]] = {
         "hooks_after_bad_target": _ATTRIBUTES,
         "hooks_after_raising_model": _ATTRIBUTES,
     },
+    "LayerActivation": {"contiguous": "returns the layer's tensor with its strides"},
+    "LayerGradientXActivation": {"contiguous": _STRIDES, "detached": _LAYER_GRAPH},
+    "LayerIntegratedGradients": {"reduced_precision": _REDUCED},
+    "LayerDeepLift": {
+        "contiguous": _STRIDES,
+        "detached": _LAYER_GRAPH,
+        "hooks_after_bad_target": _ATTRIBUTES,
+        "hooks_after_raising_model": _ATTRIBUTES,
+    },
+    "LayerConductance": {"detached": _LAYER_GRAPH},
+    "InternalInfluence": {"reduced_precision": _REDUCED},
+    "NeuronGradient": {"contiguous": _STRIDES, "requires_grad_after_raising_model": _UNDONE},
+    "NeuronIntegratedGradients": {"reduced_precision": _REDUCED},
+    "NeuronDeepLift": {
+        "contiguous": _STRIDES,
+        "detached": _GRAPH,
+        "requires_grad_after_raising_model": _UNDONE,
+        "hooks_after_success": _ATTRIBUTES,
+        "hooks_after_raising_model": _ATTRIBUTES,
+    },
+    "NeuronConductance": {"reduced_precision": _REDUCED},
 }

@@ -13,11 +13,12 @@ from captum_density.testing._violations import DTYPE, NAN, SHAPES, Violation, as
 
 @check("return a tensor for a tensor and a tuple for a tuple, one attribution of the same shape for each input")
 def output_form(attributor: Attributor, case: Case) -> Iterator[Violation]:
-    """Tensor in, tensor out; tuple in, tuple out, also a tuple of one; shapes are the inputs'."""
+    """Tensor in, tensor out; tuple in, tuple out, also a tuple of one; shapes are the inputs' (of a layer: its own)."""
     for inputs in (case.inputs, case.tensors):
-        received = attributor.attribute(replace(case, inputs=inputs))
-        if isinstance(received, tuple) != isinstance(inputs, tuple) or shapes(received) != shapes(inputs):
-            expected, kind = (f"{type(value).__name__} of shapes {shapes(value)}" for value in (inputs, received))
+        variant = replace(case, inputs=inputs)
+        like, received = attributor.like(variant), attributor.attribute(variant)
+        if isinstance(received, tuple) != isinstance(like, tuple) or shapes(received) != shapes(like):
+            expected, kind = (f"{type(value).__name__} of shapes {shapes(value)}" for value in (like, received))
             yield Violation(expected, kind, f"{type(inputs).__name__} input", cause=SHAPES)
 
 
@@ -54,9 +55,10 @@ def reduced_precision(attributor: Attributor, case: Case) -> Iterator[Violation]
 @check("create tensors with device=input.device and do not call .cpu() on the result")
 def device(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """Attributions are on the device of the input."""
-    for received, x in zip(as_tuple(attributor.attribute(case)), case.tensors, strict=True):
-        if received.device != x.device:
-            yield Violation(str(x.device), str(received.device))
+    expected = case.tensors[0].device
+    for received in as_tuple(attributor.attribute(case)):
+        if received.device != expected:
+            yield Violation(str(expected), str(received.device))
 
 
 def _layouts(case: Case) -> dict[str, Case]:

@@ -27,8 +27,8 @@ def noise_tunnel(attributor: Attributor, case: Case) -> Iterator[Violation]:
         yield from attributor.compare(expected, smooth, "with zero noise, the attributor's numbers")
     variance = attributor.attribute(case, tunnel, nt_type="vargrad", nt_samples=2, stdevs=0.5)
     for kind, received in (("smoothgrad", smooth), ("vargrad", variance)):
-        if shapes(received) != shapes(case.inputs):
-            yield Violation(f"the inputs' shapes {shapes(case.inputs)}", str(shapes(received)), kind, cause=SHAPES)
+        if shapes(received) != shapes(expected):
+            yield Violation(f"the attributor's shapes {shapes(expected)}", str(shapes(received)), kind, cause=SHAPES)
 
 
 def _one_value_an_example(value: Any) -> Iterator[Violation]:
@@ -44,7 +44,7 @@ def _perturb(inputs: Inputs) -> tuple[Inputs, Inputs]:
     return (noise, moved) if isinstance(inputs, tuple) else (noise[0], moved[0])
 
 
-@check("return attributions of the inputs' shapes and dtype, without a graph, one for each input")
+@check("return attributions of the inputs' shapes and dtype, without a graph, one for each input", needs=["to inputs"])
 def infidelity(attributor: Attributor, case: Case) -> Iterator[Violation]:
     """captum.metrics.infidelity accepts the attributions and gives one finite value an example."""
     attributions = attributor.attribute(case)
@@ -54,9 +54,11 @@ def infidelity(attributor: Attributor, case: Case) -> Iterator[Violation]:
     yield from _one_value_an_example(value)
 
 
-# A model that permutes its input is left to the check `contiguous`, so that one cause fails one check.
+# A model that permutes its input is left to the check `contiguous`, so that one cause fails one check. The metric takes
+# attributions for tensors of the inputs' number of dimensions.
 @check(
     "accept a tuple of one and a batch of any size, and return contiguous attributions",
+    needs=["to inputs"],
     models=["mlp", "cnn", "two_inputs", "many_outputs"],
 )
 def sensitivity_max(attributor: Attributor, case: Case) -> Iterator[Violation]:

@@ -32,9 +32,9 @@ class _RaiseInBackward(torch.autograd.Function):
 class _Model(nn.Module):
     """The body, raising in its "forward" or its "backward" pass if `fuse` says so."""
 
-    def __init__(self, body: nn.Module, fuse: str) -> None:
+    def __init__(self, body: nn.Module, fuse: str, name: str) -> None:
         super().__init__()
-        self.body, self.fuse = body, fuse
+        self.body, self.fuse, self.name = body, fuse, name
 
     def forward(self, *args: Any) -> Tensor:
         output: Tensor = self.body(*args)
@@ -75,10 +75,11 @@ class _TwoInputs(nn.Module):
         self.left = nn.Linear(5, 6)
         self.right = nn.Linear(6, 6)
         self.head = nn.Linear(6, CLASSES)
+        self.hidden = nn.Identity()
 
     def forward(self, left: Tensor, right: Tensor, scale: Tensor, shift: float = 0.0) -> Tensor:
         hidden = torch.tanh(self.left(left) * scale + shift) + torch.sigmoid(self.right(right.flatten(1)))
-        output: Tensor = self.head(hidden)
+        output: Tensor = self.head(self.hidden(hidden))
         return output
 
 
@@ -97,15 +98,18 @@ class Selected(nn.Module):
 class _Spec(NamedTuple):
     body: Callable[[], nn.Module]
     shapes: tuple[tuple[int, ...], ...]
+    layer: str = "1"  # that Layer methods are asked about
+    neuron_layer: str = "1"  # made of every input
+    neuron: int | tuple[int, ...] = 1
     target: int | tuple[int, ...] = 1
     has_args: bool = False
 
 
 MODELS = {
     "mlp": _Spec(_mlp, ((5,),)),
-    "cnn": _Spec(_cnn, ((3, 8, 8),)),
-    "sequence": _Spec(_Sequence, ((6, 5),)),
-    "two_inputs": _Spec(_TwoInputs, ((5,), (2, 3)), has_args=True),
+    "cnn": _Spec(_cnn, ((3, 8, 8),), "0", "0", (1, 2, 2)),
+    "sequence": _Spec(_Sequence, ((6, 5),), "convolution", "convolution", (1, 2)),
+    "two_inputs": _Spec(_TwoInputs, ((5,), (2, 3)), "left", "hidden", has_args=True),
     "many_outputs": _Spec(  # of shape (N, 4, 3), so a target is a pair
         lambda: _mlp(nn.Unflatten(1, (CLASSES, 3)), outputs=CLASSES * 3), ((5,),), target=(1, 2)
     ),
@@ -158,11 +162,18 @@ class Case:
         return output[index]
 
 
+def layer_of(model: nn.Module, of_neuron: bool = False) -> nn.Module:
+    """The layer that Layer methods are asked about, or that of the neuron."""
+    own = next(module for module in model.modules() if isinstance(module, _Model))
+    spec = MODELS[own.name]
+    return own.body.get_submodule(spec.neuron_layer if of_neuron else spec.layer)
+
+
 def build_case(name: str, device: torch.device, dtype: torch.dtype, fuse: str = "") -> Case:
     """A case of the named model; weights, inputs and arguments come from the global random state."""
     spec = MODELS[name]
     with torch.device("cpu"):  # whatever the default: it is then the same case everywhere
-        model = _Model(spec.body(), fuse).eval()
+        model = _Model(spec.body(), fuse, name).eval()
         as_if_trained(model)
     inputs = tuple(torch.randn(BATCH, *shape, device="cpu").to(device, dtype) for shape in spec.shapes)
     args = ((torch.rand(BATCH, 1, device="cpu") + 0.5).to(device, dtype), 0.25) if spec.has_args else None

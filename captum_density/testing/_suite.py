@@ -65,7 +65,9 @@ def check_attribution(
     Args:
         make_attribution: The attributor's class, such as `Saliency`; or a function from a model to the attributor, such
             as `lambda model: IntegratedGradients(model, multiply_by_inputs=False)`; or an attributor of any model,
-            which is made anew for each of the built-in ones.
+            which is made anew for each of the built-in ones. Of a Layer or Neuron method the class, such as
+            `LayerIntegratedGradients`, or a function from a model and a layer: it is asked about a layer of each model,
+            and has that layer's shapes, or about a neuron of it.
         checks: Names of the checks to run; all of `attribution_checks()` by default.
         skip: Names of checks to leave out.
         models: Names of the built-in models to use, of "mlp", "cnn", "sequence", "two_inputs" and "many_outputs"; all

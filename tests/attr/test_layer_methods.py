@@ -20,11 +20,12 @@ from captum_density.attr import (
     LayerFullGrad,
     LayerPathIntegratedGradients,
     LayerShiftFooledGradient,
+    NeuronFullGrad,
     PathIntegratedGradients,
     PowerPath,
     ShiftFooledGradient,
 )
-from captum_density.testing import networks
+from captum_density.testing import check_attribution, networks
 from tests.attr.layered import CUTS, network
 
 
@@ -173,6 +174,25 @@ def test_the_gradient_moves_by_that_of_the_shift(name, layer):
 
 
 # -- all of them
+
+CONFORMING = {
+    "full grad": (LayerFullGrad, {}),
+    "complete full grad": (lambda model, layer: LayerFullGrad(model, layer, complete=True), {}),
+    "path": (LayerPathIntegratedGradients, {"n_steps": 3}),
+    "deep lift": (LayerCompleteDeepLift, {}),
+    "fooled": (lambda model, layer: LayerShiftFooledGradient(model, layer, squares), {}),
+    "neuron": (NeuronFullGrad, {}),
+    "complete neuron": (lambda model, layer: NeuronFullGrad(model, layer, complete=True), {}),
+}
+
+
+@pytest.mark.parametrize("models", [("two_inputs",), pytest.param(None, marks=pytest.mark.slow)], ids=["one", "all"])
+@pytest.mark.parametrize("name", CONFORMING)
+def test_every_law_is_kept(name, models):
+    make, options = CONFORMING[name]
+    ran = check_attribution(make, models=models, attribute_kwargs=options)
+    assert {"additional_forward_args", "hooks_after_raising_model", "batch_independence"} <= set(ran)
+    assert ("convergence_delta_value" in ran) == (name in ("complete full grad", "path", "deep lift"))
 
 
 def every_method(model, layer):

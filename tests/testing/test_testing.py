@@ -13,7 +13,7 @@ import captum.attr
 import numpy as np
 import pytest
 import torch
-from captum.attr import Attribution, GradientShap, Occlusion, Saliency
+from captum.attr import Attribution, GradientShap, LayerGradientXActivation, NeuronAttribution, Occlusion, Saliency
 from captum.log import log_usage
 from hypothesis import given, settings
 from torch import Tensor, nn
@@ -240,11 +240,62 @@ BROKEN: dict[str, Callable[[nn.Module], Attribution]] = {
 # check_attribution
 
 
-@pytest.mark.parametrize("name", CAPTUM_DEPARTURES)
+def _departing(name):
+    quick = name == "LayerGradientXActivation" or not name.startswith(("Layer", "Neuron", "Inter"))
+    return name if quick else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [_departing(name) for name in CAPTUM_DEPARTURES])
 def test_captum_departs_exactly_as_listed(name):
     # Strict: where Captum mends one, this says so, and CAPTUM_DEPARTURES loses a line.
-    few = {"n_steps": 3} if name == "IntegratedGradients" else {}
+    few = {"n_steps": 3} if name.endswith(("IntegratedGradients", "Conductance", "Influence")) else {}
     assert failing(getattr(captum.attr, name), attribute_kwargs=few) == set(CAPTUM_DEPARTURES[name])
+
+
+class Pooled(LayerGradientXActivation):
+    """Gradient times activation, summed over the layer's last dimension, and twice that for several inputs."""
+
+    @log_usage()
+    def attribute(self, inputs, target=None, additional_forward_args=None):
+        return super().attribute(inputs, target, additional_forward_args).sum(-1)
+
+
+class OtherLayer(LayerGradientXActivation):
+    """Of what the layer takes, where what it returns is asked for."""
+
+    @log_usage()
+    def attribute(self, inputs, target=None, additional_forward_args=None):
+        return super().attribute(inputs, target, additional_forward_args, attribute_to_layer_input=True)
+
+
+@pytest.mark.parametrize("make", [Pooled, OtherLayer, lambda model, layer: Pooled(model, layer)])
+def test_layer_methods_have_the_layers_shapes(make):
+    checks = ("output_form", "target_forms", "hooks_after_success")
+    assert check_attribution(LayerGradientXActivation, checks=checks) == checks
+    assert failing(make, checks=checks) == {"output_form"}
+
+
+def test_neuron_methods_have_the_inputs_shapes_and_no_target():
+    ran = check_attribution(lambda model, layer: NeuronSaliency(model, layer), models=("mlp", "two_inputs"))
+    assert {"output_form", "infidelity", "additional_forward_args"} <= set(ran)
+    assert not [name for name in ran if name.startswith("target")]
+
+
+class NeuronSaliency(NeuronAttribution):
+    """The gradient of a neuron of two dimensions."""
+
+    @log_usage()
+    def attribute(self, inputs, neuron_selector, additional_forward_args=None):
+        def neuron(*args):
+            values = []
+            handle = self.layer.register_forward_hook(lambda module, args, output: values.append(output))
+            try:
+                self.forward_func(*args)
+            finally:
+                handle.remove()
+            return values[0]
+
+        return Clean(neuron).attribute(inputs, neuron_selector, additional_forward_args)
 
 
 def test_every_law_can_be_kept():
