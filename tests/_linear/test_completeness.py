@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from captum_density._linear.trace import Trace
 from captum_density.attr import FullGrad
 from captum_density.testing import assert_complete
 
@@ -421,6 +422,25 @@ def test_memory_is_given_back():
     FullGrad(model).attribute(torch.randn(2, 3), 1)
     gc.collect()
     assert activations[0]() is None
+
+
+def test_remainders_are_given_back_though_the_model_keeps_an_activation(monkeypatch):
+    kept, remainders, factors = [], [], Trace._factors
+
+    def recording(*args):
+        result = factors(*args)
+        remainders.extend(weakref.ref(r) for r in result if r is not None)
+        return result
+
+    def model(x):
+        kept.append(F.gelu(x * 2))
+        return kept[-1]
+
+    monkeypatch.setattr(Trace, "_factors", recording)
+    FullGrad(model).attribute(torch.randn(2, 3), 1)
+    gc.collect()
+    assert remainders
+    assert all(remainder() is None for remainder in remainders)
 
 
 def test_runs_under_no_grad_and_inference_mode():

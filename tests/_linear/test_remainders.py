@@ -28,6 +28,8 @@ SHORTCUTS = [
     *(lambda u, v, c: c / u, lambda u, v, c: torch.div(u, v, rounding_mode="floor")),
     *(lambda u, v, c: u @ v, lambda u, v, c: u @ c, lambda u, v, c: torch.einsum("ij,jk,kl->il", u, v, u)),
     *(lambda u, v, c: u**2, lambda u, v, c: u**3.5, lambda u, v, c: u**0, lambda u, v, c: u**v),
+    *(lambda u, v, c: u**-2, lambda u, v, c: u**-0.5, lambda u, v, c: torch.float_power(u, -3), lambda u, v, c: u**-c),
+    *(lambda u, v, c: torch.pow(u, exponent=-1.5), lambda u, v, c: torch.pow(2.0, -u), lambda u, v, c: c**-u),
     *(lambda u, v, c: 2**u, lambda u, v, c: u.sqrt(), lambda u, v, c: u.rsqrt(), lambda u, v, c: u.reciprocal()),
     *(lambda u, v, c: torch.cat([u, c]), lambda u, v, c: torch.cat([u, v], 1), lambda u, v, c: torch.stack([c, u], 1)),
     *(lambda u, v, c: torch.where(u > v, u, c), lambda u, v, c: torch.where(u > v, u, 2.0)),
