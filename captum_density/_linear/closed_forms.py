@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_density._linear.blocks import blocks
@@ -109,6 +110,10 @@ class _Smooth(Remainder):
     bounded: bool = False
     later: bool = False
     evaluates: ClassVar[bool] = True
+
+    def on_saved(self, call: Call, y: Tensor) -> Call:
+        u = y.grad_fn._saved_self.detach()  # type: ignore[union-attr]
+        return Call(getattr(F, call.name), (u,), {}, [u])
 
     def prepare(self, call: Call) -> None:
         SYMMETRIC.prepare(call)

@@ -67,6 +67,10 @@ class Remainder:
     related: ClassVar[bool] = False
     later: bool = False
 
+    def on_saved(self, call: Call, y: Tensor) -> Call:
+        """A call that overwrote its one argument with y, on what autograd keeps of that; where it `evaluates` later."""
+        raise NotImplementedError
+
     def waits(self, y: Tensor) -> bool:
         """Whether r of the output y may be computed in the backward pass."""
         return self.later

@@ -113,6 +113,7 @@ class Trace(TorchFunctionMode):
         self.positions = Positions([])
         self.operations: list[Operation] = []
         self._on_gradient: Callable[[Operation, Tensor], None] | None = None
+        self._keep = False
         self._leaves: list[Tensor] = []
         self._activations: dict[tuple[Node, int], Tensor] = {}
         self._constant_nodes: set[Node] = set()
@@ -155,7 +156,7 @@ class Trace(TorchFunctionMode):
             on_gradient: Called with each operation and its df/dy, in backward order.
             keep: Whether another backward pass follows, of another output.
         """
-        self._on_gradient, leaves = on_gradient, self._leaves
+        self._on_gradient, self._keep, leaves = on_gradient, keep, self._leaves
         try:
             gradients = torch.autograd.grad(
                 output,
@@ -215,6 +216,9 @@ class Trace(TorchFunctionMode):
                 return opened(func)(*args, **kwargs)
         self._prepare(call, remainder)
         if call.mutated:
+            (t, *others) = call.mutated
+            if remainder.evaluates and remainder.later and not others and t._base is None and self._postpones(t):
+                return self._overwrite(call, remainder, t)
             return self._run_in_place(call, remainder)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
@@ -329,6 +333,16 @@ class Trace(TorchFunctionMode):
             self._mark(t, place, at)
         return result
 
+    def _overwrite(self, call: Call, remainder: Remainder, t: Tensor) -> Any:
+        """An operation that overwrites its one argument, of which autograd keeps what r is made of later."""
+        places = [self._place(u) for u in call.activations]
+        result = call.func(*call.args, **call.kwargs)
+        self._refuse_without_gradient(call.name, [t])
+        (place,) = self._propagated(call, places, [t])
+        later = _Later(remainder, remainder.on_saved(call, t), t)
+        self._add(call.name, t, later, place, self._lost(call, place), remainder.constant(call, t))
+        return result
+
     def _factors(self, remainder: Remainder, call: Call, outputs: Sequence[Tensor]) -> list[Tensor | None]:
         """What the gradient of each output is to be multiplied by, None for zero: here, r."""
         self._refuse_without_gradient(call.name, outputs)
@@ -388,6 +402,8 @@ class Trace(TorchFunctionMode):
             # None where nothing reaches y, though it does reach another output of the same operation.
             if self._on_gradient is not None and gradient is not None:
                 self._on_gradient(operation, gradient)
+                if not self._keep:
+                    operation.factor = None  # and with it the activations that it waited with
 
         y.register_hook(hand_over)
 

@@ -233,7 +233,10 @@ def test_large_remainders_that_wait_for_the_backward_pass(overwrite, monkeypatch
         if overwrite:
             y.add_(1)  # as layer_norm does not keep it
         y = nn.functional.gelu(y)
-        z = y * q
+        y = nn.functional.hardswish(nn.functional.silu(y, inplace=overwrite), inplace=overwrite)
+        if overwrite:
+            y.add_(1)  # of whose argument autograd keeps a copy
+        z = y * nn.functional.silu(2 * q, inplace=True)
         if overwrite:
             z.mul_(2)
         return z.square().mean(2)
