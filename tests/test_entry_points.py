@@ -287,15 +287,27 @@ def same(received: Any, expected: Any) -> None:
         assert_close(received, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_arrays_give_what_tensors_give(name, monkeypatch):
+def check_arrays(name: str, default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays give what tensors give, whatever device tensors are made on that do not say where they are."""
     expected = CALLS[name](lambda t: t)
     torch.manual_seed(0)
     for module in (torch.cuda, torch.cuda.random):  # once initialised, no process can be forked that uses a GPU
         monkeypatch.setattr(module, "_lazy_init", lambda: pytest.fail("a GPU is initialised for what is on the CPU"))
-    with torch.device("meta"):  # on which a tensor that is made without saying where has no numbers
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    with torch.device(default):
         received = CALLS[name](backwards)
     same(received, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_give_what_tensors_give(name, monkeypatch):
+    check_arrays(name, "meta", monkeypatch)  # where tensors have no numbers
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_on_the_cpu_uses_no_gpu(name, monkeypatch):
+    check_arrays(name, "cuda", monkeypatch)
 
 
 def on_gpu(value: Any) -> Any:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import time
 import warnings
@@ -26,6 +27,11 @@ __all__ = ["SCHEMA", "Store", "packed", "unpacked"]
 
 SCHEMA = 3
 _LARGEST = 2**28  # bytes of a file that may be of this package's making
+# What is half written, here, on another machine or by an earlier version, which named it by the file it was for.
+_HALF_WRITTEN = re.compile(
+    r"(scratch-.+|[0-9a-f]{32}|probe-.+)-[0-9]+-[0-9a-f]{8}\.tmp|probe-[0-9]+(-[0-9a-f]{8})?\.json"
+)
+_DAY = 24 * 60 * 60  # seconds, which no writing takes
 
 
 class Store:
@@ -45,6 +51,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             clear_left_behind(folder)
+            self._clear_half_written()
             probe = self._temporary()
             self._write(probe, {})
             probe.unlink()
@@ -120,6 +127,13 @@ class Store:
     def _temporary(self) -> Path:
         # Processes of several machines may have one number.
         return self.folder / f"{scratch_name()}{secrets.token_hex(4)}.tmp"
+
+    def _clear_half_written(self) -> None:
+        """Remove what a killed process left of which nobody here can tell whether it is alive."""
+        for path in self.folder.iterdir():
+            with suppress(OSError):
+                if _HALF_WRITTEN.fullmatch(path.name) and time.time() - path.stat().st_mtime > _DAY:
+                    path.unlink()
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         temporary = self._temporary()

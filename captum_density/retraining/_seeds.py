@@ -21,9 +21,13 @@ def initial_model(make_model: Callable[[], nn.Module], seed: int, run: int) -> n
         TypeError: The factory makes no module.
         ValueError: The module has parameters without values (lazy ones), or none to train.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a factory may draw there
-    with seeded(derived_seed(seed, "initial", run), device):
+    start, initialised = derived_seed(seed, "initial", run), torch.cuda.is_initialized()
+    with seeded(start, torch.device("cuda" if initialised else "cpu")):
         model = make_model()
+    # A factory may draw on a GPU; one that does not must not initialise it, as no process could be forked any more.
+    if torch.cuda.is_initialized() and not initialised:
+        with seeded(start, torch.device("cuda")):
+            model = make_model()
     if not isinstance(model, nn.Module):
         raise TypeError(f"make_model must return a torch.nn.Module, but returned {type(model).__name__}")
     parameters = list(model.parameters())

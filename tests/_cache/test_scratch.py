@@ -37,6 +37,21 @@ def test_a_scratch_folder_goes_with_its_process(tmp_path):
     assert not folder.exists()
 
 
+def test_what_was_half_written_elsewhere_is_cleared_after_a_day(tmp_path):
+    name = "0123456789abcdef" * 2
+    half = [f"{name}-4711-0a1b2c3d.tmp", "scratch-elsewhere-4026531836-4711-0a1b2c3d.tmp"]  # of an earlier version; now
+    half += ["probe-4711-0a1b2c3d-4711-0a1b2c3d.tmp", "probe-4711.json", "probe-4711-0a1b2c3d.json"]
+    others = [f"{name}.json", "notes.tmp", "probe.json"]
+    for path in [tmp_path / each for each in half + others]:
+        path.write_text("{", encoding="ascii")
+    Store(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(half + others)
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    Store(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_what_a_kill_left_is_cleared_in_the_system_s_place_and_in_stores(tmp_path, monkeypatch):
     ended = subprocess.Popen(["true"])
