@@ -11,10 +11,10 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from captum_density._cache.scratch import clear_left_behind, scratch_name
 __all__ = ["SCHEMA", "Store", "packed", "unpacked"]
 
 SCHEMA = 3
-_LARGEST = 2**28  # bytes of a file that may be of this package's making
+_LARGEST = 2**24  # bytes of a file that may be of this package's making, which as JSON fill 30 times as many
 # What is half written, here, on another machine or by an earlier version, which named it by the file it was for.
 _HALF_WRITTEN = re.compile(
     r"(scratch-.+|[0-9a-f]{32}|probe-.+)-[0-9]+-[0-9a-f]{8}\.tmp|probe-[0-9]+(-[0-9a-f]{8})?\.json"
 )
+T = TypeVar("T")
 _DAY = 24 * 60 * 60  # seconds, which no writing takes
 
 
@@ -58,8 +59,13 @@ class Store:
         except OSError as error:
             raise OSError(error.errno, f"the store cannot be written to ({error.strerror})", str(folder)) from error
 
-    def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What is stored under an identity, or None; a file that does not prove itself is reported and set aside."""
+    def read(self, identity: Mapping[str, Any], decode: Callable[[Any], T]) -> T | None:
+        """What is stored under an identity, or None; a file that does not prove itself is reported and set aside.
+
+        Args:
+            identity: Of the work.
+            decode: What makes of a result what is returned, or raises ValueError, KeyError or TypeError.
+        """
         name = name_of(identity)
         path = self._path(name)
         try:
@@ -76,8 +82,7 @@ class Store:
                 raise ValueError("it is of other work or another version")
             if content["proof"] != _proof(content["result"]):
                 raise ValueError("its content was changed")
-            result: dict[str, Any] = content["result"]
-            return result
+            return decode(content["result"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             aside = path.with_name(f"{path.name}.rejected-{time.time_ns()}")
             with suppress(FileNotFoundError):  # another process was faster
@@ -159,12 +164,15 @@ def packed(correct: Tensor) -> dict[str, Any]:
     return {"n": len(correct), "correct": base64.b64encode(bits.tobytes()).decode("ascii")}
 
 
-def unpacked(result: Mapping[str, Any], n: int) -> Tensor | None:
-    """The bits again, (n,) bool; None where they are not that many."""
-    try:
-        bits = np.frombuffer(base64.b64decode(result["correct"], validate=True), dtype=np.uint8)
-    except (KeyError, ValueError, TypeError):
-        return None
-    if result.get("n") != n or len(bits) != -(-n // 8):
-        return None
+def unpacked(result: Mapping[str, Any], n: int) -> Tensor:
+    """The bits again, (n,) bool.
+
+    Raises:
+        ValueError: They are not that many.
+        KeyError: They are no bits.
+        TypeError: They are no bits.
+    """
+    bits = np.frombuffer(base64.b64decode(result["correct"], validate=True), dtype=np.uint8)
+    if result["n"] != n or len(bits) != -(-n // 8):
+        raise ValueError(f"there are not {n} bits")
     return torch.from_numpy(np.unpackbits(bits, count=n).astype(bool))

@@ -22,7 +22,8 @@ __all__ = ["CleanInterrupts"]
 _NAMES = "SIGINT SIGALRM SIGVTALRM SIGPROF SIGTERM SIGHUP SIGBREAK SIGUSR1 SIGUSR2 SIGXCPU".split()
 _SIGNALS = tuple(int(getattr(_signal, name)) for name in _NAMES if hasattr(_signal, name))
 # Where a context manager is between two states: what it has changed is not yet, or no longer, sure to be changed back.
-_BETWEEN = frozenset({"__enter__", "__exit__"})
+# And where Python swallows what is raised.
+_BETWEEN = frozenset({"__enter__", "__exit__", "__del__"})
 _BETWEEN_IN_CONTEXTLIB = frozenset({"enter_context", "callback", "push", "pop_all", "close", "_push_exit_callback"})
 _SECONDS_BETWEEN_TRIES = 0.002
 _TRIES = 500  # then whatever is being entered or left hangs

@@ -16,6 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 __all__ = ["Maps", "drawn_maps"]
 
 _ROWS, _SIDE = 5, 96
+_BYTES = 2 * _ROWS * 3 * _SIDE**2  # of the images
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,18 @@ class Maps:
 
     @staticmethod
     def unpacked(content: Mapping[str, Any]) -> Tensor:
-        """The tensor again, float32."""
-        raw = zlib.decompress(base64.b64decode(content["float16_zlib"], validate=True))
+        """The tensor again, float32.
+
+        Raises:
+            ValueError: It is none, or larger than any that is drawn.
+        """
+        try:
+            # A file of any origin may hold a few bytes that are as many as memory once they are unpacked.
+            raw = zlib.decompressobj().decompress(base64.b64decode(content["float16_zlib"], validate=True), _BYTES + 1)
+        except zlib.error as error:
+            raise ValueError(f"the picture cannot be unpacked: {error}") from error
+        if len(raw) > _BYTES:
+            raise ValueError(f"the picture has more than {_BYTES} bytes")
         return torch.from_numpy(np.frombuffer(raw, dtype="<f2").astype(np.float32).reshape(content["shape"]))
 
     def __eq__(self, other: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import captum
 import torch
@@ -24,6 +24,7 @@ from captum_density.density import class_score
 
 __all__ = ["Measurements"]
 
+T = TypeVar("T")
 _SCHEMA = 3
 _GROUND = (
     "model inputs labels no_labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples batch"
@@ -62,10 +63,10 @@ class Measurements:
     def maps(self, explanation: Explanation) -> Tensor | None:
         """What is drawn of a method's attributions; None where it fails, or the inputs are no images."""
         identity = self._identity(self._key(explanation, "map"))
-        content = self._read(identity)
+        maps = self._read(identity, lambda content: Maps.unpacked(content["map"]))
         self._bar.update()
-        if content is not None:
-            return Maps.unpacked(content["map"])
+        if maps is not None:
+            return maps
         if explanation.failure is not None or not Maps.can_show(self._setting.inputs):
             return None
         try:
@@ -78,10 +79,8 @@ class Measurements:
     def _figure(self, row: str, name: str, key: tuple[Any, ...] | None, measure: Callable[[], Measured]) -> Measured:
         self._bar.set_postfix_str(f"{row}: {name}")
         identity = self._identity(key)
-        content = self._read(identity)
-        if content is not None:
-            measured = from_json(content)
-        else:
+        measured = self._read(identity, from_json)
+        if measured is None:
             try:
                 with looked_at_together():
                     measured = measure()
@@ -92,8 +91,8 @@ class Measurements:
         self._bar.update()
         return measured
 
-    def _read(self, identity: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if self._store is None or identity is None else self._store.read(identity)
+    def _read(self, identity: dict[str, Any] | None, decode: Callable[[dict[str, Any]], T]) -> T | None:
+        return None if self._store is None or identity is None else self._store.read(identity, decode)
 
     def _write(self, identity: dict[str, Any] | None, content: dict[str, Any]) -> None:
         if self._store is not None and identity is not None:

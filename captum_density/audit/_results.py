@@ -150,9 +150,22 @@ def as_json(measured: Measured) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any]) -> Measured:
-    """A figure of what `as_json` returned, in this version or an earlier one, which knew no controls."""
-    controls = tuple(Control(**each) for each in content.get("controls", ()))
-    return Measured(**{**content, "controls": controls, "values": tuple(content.get("values", ()))})
+    """A figure of what `as_json` returned, in this version or an earlier one, which knew no controls.
+
+    Raises:
+        TypeError: It is none.
+    """
+    given = dict(content)
+    controls = tuple(Control(**each) for each in given.pop("controls", ()))
+    values = tuple(given.pop("values", ()))
+    measured = Measured(**given, controls=controls, values=values)
+    numbers = [measured.value, measured.spread, measured.low, measured.high, measured.reference, *measured.values]
+    numbers += [number for each in controls for number in (each.value, each.gain, each.low, each.high)]
+    texts = [measured.note, *(each.name for each in controls)]
+    are_numbers = all(number is None or type(number) in (int, float) for number in numbers)
+    if not are_numbers or any(type(text) is not str for text in texts) or type(measured.failed) is not bool:
+        raise TypeError("a figure is of numbers, a note and whether it failed")
+    return measured
 
 
 def number(value: float | None) -> str:

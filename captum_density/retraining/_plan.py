@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -221,8 +222,7 @@ class Plan:
     def _stored(self, work: Work, i: int, job: Job) -> Tensor | None:
         if self._store is None or self._identities is None:
             return None
-        result = self._store.read(self._identities.of(work, i))
-        return None if result is None else unpacked(result, job.examples.n_test)
+        return self._store.read(self._identities.of(work, i), partial(unpacked, n=job.examples.n_test))
 
 
 def _stacks(group: Sequence[T], runs: Sequence[int], size: int) -> list[list[T]]:

@@ -21,8 +21,9 @@ def test_bits_come_back(n):
     bits = torch.rand(n) < 0.5
     result = json.loads(json.dumps(packed(bits)))
     assert torch.equal(unpacked(result, n), bits)
-    assert unpacked(result, n + 1) is None and unpacked({**result, "n": n + 8}, n + 8) is None
-    assert unpacked({"n": n}, n) is None and unpacked({**result, "correct": "%"}, n) is None and unpacked([], n) is None
+    for other, of in ((result, n + 1), ({**result, "n": n + 8}, n + 8), ({"n": n}, n), ({"correct": "%"}, n), ([], n)):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            unpacked(other, of)
 
 
 def test_a_file_that_another_process_sets_aside_first(tmp_path, monkeypatch):
@@ -35,7 +36,7 @@ def test_a_file_that_another_process_sets_aside_first(tmp_path, monkeypatch):
     identity = {"which": 1}
     (tmp_path / f"{name_of(identity)}.json").write_bytes(b"")
     with pytest.warns(UserWarning, match="is no finished work"):
-        assert opened.read(identity) is None
+        assert opened.read(identity, dict) is None
 
 
 def test_many_may_open_a_store_at_once(tmp_path):
@@ -64,5 +65,5 @@ def test_a_file_that_would_hang_or_fill_the_memory_is_set_aside(tmp_path):
     for make in (lambda: os.mkfifo(path), lambda: path.touch() or os.truncate(path, 2**40)):
         make()
         with pytest.warns(UserWarning, match="is computed again"):
-            assert store.read(identity) is None
+            assert store.read(identity, dict) is None
         assert not path.exists()

@@ -147,6 +147,15 @@ def test_ctrl_c_comes_after_what_it_had_to_wait_for():
     assert done == ["entered", "left"]
 
 
+def test_ctrl_c_is_not_swallowed_by_a_finaliser():
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), CleanInterrupts():
+        Finalised()
+
+
 def test_where_ctrl_c_is_handled_otherwise_it_is_left_alone():
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))

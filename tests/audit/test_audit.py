@@ -1,6 +1,11 @@
+import base64
 import functools
+import hashlib
+import json
 import random
 import threading
+import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -471,6 +476,36 @@ def test_interrupted_and_resumed_is_the_same_report(stop, tmp_path, monkeypatch)
     calls = Counted.calls
     assert audit(model, x, methods, store=tmp_path / "cells", **FEW) == resumed
     assert Counted.calls == calls + len(methods)
+
+
+BOMB = base64.b64encode(zlib.compress(bytes(2**26), 9)).decode("ascii")
+HOSTILE = {
+    "texts for numbers": lambda result: {**result, "value": "\x1b[2J"} if "value" in result else None,
+    "other fields": lambda result: {"value": 1.0, "command": "rm"} if "value" in result else None,
+    "no fields": lambda result: [1.0],
+    "a picture that fills the memory": lambda result: {"map": {"shape": [2**25], "float16_zlib": BOMB}},
+    "a picture of no bytes": lambda result: {"map": {"shape": [2**40], "float16_zlib": ""}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_that_prove_themselves_and_are_no_figures_are_set_aside_in_a_line(name, tmp_path):
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(3, 1, 4, 4)
+    run = partial(audit, model, x, ["Saliency"], metrics=["sensitivity_max", "gradient_norm"], store=tmp_path)
+    report = run()
+    changed = 0
+    for path in tmp_path.glob("*.json"):
+        content = json.loads(path.read_text())
+        result = HOSTILE[name](content["result"])
+        if result is not None and ("map" in content["result"]) == ("map" in result or result == [1.0]):
+            text = json.dumps(result, sort_keys=True, separators=(",", ":"))
+            proof = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            path.write_text(json.dumps({**content, "result": result, "proof": proof}))
+            changed += 1
+    with pytest.warns(UserWarning, match="is no finished work .* it is computed again") as warned:
+        assert untimed(run()) == untimed(report)
+    assert changed == len(warned) == len(list(tmp_path.glob("*.rejected-*"))) > 0
+    assert all("\n" not in str(warning.message) for warning in warned)
 
 
 SCALE = 1.0
