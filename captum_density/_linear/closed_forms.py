@@ -188,6 +188,18 @@ class _Normalisation(Remainder):
         return False if b is None or call.is_activation(b) else _added(call, b, y).detach()
 
 
+class _Imprecise(_Normalisation):
+    """By the derivative, in a dtype in which the closed form would lose what eps leaves."""
+
+    evaluates = True
+
+    def prepare(self, call: Call) -> None:
+        DERIVATIVE.prepare(call)
+
+    def of(self, call: Call, outputs: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        return DERIVATIVE.of(call, outputs, create_graph)
+
+
 def _added(call: Call, b: Tensor, y: Tensor) -> Tensor:
     """What a normalisation adds to y, in y's number of dimensions."""
     if call.name == "layer_norm":
@@ -214,6 +226,9 @@ _NORMALISATIONS = {
     "group_norm": _Normalisation(_over_groups, 2, 3, 4),
     "instance_norm": _Normalisation(_over_groups, 3, 4, 7),
 }
+_IMPRECISE = {
+    name: _Imprecise(own.spread, own.weight, own.bias, own.eps, later=False) for name, own in _NORMALISATIONS.items()
+}
 
 
 def normalisation(call: Call) -> Remainder:
@@ -221,9 +236,9 @@ def normalisation(call: Call) -> Remainder:
     x = call.argument(0, "input")
     stored = call.name == "instance_norm" and call.argument(5, "use_input_stats") is False
     twice = len({id(u) for u in call.activations}) < len(call.activations)
-    if stored or twice or call.func is torch.instance_norm or x.dtype not in _PRECISE:
+    if stored or twice or call.func is torch.instance_norm:
         return DERIVATIVE
-    return _NORMALISATIONS[call.name]
+    return (_NORMALISATIONS if x.dtype in _PRECISE else _IMPRECISE)[call.name]
 
 
 # -- attention

@@ -34,8 +34,9 @@ def jacobian_products(call: Call, create_graph: bool, shares: Mapping[int, float
         return u if create_graph else u.detach()
 
     def dual(u: Tensor) -> Tensor:
-        # In-place operations write to both, so both must be copies then.
-        primal = point(u).clone() if call.mutated else point(u)
+        # In-place operations write to both, so both must be copies then; what was expanded lets no tangent be written.
+        expanded = any(step == 0 and size > 1 for step, size in zip(u.stride(), u.shape, strict=True))
+        primal = point(u).clone() if call.mutated or expanded else point(u)
         share = 1.0 if shares is None else shares.get(id(u), 1.0)
         return forward_ad.make_dual(primal, finite(point(u)) * share if share != 1 else finite(point(u)))
 

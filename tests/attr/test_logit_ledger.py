@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from captum.attr import InputXGradient
 from torch import nn
 from torch.testing import assert_close
@@ -317,6 +318,28 @@ def test_functions_and_modules_of_embeddings():
     assert_close(ledger.inputs[:, -1], x[:, -1] @ weight[1])
     pooled = LogitLedger(lambda e: e.mean(1) @ weight.T + 1).attribute(inputs_embeds=x, targets=1)
     assert_close(pooled.table()[:, 1, -1, 1], torch.ones(2))  # what has no position
+
+
+def test_heads_that_share_keys():
+    def shared(x):  # expanded, as queries of one key are in grouped attention
+        heads = x[:, None].expand(-1, 2, -1, -1)
+        return F.scaled_dot_product_attention(heads * torch.tensor([1.0, 2.0])[:, None, None], heads, heads).sum(1)
+
+    ledger = LogitLedger(shared, rules="attnlrp").attribute(inputs_embeds=torch.randn(2, 5, 4), targets=1)
+    assert [term.kind for term in ledger.terms] == ["remainder"]
+    assert float(ledger.gap().max()) < 1e-6
+
+
+def test_fully_sharded_models_are_refused(ids):
+    sharded = type("FSDPModule", (nn.Linear,), {})(4, 3)  # known by its class, as PyTorch's is
+    with pytest.raises(NotImplementedError, match="before that"):
+        LogitLedger(sharded).attribute(inputs_embeds=torch.randn(1, 3, 4))
+
+
+def test_half_precision_tells_a_norms_bias():
+    model = Affine().to(torch.bfloat16)
+    ledger = LogitLedger(model).attribute(inputs_embeds=torch.randn(1, 5, 4).to(torch.bfloat16), targets=1)
+    assert ("layers.0.0:layer_norm", "bias") in {(term.name, term.kind) for term in ledger.terms}
 
 
 def test_layers_by_name():
