@@ -116,6 +116,8 @@ class Cut:
         lookups: bool = True,
     ) -> None:
         self.batch = ModelOnBatch(unwrap(forward_func), inputs, None, additional_forward_args, differentiable=False)
+        with torch.inference_mode(False):  # what is made in inference mode autograd does not keep
+            self.batch.inputs = tuple(x.clone() if x.is_inference() else x for x in self.batch.inputs)
         self._floating = [x.is_floating_point() for x in self.batch.inputs]
         validate_inputs(self.batch.forward_func, self._pick(self.batch.inputs, True))
         self.rest = self._pick(self.batch.inputs, False) + (self.batch.args or ()) or None

@@ -100,14 +100,14 @@ class _Spec(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     layer: str = "1"  # that Layer methods are asked about
     neuron_layer: str = "1"  # made of every input
-    neuron: int | tuple[int, ...] = 1
+    neuron: int | tuple[int, ...] = 1  # one that the next layer lets through for every example
     target: int | tuple[int, ...] = 1
     has_args: bool = False
 
 
 MODELS = {
     "mlp": _Spec(_mlp, ((5,),)),
-    "cnn": _Spec(_cnn, ((3, 8, 8),), "0", "0", (1, 2, 2)),
+    "cnn": _Spec(_cnn, ((3, 8, 8),), "0", "0", (0, 3, 4)),
     "sequence": _Spec(_Sequence, ((6, 5),), "convolution", "convolution", (1, 2)),
     "two_inputs": _Spec(_TwoInputs, ((5,), (2, 3)), "left", "hidden", has_args=True),
     "many_outputs": _Spec(  # of shape (N, 4, 3), so a target is a pair

@@ -1,4 +1,7 @@
-"""Small networks with their layers by name, for tests of Layer and Neuron methods."""
+"""Small networks with their layers by name, for tests of Layer and Neuron methods.
+
+`python -m tests.attr.layered` measures the table of layers in `tutorials/guides/completeness.md`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from captum_density.attr import LayerFullGrad
 
 
 class Network(NamedTuple):
@@ -180,3 +185,17 @@ def _double(x: Tensor) -> Tensor:
 
 
 CUTS = [(name, layer) for name, (_, _, _, layers) in _NETWORKS.items() for layer in layers]
+
+
+def _table() -> None:
+    print("| network | layer | layer | after | around | f(x) | gap |\n|---|---|---|---|---|---|---|")
+    for name, layer in CUTS:
+        net = network(name)
+        terms = LayerFullGrad(net.model, net.layer(layer)).decompose(net.inputs, 1, net.args)
+        sums = [*terms.parts().values(), terms.output]
+        means = " | ".join(f"{float(values.detach().mean()):+.3f}" for values in sums)
+        print(f"| {name} | {layer or 'the model'} | {means} | {float(terms.gap().max()):.0e} |")
+
+
+if __name__ == "__main__":
+    _table()

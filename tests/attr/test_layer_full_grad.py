@@ -4,7 +4,9 @@ import pytest
 import torch
 from captum.attr import LayerGradientXActivation
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from captum_density.attr import FullGrad, LayerFullGrad, NeuronFullGrad
 from captum_density.testing import assert_complete
@@ -119,6 +121,81 @@ def test_results_are_differentiable():
     ends = [attribution.attribute(net.inputs + s * step * direction, 1).pow(2).sum() for s in (1, -1)]
     assert_close((gradient * direction).sum(), (ends[0] - ends[1]) / (2 * step), rtol=1e-4, atol=1e-9)
     assert not attribution.attribute(x, 1).requires_grad
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 6), nn.Linear(6, 3)
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
+
+    def forward(self, ids):
+        return self.head(checkpoint(self.block, self.embedding(ids), use_reentrant=False).mean(1))
+
+
+@pytest.mark.parametrize("layer", ["embedding", "block.0", "block.1", "head"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_inside_and_outside_of_checkpoints(layer, frozen):
+    model, ids = Checkpointed().double().requires_grad_(not frozen), torch.randint(9, (2, 4))
+    terms = LayerFullGrad(model, model.get_submodule(layer)).decompose(ids, 1)
+    assert float(terms.gap().max()) < 1e-12
+    if not frozen:  # Captum's hooks are gone when the block runs again
+        plain = LayerGradientXActivation(model, model.get_submodule(layer)).attribute(ids, 1)
+        assert_close(terms.layer[0], plain)
+
+
+class Overwriting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.rows, self.head = nn.Linear(6, 8), nn.Unflatten(1, (2, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.rows(self.linear(x))
+        y[:, 0].mul_(2.0)
+        y.add_(1.0)
+        return self.head(torch.relu_(y[:, 1]) + y[:, 0])
+
+
+@pytest.mark.parametrize("layer", ["linear", "rows"])
+def test_what_overwrites_a_layers_tensor_comes_after_it(layer):
+    model, x = Overwriting().double(), torch.randn(3, 6, dtype=torch.float64)
+    attribution = LayerFullGrad(model, model.get_submodule(layer), complete=True)
+    attributions, delta = attribution.attribute(x, 1, return_convergence_delta=True)
+    assert_complete(attributions, model(x)[:, 1])
+    assert float(delta.abs().max()) < 1e-12
+    own = attribution.decompose(x, 1).layer[0]
+    assert_close(own, LayerGradientXActivation(model, model.get_submodule(layer)).attribute(x, 1))
+
+
+def test_ids_and_numbers_as_inputs_of_one_model():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.scale, self.head = nn.Embedding(9, 6), nn.Linear(2, 6), nn.Linear(6, 3)
+
+        def forward(self, ids, x):
+            return self.head(torch.tanh(self.embedding(ids).mean(1) * self.scale(x)))
+
+    model, inputs = Scaled().double(), (torch.randint(9, (2, 4)), torch.randn(2, 2, dtype=torch.float64))
+    terms = LayerFullGrad(model, model.scale).decompose(inputs, 1)
+    assert float(terms.gap().max()) < 1e-12
+    assert float(terms.around["input 0"].abs().min()) > 0  # what the ids look up
+    assert float(terms.around["input 1"].abs().max()) == 0  # which passes through the layer alone
+
+
+def test_a_layer_whose_examples_are_not_told_apart_is_refused():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x, lengths):
+            return self.head(self.lstm(pack_padded_sequence(x, lengths, True, False))[1][0][-1])
+
+    model, x, lengths = Packed(), torch.randn(2, 4, 6), torch.tensor([3, 4])
+    with pytest.raises(ValueError, match="one at a time"):
+        LayerFullGrad(model, model.lstm).attribute(x, 1, lengths)
+    assert float(LayerFullGrad(model, model.head).decompose(x, 1, lengths).gap().max()) < 1e-5
 
 
 class Twice(nn.Module):

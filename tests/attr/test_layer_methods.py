@@ -214,6 +214,14 @@ def test_forms_are_the_layers():
         assert method.attribute(net.inputs, target=1, attribute_to_layer_input=True).shape == (3, 4)
 
 
+def test_inputs_made_in_inference_mode():
+    net = network("recurrent")
+    for method in every_method(net.model, net.layer("embedding")):
+        with torch.inference_mode():
+            attributions = method.attribute(net.inputs.clone(), target=1)
+        assert_close(attributions, method.attribute(net.inputs, target=1))
+
+
 def test_the_forward_function_is_read_at_the_call():
     net = network("recurrent")
     for method in every_method(net.model, net.layer("embedding")):
