@@ -12,6 +12,7 @@ reduced on the spot: nothing but r is kept between the two passes.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,17 +46,24 @@ class OpaqueOperationError(RuntimeError):
 
 
 class _Later:
-    """r of an operation with one output, computed when it is asked for; raises OverwrittenError if that is too late."""
+    """r of an operation with one output, computed when it is asked for; raises OverwrittenError if that is too late.
+
+    It does not keep the output: where autograd does not either, as of a product before a layer with frozen weights, it
+    is computed again.
+    """
 
     def __init__(self, remainder: Remainder, call: Call, y: Tensor) -> None:
         self._remainder, self._call = remainder, call
-        self._y, self._version = y.detach(), y._version
+        self._y, self._version = weakref.ref(y), y._version
         self._read = Versions(tensors_in((call.args, call.kwargs)))
 
     def __call__(self) -> Tensor:
         self._read.check()
-        # What autograd does not keep may have been overwritten since.
-        y = self._y if self._y._version == self._version else self._call.evaluate(Tensor.detach)[0]
+        y = self._y()
+        # What autograd does not keep may be gone, or have been overwritten since.
+        if y is None or y._version != self._version:
+            (y,) = self._call.evaluate(Tensor.detach)
+        y = y.detach()
         with torch.no_grad():
             (r,) = self._remainder.of(self._call, [y], False)
         assert r is not None

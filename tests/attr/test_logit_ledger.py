@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -318,6 +319,24 @@ def test_functions_and_modules_of_embeddings():
     assert_close(ledger.inputs[:, -1], x[:, -1] @ weight[1])
     pooled = LogitLedger(lambda e: e.mean(1) @ weight.T + 1).attribute(inputs_embeds=x, targets=1)
     assert_close(pooled.table()[:, 1, -1, 1], torch.ones(2))  # what has no position
+
+
+def test_outputs_that_autograd_does_not_keep_are_not_kept():
+    head = nn.Linear(300, 3).requires_grad_(False)  # a frozen layer's input is no longer needed
+    kept = []
+
+    def gated(x):
+        product = x * x.sigmoid()
+        reference = weakref.ref(product)
+        logits = head(product)
+        del product
+        kept.append(reference() is not None)
+        return logits
+
+    x = torch.randn(1, 64, 300)
+    ledger = LogitLedger(gated).attribute(inputs_embeds=x, targets=[[1, 2]])
+    assert kept == [False]
+    assert_close(ledger.total().float(), gated(x)[0, -1, 1:])
 
 
 def test_heads_that_share_keys():
