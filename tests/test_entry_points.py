@@ -201,7 +201,7 @@ CALLS = {
     ),
     "diff_roar, its functions": lambda t: metrics.diff_roar(
         linear, (X, Y), (X, Y), {"a": lambda x: t(x)}, baselines=lambda x, kept, generator: t(0 * x),
-        fractions=[0.5], runs=1, fit=FIT, controls=[],
+        fractions=[0.5], runs=1, fit=FIT, controls=["random"],
     ).correct,
     "Sampler.sample": lambda t: samplers.LangevinSampler(model, 0.1, 2, generator=generator()).sample(
         t(X), t(Y), t(SCALE)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["are_looked_at_together", "looked_at_together", "refuse_where"]
+__all__ = ["are_looked_at_together", "looked_at_together", "on_host", "refuse_where"]
 
 # Conditions on a GPU that nobody has looked at yet, each with what makes its error.
-_waiting: ContextVar[list[tuple[Tensor, Callable[[], Exception]]] | None] = ContextVar("waiting", default=None)
+_Waiting: TypeAlias = list[tuple[Tensor, Callable[[], Exception]]]
+_waiting: ContextVar[_Waiting | None] = ContextVar("waiting", default=None)
 
 
 def refuse_where(condition: Tensor, error: Callable[[], Exception]) -> None:
@@ -46,9 +48,16 @@ def are_looked_at_together(values: Tensor) -> bool:
 
 
 @contextmanager
-def looked_at_together() -> Iterator[None]:
-    """Within, conditions on a GPU wait for each other; the first that holds is raised in place of what it led to."""
-    waiting: list[tuple[Tensor, Callable[[], Exception]]] = []
+def looked_at_together(*, at_the_outermost: bool = False) -> Iterator[None]:
+    """Within, conditions on a GPU wait for each other; the first that holds is raised in place of what it led to.
+
+    Args:
+        at_the_outermost: Whether to leave the look to one that this is within.
+    """
+    if at_the_outermost and _waiting.get() is not None:
+        yield
+        return
+    waiting: _Waiting = []
     token = _waiting.set(waiting)
     try:
         try:
@@ -61,11 +70,27 @@ def looked_at_together() -> Iterator[None]:
         _waiting.reset(token)
 
 
-def _look(waiting: list[tuple[Tensor, Callable[[], Exception]]]) -> None:
-    if not waiting:
-        return
-    device = waiting[0][0].device
-    held = torch.stack([condition.detach().to(device) for condition, _ in waiting]).tolist()
+def on_host(values: Tensor) -> Tensor:
+    """Floating-point values on the CPU; conditions that wait are looked at in the same copy."""
+    waiting = _waiting.get()
+    if not waiting or not values.is_cuda:
+        return values.cpu()
+    together = torch.cat([values.detach().flatten(), _conditions(waiting, values.device).to(values.dtype)]).cpu()
+    conditions, waiting[:] = [*waiting], []
+    _raise(together[values.numel() :].tolist(), conditions)
+    return together[: values.numel()].view(values.shape)
+
+
+def _conditions(waiting: _Waiting, device: torch.device) -> Tensor:
+    return torch.stack([condition.detach().to(device) for condition, _ in waiting])
+
+
+def _look(waiting: _Waiting) -> None:
+    if waiting:
+        _raise(_conditions(waiting, waiting[0][0].device).tolist(), waiting)
+
+
+def _raise(held: list[Any], waiting: _Waiting) -> None:
     for holds, (_, error) in zip(held, waiting, strict=True):
         if holds:
             raise error()

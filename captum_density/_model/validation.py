@@ -24,6 +24,7 @@ __all__ = [
     "examples_first",
     "expanded_baselines",
     "how_to_pick",
+    "in_range",
     "one_output_advice",
     "picked",
     "received",
@@ -180,7 +181,7 @@ def _out_of_range(shape: torch.Size, low: Tensor | int, high: Tensor | int) -> R
     )
 
 
-def _in_range(target: Tensor, shape: torch.Size) -> Tensor:
+def in_range(target: Tensor, shape: torch.Size) -> Tensor:
     """A target on a GPU with the nearest class in place of those that there are not, which are refused later."""
     if len(shape) != 2 or target.numel() < 2 or not are_looked_at_together(target) or target.is_complex():
         return target
@@ -206,7 +207,7 @@ def selected_output(output: Any, target: TargetType, n: int, span: tuple[int, in
     """
     output = examples_first(output, n)
     if span is None and isinstance(target, Tensor) and are_looked_at_together(output):
-        target = _in_range(target, output.shape)
+        target = in_range(target, output.shape)
     elif output.device.type != "cpu":
         refuse_out_of_range(output.shape, class_span(target) if span is None else span)
     selected = select_targets(output, target)

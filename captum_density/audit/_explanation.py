@@ -107,7 +107,9 @@ class Explanation:
         """(1, ...) of the first example, from the same seed."""
         _ = self.attribution
         self.setting.reseed()
-        return self.attribute(self.setting.inputs[:1], self.setting.target[:1]).detach()
+        # The class as a number: Captum reads one of a tensor at each run, and waits for a GPU.
+        first = self.setting.shared("first target", lambda: int(self.setting.target[0]))
+        return self.attribute(self.setting.inputs[:1], first).detach()
 
     @functools.cached_property
     def _pass(self) -> tuple[Tensor, Tensor | None, float]:

@@ -103,7 +103,7 @@ def pixel_perturbation(
     """
     _check_choices(channels, keep)
     kept_fractions = _checked_fractions(fractions)
-    with looked_at_together():
+    with looked_at_together(at_the_outermost=True):
         classifier = Classifier(forward_func, inputs, target, additional_forward_args, max_examples_per_batch)
         xs, maps = classifier.inputs, attributions if isinstance(attributions, tuple) else (attributions,)
         fills = expanded_baselines(baselines, xs)

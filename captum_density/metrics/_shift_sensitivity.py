@@ -15,7 +15,8 @@ from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import differentiable
 from captum_density._model.generators import replayable
-from captum_density._model.validation import class_span, selected_output
+from captum_density._model.refusals import are_looked_at_together
+from captum_density._model.validation import in_range, selected_output
 from captum_density.metrics._attribution_rows import attribution_rows, counted_runs
 from captum_density.softmax_shift import LinearShift, Shift, SoftmaxShift
 
@@ -122,7 +123,7 @@ def shift_sensitivity(
         if shift is None:
             shift = _default_shift(batch)
         shifted = SoftmaxShift(model, shift, class_dim)
-        floor = _rounding(shifted, batch)
+        floor, target = _rounding(shifted, batch)
         options = {"target": target, "additional_forward_args": additional_forward_args}
         options = {name: value for name, value in options.items() if value is not None}
         maps = []
@@ -161,8 +162,10 @@ def _default_shift(batch: ModelOnBatch) -> LinearShift:
     return LinearShift(tuple(p.to(x.device, x.dtype) for p, x in zip(patterns, batch.inputs, strict=True)), scale)
 
 
-def _rounding(shifted: SoftmaxShift, batch: ModelOnBatch) -> Tensor:
+def _rounding(shifted: SoftmaxShift, batch: ModelOnBatch) -> tuple[Tensor, TargetType]:
     """(N,) what rounding may leave of the shift in a map of zeros: some units in the last place of its gradient * x.
+
+    And the target, of which nothing can be out of range any more.
 
     Run where gradients are taken, so that a shift in name only is refused for methods without gradients too, as is a
     target that does not fit.
@@ -171,9 +174,11 @@ def _rounding(shifted: SoftmaxShift, batch: ModelOnBatch) -> Tensor:
     with torch.enable_grad():
         leaves = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in batch.inputs)
         output = shifted(*leaves, *args)
-        if batch.target is not None:
-            # At once, also where values are looked at later: the attribution function is given the target, too.
-            selected_output(output, batch.target, batch.n, class_span(batch.target) or (0, 0))
+        target = batch.target
+        if isinstance(target, Tensor) and are_looked_at_together(target):
+            target = in_range(target, output.shape)
+        if target is not None:
+            selected_output(output, target, batch.n, batch.span)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         values = shifted.shift(*leaves, *args)
         gradients: tuple[Tensor, ...] = tuple(map(torch.zeros_like, wanted))
@@ -183,7 +188,7 @@ def _rounding(shifted: SoftmaxShift, batch: ModelOnBatch) -> Tensor:
     for x, g in zip(wanted, gradients, strict=True):
         flat = [t.detach().double().reshape(len(t), -1) for t in (x, g)]
         floor += 64 * torch.finfo(x.dtype).eps * flat[1].norm(dim=1) * flat[0].abs().amax(1).clamp_min(1)
-    return floor
+    return floor, target
 
 
 def _compare(plain: Tensor, shifted: Tensor, floor: Tensor) -> ShiftSensitivity:

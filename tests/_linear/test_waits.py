@@ -63,6 +63,6 @@ def test_samplers_and_attacks_wait_once_in_ten_steps():
 def test_an_audit_waits_for_its_figures_and_not_for_its_runs():
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).cuda(), torch.rand(4, 1, 4, 4).cuda()
     run = partial(audit, model, (x, torch.tensor([0, 1, 2, 0], device="cuda")))
-    assert waits(run) < 800  # most of them as Captum's methods copy numbers to it
+    assert waits(run) < 1200  # three in four as numbers are copied to it, by Captum's methods above all
     numbers = waits_for_numbers(run)
     assert numbers is None or numbers < 300

@@ -685,6 +685,9 @@ def test_cuda(inputs, target):
     }
     report = audit(model, (inputs, target), methods, **FEW)
     assert report.settings["device"].startswith("cuda")
+    assert not [
+        figure.note for row in (*report.methods.values(), report.model) for figure in row.values() if figure.failed
+    ]
     values = figures(report, "shift_sensitivity")
     assert values["centered"] < 1e-6 < values["IG"]
     assert torch.equal(torch.cuda.get_rng_state(), state)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_density._display.intervals import mean_interval
+from captum_density._model.refusals import on_host
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
 
@@ -33,7 +34,7 @@ def of_examples(values: Tensor, *, reference: Tensor | None = None, seed: int | 
         ValueError: A value is NaN or infinite.
     """
     both = [values] if reference is None else [values, reference]
-    x, *references = torch.stack([each.detach().double() for each in both]).cpu()  # a GPU is waited for once
+    x, *references = on_host(torch.stack([each.detach().double() for each in both]))
     if not x.isfinite().all():
         raise ValueError("the figure is NaN or infinite")
     mean, spread = x.mean().item(), x.std().item() if len(x) > 1 else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_density import metrics
 from captum_density._model.errors import one_line
 from captum_density._model.generators import derived_seed
+from captum_density._model.refusals import on_host
 from captum_density.audit._controls import (
     ANOTHER_EXAMPLE,
     CONSTANT,
@@ -53,6 +54,8 @@ def _measure(explanation: Explanation) -> Measured:
     )
     own, note = _own_maps(explanation)
     controls |= {name: _area(setting, each) - at_random for name, each in own.items()}
+    gain, at_random, *others = on_host(torch.stack([gain, at_random, *controls.values()]))
+    controls = dict(zip(controls, others, strict=True))
     return replace(
         of_examples(gain, reference=at_random, seed=setting.seed),
         note=note,

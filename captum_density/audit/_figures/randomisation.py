@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from captum_density._model.refusals import on_host
 from captum_density.audit._controls import NO_WEIGHTS, importance, map_at_random_weights, random_weights
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
@@ -34,9 +35,10 @@ def _measure(explanation: Explanation) -> Measured:
 
     whole = likeness(None)
     if passes(explanation) > FEW_PASSES:
+        whole = on_host(whole)
         note = f"all layers {_mean(whole):.2g}; no other depths, as the method takes more than {FEW_PASSES} passes"
         return replace(of_examples(whole, seed=setting.seed), note=note)
-    half, last = likeness((layers + 1) // 2), likeness(1)
+    last, half, whole = on_host(torch.stack([likeness(1), likeness((layers + 1) // 2), whole]))
     note = f"last layer {_mean(last):.2g}, upper half {_mean(half):.2g}, all layers {_mean(whole):.2g}"
     return replace(of_examples(max(half, whole, key=_mean), seed=setting.seed), note=note)
 
@@ -68,6 +70,10 @@ def _ranks(values: Tensor) -> Tensor:
 
 def passes(explanation: Explanation) -> int:
     """How many runs of the model, of one example each, the method takes for an example."""
+    return explanation.shared("passes", lambda: _passes(explanation))
+
+
+def _passes(explanation: Explanation) -> int:
     rows: dict[torch.nn.Module, int] = {}
 
     def count(module: torch.nn.Module, arguments: tuple[object, ...]) -> None:
