@@ -69,8 +69,10 @@ def audit(
 
     The methods' figures are Captum's `infidelity` (Yeh et al., equation 1; values set to 0 with probability 0.2,
     ``normalize=True``) and `sensitivity_max`, and `captum_density.metrics`' `shift_sensitivity`, `pixel_perturbation`
-    (beside the mean of five random rankings) and `diff_roar`; the model's are `density_ratio`, the squared norm of
-    `captum_density.density.class_score`, `hessian_trace` and `gan_test`.
+    (beside controls, maps that know nothing of the model's reasons, see `Measured`) and `diff_roar`; and rank
+    correlations (Spearman) of each map with the same method's map when weights of the model are drawn anew
+    ("randomisation", Adebayo et al.) and with that of the second class ("class_likeness"). The model's are
+    `density_ratio`, the squared norm of `captum_density.density.class_score`, `hessian_trace` and `gan_test`.
 
     Args:
         model: Maps (N, ...) to (N, classes), logits. A module is put into evaluation mode for the time of the call.
@@ -112,8 +114,9 @@ def audit(
 
     References:
         C.-K. Yeh, C.-Y. Hsieh, A. S. Suggala, D. I. Inouye and P. Ravikumar, "On the (In)fidelity and Sensitivity of
-        Explanations", NeurIPS 2019, arXiv 1901.09392; S. Srinivas and F. Fleuret, ICLR 2021, arXiv 2006.09128; H. Shah,
-        P. Jain and P. Netrapalli, NeurIPS 2021, arXiv 2102.12781.
+        Explanations", NeurIPS 2019, arXiv 1901.09392; J. Adebayo, J. Gilmer, M. Muelly, I. Goodfellow, M. Hardt and B.
+        Kim, "Sanity Checks for Saliency Maps", NeurIPS 2018, arXiv 1810.03292; S. Srinivas and F. Fleuret, ICLR 2021,
+        arXiv 2006.09128; H. Shah, P. Jain and P. Netrapalli, NeurIPS 2021, arXiv 2102.12781.
 
     Example:
         >>> import torch

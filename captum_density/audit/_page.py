@@ -73,7 +73,8 @@ _STYLE = """
   .captum-density {font-size: 10pt; max-width: none; padding: 0}
   .captum-density .about, .captum-density .small {font-size: 9pt}
   .captum-density table {font-size: 7pt}
-  .captum-density th, .captum-density td {padding: .15rem .2rem}
+  .captum-density th, .captum-density td {padding: .15rem .2rem; white-space: normal}
+  .captum-density td small {min-width: 0}
   .captum-density th[scope=row] {min-width: 5rem; overflow-wrap: anywhere}
   .captum-density .scroll {overflow: visible}
   .captum-density .scroll img {max-width: 100%; max-height: 4.2in; width: auto}

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from captum_density.audit import AuditReport, Measured
+from captum_density.audit import AuditReport, Control, Measured
 from tests.audit.reports import LONG, pictures
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -29,13 +29,29 @@ def browse(folder, *arguments):
     return subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
 
 
+CONTROLS = tuple(
+    Control(name, -0.123, 0.0123, -0.0234, 0.0345)
+    for name in (
+        "a constant map",
+        "a blob in the centre",
+        "an edge detector",
+        "the input itself",
+        "another example's map",
+        "a random map of its spectrum",
+        "its map at random weights",
+    )
+)
+
+
 def figures(scale=1.0):
     return {
         "completeness_gap": Measured(0.00123 * scale, 0.000456),
         "infidelity": Measured(12.3 * scale, 4.56, reference=78.9),
         "sensitivity_max": Measured(0.123 * scale, 0.0456),
         "shift_sensitivity": Measured(0.0123 * scale, 0.00456),
-        "pixel_perturbation": Measured(-0.123 * scale, 0.456, low=-0.234, high=-0.0123),
+        "pixel_perturbation": Measured(-0.123 * scale, 0.456, low=-0.234, high=-0.0123, controls=CONTROLS),
+        "randomisation": Measured(0.123, 0.4, low=-0.0123, high=0.234, note="last layer 0.98, upper half 0.12"),
+        "class_likeness": Measured(-0.123, 0.4, low=-0.234, high=-0.0123),
         "diff_roar": Measured(0.123 * scale, 0.0456, low=0.0123, high=0.0234),
         "seconds": Measured(0.00123 * scale, 0.000456),
     }

@@ -541,6 +541,36 @@ def test_json_and_back(full, whole_page):
         assert dataclasses.replace(full, **change) != full
 
 
+def test_a_report_of_an_earlier_version_is_read():
+    content = report_of({"a": {"pixel_perturbation": beside(0.1, 0.3)}}).to_dict()
+    figure = content["methods"]["a"]["pixel_perturbation"]
+    assert figure["controls"][0]["name"] == "a blob in the centre"
+    del figure["controls"]
+    earlier = AuditReport.from_json(json.dumps(content))
+    assert earlier.methods["a"]["pixel_perturbation"] == dataclasses.replace(beside(0.1, 0.3), controls=())
+    assert not earlier.recommendation().measured and "strongest control" not in earlier.table()
+    assert "beside maps that know nothing" not in earlier.to_html()
+
+
+def test_controls_stand_in_the_table_and_on_the_page():
+    figures = {
+        "a": beside(0.1, 0.3),
+        "b": dataclasses.replace(beside(-0.3, -0.1), note="not compared with x: E"),
+        "c": beside(-0.1, 0.3, control="the input itself"),
+    }
+    report = report_of({name: {"pixel_perturbation": figure} for name, figure in figures.items()})
+    cells = [row.split(" | ")[-1].strip(" |") for row in report.table().splitlines()[2:5]]
+    assert cells == ["a blob in the centre, 0", "a blob in the centre, 0.4", "the input itself, 0.1"]
+    page = Tree(report.to_html()).text
+    assert "Use a." in page.partition("What the figures say")[0]
+    table = page.partition("beside maps that know nothing of the model")[2]
+    assert "beats every control: 0.2 [0.1, 0.3] better than a blob in the centre" in table
+    assert "worse than a blob in the centre: -0.2 [-0.3, -0.1]" in table
+    assert "no better than the input itself: 0.1 [-0.1, 0.3]" in table and "b: not compared with x: E." in table
+    (panel,) = (image["alt"] for image in Tree(report.to_html()).all("img"))
+    assert "(strongest control: a blob in the centre, 0)" in panel
+
+
 def test_json_holds_neither_nan_nor_infinity():
     for value in (math.nan, -math.inf):
         with pytest.raises(ValueError, match="JSON compliant"):
