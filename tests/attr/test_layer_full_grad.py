@@ -207,6 +207,21 @@ class Twice(nn.Module):
         return self.relu(self.linear(self.relu(x)))
 
 
+def test_what_goes_around_is_not_to_blame_for_terms_without_a_place():
+    class Side(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.skip, self.norm = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(6)
+
+        def forward(self, x):
+            return self.norm(torch.cat([self.first(x), self.skip(x)], 1)).sum((2, 3))
+
+    model = Side().eval()
+    nn.init.normal_(model.norm.bias)
+    with pytest.raises(RuntimeError, match="lost at cat"):
+        LayerFullGrad(model, model.first, complete=True, min_placed=0.99).attribute(torch.randn(2, 3, 4, 4), 3)
+
+
 @pytest.mark.parametrize(
     ("layer", "remedy"),
     [("relu", "module of its own"), ("spare", "module that the model calls")],

@@ -10,6 +10,7 @@ from captum_density.attr import (
     CompleteDeepLiftShap,
     FullGrad,
     FullGradients,
+    NeuronFullGrad,
     PathIntegratedGradients,
     ShiftFooledGradient,
     SimpleFullGrad,
@@ -41,6 +42,10 @@ def calls(model: nn.Module, x: Tensor) -> None:
     assert_type(lift.attribute(pair, target=1), tuple[Tensor, ...])
     assert_type(lift.attribute(x, return_convergence_delta=True), tuple[Tensor, Tensor])
     assert_type(shap.attribute(pair, pair, return_convergence_delta=True), tuple[tuple[Tensor, ...], Tensor])
+
+    neuron = NeuronFullGrad(model, model)
+    assert_type(neuron.attribute(x, 1), Tensor)
+    assert_type(neuron.attribute(pair, (1, 2)), tuple[Tensor, ...])
 
     integrated = PathIntegratedGradients(model)
     assert_type(integrated.attribute(x, target=1), Tensor)
