@@ -1,7 +1,8 @@
 """What FullGrad costs over a plain gradient of the same output, held against goals; one thread, CPU time.
 
 A row is a model, and the goal that it has. Beside the time there is peak memory, where it has a goal; a loop of small
-operations is judged by the microseconds that FullGrad adds to each of them.
+operations is judged by the microseconds that FullGrad adds to each of them. A map that is to be differentiated
+(`create_graph=True`), and a training step that is made of one, are held against a plain training step.
 
 Run from the root of the repository: python -m tests.benchmarks.bench_full_grad_goals --help
 """
@@ -19,6 +20,7 @@ import torch
 import torchvision
 from captum.attr import Saliency
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from captum_density.attr import FullGrad
 from tests.benchmarks.harness import Call, Case, compare, machine
@@ -26,6 +28,7 @@ from tests.benchmarks.harness import Call, Case, compare, machine
 LENGTHS = (128, 512, 1024)
 STEPS = (100, 500)
 OPERATIONS = 200
+STEP = "training step"
 PLAIN, SALIENCY_MAP, COMPLETE = "plain gradient", "FullGrad", "FullGrad, complete"
 
 Model = Callable[[Tensor], Tensor]
@@ -39,13 +42,15 @@ class Row:
         setup: Makes the model and its input.
         goal: The most that FullGrad may take: times a plain gradient, or, of a loop, microseconds an operation more.
         memory_goal: The most peak memory, times a plain gradient's.
-        reference: What the gradient is taken by: autograd, or Captum's Saliency.
+        reference: What it is held against: a gradient by autograd or by Captum's Saliency, or a training step.
+        trains: Whether FullGrad's map is a loss, whose own backward pass counts.
     """
 
     setup: Callable[[], tuple[Model, Tensor]]
     goal: float
     memory_goal: float | None = None
     reference: str = PLAIN
+    trains: bool = False
 
 
 def main() -> None:
@@ -111,17 +116,28 @@ def is_loop(name: str) -> bool:
 
 
 def gradient(name: str) -> Call:
-    """A gradient of the output that is explained: one forward and one backward pass."""
+    """What FullGrad is held against: a gradient of the output that is explained, or a training step."""
     model, x = _setup(name)
-    if ROWS[name].reference != PLAIN:
+    if ROWS[name].reference == "Saliency":
         return partial(Saliency(model).attribute, x, target=1)
+    if ROWS[name].reference == STEP:
+        labels = torch.arange(len(x)) % 10
+        return partial(_train, model, lambda: cross_entropy(model(x.detach()), labels))
     return lambda: torch.autograd.grad(model(x)[:, 1].sum(), x)
 
 
 def full_grad(name: str, complete: bool) -> Call:
     """FullGrad of the same output."""
     model, x = _setup(name)
-    return partial(FullGrad(model, complete=complete).attribute, x, target=1)
+    step = ROWS[name].reference == STEP
+    full_grad = FullGrad(model, complete=complete)
+    attribute = partial(full_grad.attribute, x.detach() if step else x, target=1, create_graph=step)
+    return partial(_train, model, lambda: attribute().square().sum()) if ROWS[name].trains else attribute
+
+
+def _train(model: Any, loss: Callable[[], Tensor]) -> None:
+    model.zero_grad()
+    loss().backward()
 
 
 def _setup(name: str) -> tuple[Model, Tensor]:
@@ -146,6 +162,15 @@ def _randomise(model: nn.Module) -> None:
 
 def _vision(name: str, batch_size: int) -> tuple[nn.Module, Tensor]:
     return torchvision.models.get_model(name, weights=None), torch.randn(batch_size, 3, 224, 224)
+
+
+def _resnet() -> tuple[nn.Module, Tensor]:
+    return torchvision.models.resnet18(num_classes=10), torch.randn(8, 3, 32, 32)
+
+
+def _transformer() -> tuple[nn.Module, Tensor]:
+    sizes = {"num_layers": 4, "num_heads": 4, "hidden_dim": 128, "mlp_dim": 256, "num_classes": 10}
+    return torchvision.models.VisionTransformer(image_size=32, patch_size=4, **sizes), torch.randn(8, 3, 32, 32)
 
 
 def _text(name: str, length: int, width: int = 256, layers: int = 4) -> tuple[Model, Tensor]:
@@ -209,6 +234,11 @@ ROWS = {
         f"{name}-{steps}": Row(partial(_recurrent, kind, steps), 3)
         for name, kind in (("lstm", nn.LSTM), ("gru", nn.GRU))
         for steps in STEPS
+    },
+    **{
+        f"{name}, {'a training step' if trains else 'with a graph'}": Row(setup, 3, reference=STEP, trains=trains)
+        for trains in (False, True)
+        for name, setup in (("resnet18", _resnet), ("vit", _transformer))
     },
     "mlp, one row": Row(_perceptron, 3, reference="Saliency"),
     "loop of 200 operations": Row(_loop, 20),
