@@ -168,7 +168,8 @@ class LayerFullGrad(LayerGradientXActivation):
             target: As in `FullGrad.attribute`.
             additional_forward_args: As in `FullGrad.attribute`.
             attribute_to_layer_input: Whether what the layer takes is explained, not what it returns: the floating-point
-                tensors among its positional arguments, or the first that is passed by name.
+                tensors among its positional arguments, or the first that is passed by name. What else reads the same
+                tensors goes around, where Captum's gradient holds it, too.
             grad_kwargs: As Captum's, of which `{"create_graph": True}` makes the result differentiable.
             return_convergence_delta: Also return the sum of the attributions minus f(x), (N,), a list of such for a
                 list of layers. Only if `complete`. It is what goes around the layer, with a minus sign.
