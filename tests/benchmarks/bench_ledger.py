@@ -6,6 +6,7 @@ Run from the root of the repository: python -m tests.benchmarks.bench_ledger --h
 """
 
 import argparse
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=("llama", "gpt2"), default=("llama",))
     parser.add_argument("--lengths", nargs="+", type=int, default=(64, 256, 1024), help="tokens")
     parser.add_argument("--layers", nargs="+", type=int, default=(2, 8, 24))
+    parser.add_argument("--continued", nargs="*", type=int, default=(2, 8), help="layers of models that go on")
     parser.add_argument("--width", type=int, default=256, help="in heads of 64")
     parser.add_argument("--rules", nargs="+", default=("jacobian", "libragrad"))
     parser.add_argument("--runs", type=int, default=5, help="timed rounds")
     parser.add_argument("--threads", type=int, default=1, help="threads in one operation")
+    parser.add_argument("--shared", action="store_true", help="time of the process, where others share the machine")
     parser.add_argument("--no-memory", action="store_true", help="measure time alone")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results/ledger.json"), help="file to write")
     arguments = parser.parse_args()
@@ -53,6 +56,7 @@ def main() -> None:
                 comparisons.append(
                     _compared(f"{family}, {layers} layers, {length} tokens", cases, REFERENCE, arguments)
                 )
+        for layers in arguments.continued:
             setting = (family, layers, min(arguments.lengths), arguments.width)
             cases = {"one by one": partial(one_by_one, *setting), "together": partial(together, *setting)}
             title = f"{family}, {layers} layers, {GENERATED} tokens after {min(arguments.lengths)}"
@@ -71,6 +75,7 @@ def _compared(title: str, cases: dict[str, Case], reference: str, arguments: arg
         warm_up=1,
         threads=arguments.threads,
         memory=not arguments.no_memory,
+        clock=time.process_time if arguments.shared else None,
     )
     print(table([comparison]), flush=True)
     return comparison
