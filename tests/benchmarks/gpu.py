@@ -8,10 +8,11 @@ the sum is missed. `.ci/gpu` runs it, from the root of the repository.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from captum_density.samplers import LangevinSampler
 from tests.benchmarks.harness import machine
 from tests.waits import waits
 
-# Seconds after which a part is stopped: all of them, 8 minutes at most.
+# Seconds after which a part is stopped: all of them, 8 minutes at most. Each benchmark has its share.
 SECONDS = {"tests": 150, "waits": 70, "benchmarks": 160, "language model": 80}
 SIZES: dict[str, dict[str, Any]] = {
     "1b": {
@@ -72,8 +73,11 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.alone:
         (part,) = arguments.parts
-        found = waits_by_call(arguments.size) if part == "waits" else language_model(arguments.size)
-        arguments.out.write_text(json.dumps(found), encoding="utf-8")
+        content: dict[str, Any] = {}
+        for name, figure in waits_by_call(arguments.size) if part == "waits" else language_model(arguments.size):
+            content[name] = figure
+            print(name, figure, flush=True)
+            arguments.out.write_text(json.dumps(content), encoding="utf-8")  # what there is if it is stopped
         return
 
     report: dict[str, Any] = {"machine": machine("cuda"), "size": arguments.size}
@@ -81,7 +85,10 @@ def main() -> None:
     for part in arguments.parts:
         start = time.perf_counter()
         print(f"\n== {part}", flush=True)
-        report[part] = of_part(part, arguments.size, arguments.out)
+        try:
+            report[part] = of_part(part, arguments.size, arguments.out)
+        except Exception as error:  # whatever it is, the other parts run
+            report[part] = {"failed": [f"{type(error).__name__}: {error}"]}
         report[part]["seconds"] = round(time.perf_counter() - start, 1)
         ran = ran and not report[part]["failed"]
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")  # what there is by now
@@ -102,21 +109,28 @@ def of_part(part: str, size: str, out: Path) -> dict[str, Any]:
         own = ["-m", "tests.benchmarks.gpu", "--alone", "--size", size, "--parts", part, "--out", str(path)]
         return _result(own, path, until)
     results: dict[str, Any] = {"failed": []}
-    for name, (full, small) in BENCHMARKS.items():
-        if size == "small" and not small:
-            continue
+    chosen = {name: both for name, both in BENCHMARKS.items() if size == "1b" or both[1]}
+    for left, (name, (full, small)) in zip(range(len(chosen), 0, -1), chosen.items(), strict=True):
+        now = time.perf_counter()
         path = out.with_name(f"{out.stem}-{name}.json")
         options = (full if size == "1b" else small).split()
         results[name] = _result(
-            ["-m", f"tests.benchmarks.bench_{name}", "--device", "cuda", *options, str(path)], path, until
+            ["-m", f"tests.benchmarks.bench_{name}", "--device", "cuda", *options, str(path)],
+            path,
+            now + (until - now) / left,
         )
         results["failed"] += results[name].pop("failed")
     return results
 
 
 def _result(command: list[str], path: Path, until: float) -> dict[str, Any]:
+    path.unlink(missing_ok=True)
     failed, _ = _run(command, until)
-    content: dict[str, Any] = {} if failed else json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # it was stopped before there was any, or while it was written
+        failed = failed or [f"{' '.join(command)}: no results ({error})"]
     path.unlink(missing_ok=True)
     content.pop("machine", None)
     return {**content, "failed": failed}
@@ -125,12 +139,16 @@ def _result(command: list[str], path: Path, until: float) -> dict[str, Any]:
 def _run(command: list[str], until: float) -> tuple[list[str], str]:
     """Run Python; returns why it failed, if it did, and what it said."""
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that what it started is stopped with it
     )
     try:
         text, _ = process.communicate(timeout=max(1.0, until - time.perf_counter()))
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         text, _ = process.communicate()
         print(text)
         return [f"{' '.join(command)}: stopped, out of time"], text
@@ -138,9 +156,8 @@ def _run(command: list[str], until: float) -> tuple[list[str], str]:
     return ([f"{' '.join(command)}: status {process.returncode}"] if process.returncode else []), text
 
 
-def waits_by_call(size: str) -> dict[str, Any]:
+def waits_by_call(size: str) -> Iterator[tuple[str, Any]]:
     """How often calls wait, second ones, beside a plain gradient of the same model."""
-    found: dict[str, Any] = {}
     names = ("resnet18", "densenet121", "vit_b_16", "swin_t") if size == "1b" else ("swin_t",)
     side = 224 if size == "1b" else 64
     with torch.device("cuda"):
@@ -152,17 +169,14 @@ def waits_by_call(size: str) -> dict[str, Any]:
                 "FullGrad": partial(FullGrad(model).attribute, images, target=target),
                 "FullGrad, complete": partial(FullGrad(model, complete=True).attribute, images, target=target),
             }
-            found[name] = {what: {"first": waits(call), "then": waits(call)} for what, call in calls.items()}
-            print(name, found[name], flush=True)
+            yield name, {what: {"first": waits(call), "then": waits(call)} for what, call in calls.items()}
         small = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
         digits = torch.rand(4, 1, 8, 8)
-        found["100 steps of Langevin"] = waits(partial(LangevinSampler(small, 0.1, 100).sample, digits))
-        found["audit of 4 examples"] = waits(partial(audit, small, (digits, target % 3), show_progress=False))
-    print(found)
-    return found
+        yield "100 steps of Langevin", waits(partial(LangevinSampler(small, 0.1, 100).sample, digits))
+        yield "audit of 4 examples", waits(partial(audit, small, (digits, target % 3), show_progress=False))
 
 
-def language_model(size: str) -> dict[str, Any]:
+def language_model(size: str) -> Iterator[tuple[str, Any]]:
     """A causal language model's likeliest next token, explained at its embeddings."""
     import transformers
 
@@ -191,15 +205,12 @@ def language_model(size: str) -> dict[str, Any]:
         "InputXGradient, balanced": InputXGradient(balanced),
         "FullGrad, complete, balanced": FullGrad(balanced, complete=True),
     }
-    found: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens": tokens.shape[1],
-        "output": float(logits[0, target]),
-    }
+    output = float(logits[0, target])
+    yield "parameters", sum(parameter.numel() for parameter in model.parameters())
+    yield "tokens", tokens.shape[1]
+    yield "output", output
     for name, attribution in methods.items():
-        found[name] = _measured(partial(attribution.attribute, embeddings, target=target), found["output"])
-        print(name, found[name], flush=True)
-    return found
+        yield name, _measured(partial(attribution.attribute, embeddings, target=target), output)
 
 
 def _measured(call: Callable[[], Tensor], output: float) -> dict[str, float]:
