@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,8 +18,21 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import captum_density
-from captum_density import attr, datasets, density, losses, metrics, plots, retraining, samplers, softmax_shift, testing
+from captum_density import (
+    attr,
+    datasets,
+    density,
+    losses,
+    metrics,
+    plots,
+    retraining,
+    rewriting,
+    samplers,
+    softmax_shift,
+    testing,
+)
 from captum_density.audit import Retraining, audit
+from captum_density.rules import BalancedGradients
 
 torch.manual_seed(0)
 X, NEAR, Y, SCALE = torch.randn(4, 6), torch.randn(4, 6), torch.arange(4) % 3, torch.rand(4, 3) + 0.5
@@ -484,3 +498,90 @@ def test_data_on_a_gpu_are_trained_on_where_it_is_asked_for(name, devices, monke
     expected = numbers(DATA[name]((X, Y))) if devices == ("cpu",) else None
     received = numbers(DATA[name]((X.cuda(), Y.cuda())))
     same(on_cpu(received), expected)
+
+
+NORMED = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval()
+PLAIN = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def smoothed() -> torch.Tensor:
+    with density.softplus_surrogate(PLAIN):
+        output: torch.Tensor = PLAIN(X)
+    return output
+
+
+def ledger() -> list[torch.Tensor]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = transformers.LlamaForCausalLM(config).eval().to(X.device)
+    return [attr.LogitLedger(model).attribute(torch.tensor([[3, 14, 15, 9]], device=X.device)).table()]
+
+
+# What is given models or results and no tensors.
+ON_GPU: dict[str, Callable[[], Any]] = {
+    "fold_batch_norm": lambda: rewriting.fold_batch_norm(NORMED)(X),
+    "insert_identity": lambda: rewriting.insert_identity(PLAIN, "0")(X),
+    "permute_hidden_units": lambda: rewriting.permute_hidden_units(PLAIN, "0", "2")(X),
+    "split_layer": lambda: rewriting.split_layer(PLAIN, "0")(X),
+    "softplus_surrogate": smoothed,
+    "BalancedGradients": lambda: Saliency(BalancedGradients(NETWORK, "libragrad")).attribute(X, target=Y),
+    "LogitLedger": ledger,
+    "CenteredLogits": lambda: softmax_shift.CenteredLogits(NETWORK)(X),
+    "NetworkShift": lambda: shifted(softmax_shift.NetworkShift(lambda x: x.sum(1))),
+    "attention_erasure_scatter": lambda: drawn(
+        plots.attention_erasure_scatter(CALLS["attention_erasure"](lambda t: t))
+    ),
+    "fraction_to_flip_boxes": lambda: drawn(
+        plots.fraction_to_flip_boxes(metrics.fraction_to_flip(READER, "0.self_attn", TOKENS, rankings=["attention"]))
+    ),
+    "pixel_perturbation_curves": lambda: drawn(
+        plots.pixel_perturbation_curves({"a": CALLS["pixel_perturbation"](lambda t: t)})
+    ),
+}  # fmt: skip
+# Public names that neither take nor hold tensors of a user's model, and what is tried on a GPU elsewhere.
+ELSEWHERE = {
+    "data, which are on the CPU": {
+        "BlockSplits", "Digits", "FeatureLeakage", "ImageSplits", "Photographs", "block_digits", "block_mnist",
+        "cifar10", "digits", "efficientnet_lite0", "imagenet10", "mnist", "photographs", "svhn",
+    },
+    "results, settings and errors": {
+        "FullGradients", "LayerFullGradients", "Ledger", "AuditReport", "Control", "Finding", "Measured", "Method",
+        "Recommendation", "AttentionErasure", "AxiomTable", "FractionToFlip", "GanTest", "PixelPerturbation",
+        "RetrainingResult", "ShiftSensitivity", "FitConfig", "JobResult", "StoppedError", "Samples", "Failure",
+        "Problem", "ConformanceError", "Shift", "FunctionPath", "StraightPath",
+    },
+    "networks of their own, on the CPU": {"axiom_table"},
+    "tests/losses": {
+        "AntiScoreMatchingLoss", "AttentionMapLoss", "DenoisingScoreMatchingLoss", "DistillationLoss",
+        "FiniteDifferenceScoreMatchingLoss", "NoiseContrastiveLoss", "NoiseMatchingLoss", "ScoreMatchingLoss",
+        "SlicedScoreMatchingLoss",
+    },
+    "tests/softmax_shift": {"SoftmaxShift"},
+    "tests/testing": {"CAPTUM_DEPARTURES", "attribution_checks", "check_attribution", "networks"},
+}  # fmt: skip
+
+
+def test_every_public_name_is_tried_on_a_gpu_or_said_not_to_be():
+    names = {
+        name
+        for namespace in captum_density._NAMESPACES
+        for name in importlib.import_module(f"captum_density.{namespace}").__all__
+    }
+    text = inspect.getsource(sys.modules[__name__])
+    called = set(re.findall(r"\w+", text[text.index("CALLS = {") : text.index("SPARED = {")]))
+    elsewhere = set.union(*ELSEWHERE.values())
+    assert not names - called - ON_GPU.keys() - elsewhere, "add a call, to CALLS or ON_GPU"
+    assert not elsewhere - names and not elsewhere & ON_GPU.keys()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ON_GPU)
+def test_models_and_results_on_a_gpu_give_what_they_give_on_the_cpu(name, monkeypatch):
+    expected = ON_GPU[name]()
+    move_to_gpu(monkeypatch)
+    received = ON_GPU[name]()
+    assert isinstance(received, list) or received.is_cuda
+    assert_close(on_cpu(received), on_cpu(expected), rtol=1e-3, atol=1e-4, equal_nan=True)

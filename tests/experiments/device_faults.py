@@ -128,7 +128,7 @@ FAULTS = (
         "_model/validation.py",
         'if target.device.type in ("cpu", "meta") or',
         "if True or",
-        ("tests/_model/test_refusals.py", "classes"),
+        ("tests/_model/test_batch.py", "classes"),
     ),
     Fault(
         "recurrent layers run as in evaluation, where cuDNN has no derivative",
