@@ -198,6 +198,29 @@ def test_an_erased_model_that_was_read_within_goes_on():
             assert_close(model(x[:2]), expected[:2])
 
 
+@pytest.mark.parametrize("run", [None, 0])
+def test_an_interrupt_in_the_layer_is_over_with_its_pass(run):
+    class After(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = SelfAttention("softmax"), SelfAttention("sdpa")
+
+        def forward(self, x):
+            return self.other(self.one(x))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    model, x = Classifier(After()).double().eval(), normal(N, T, E)
+    with erase_attention(model, "attention.other", 0, run=run):
+        expected = model(x)
+        handle = model.attention.other.o.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        handle.remove()
+        assert torch.equal(model(x), expected)  # where the other attention runs first
+
+
 def test_a_layer_with_several_attention_calls_in_the_run():
     class Both(nn.Module):
         def __init__(self):
