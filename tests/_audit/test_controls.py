@@ -210,6 +210,7 @@ def test_rank_correlation_is_spearmans():
     want = [spearmanr(a.flatten(), b).statistic for a, b in zip(one, other, strict=True)]
     assert rank_correlation(one, other).tolist() == pytest.approx(want)
     assert rank_correlation(torch.ones(1, 4), torch.rand(1, 4)).item() == 0
+    assert rank_correlation(torch.ones(1, 4), torch.zeros(1, 4)).item() == 1
     assert rank_correlation(one, one).tolist() == pytest.approx([1] * 5)
 
 

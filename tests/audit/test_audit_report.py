@@ -557,16 +557,23 @@ def test_controls_stand_in_the_table_and_on_the_page():
         "a": beside(0.1, 0.3),
         "b": dataclasses.replace(beside(-0.3, -0.1), note="not compared with x: E"),
         "c": beside(-0.1, 0.3, control="the input itself"),
+        "d": beside(0.01, 0.39),
     }
     report = report_of({name: {"pixel_perturbation": figure} for name, figure in figures.items()})
-    cells = [row.split(" | ")[-1].strip(" |") for row in report.table().splitlines()[2:5]]
-    assert cells == ["a blob in the centre, 0", "a blob in the centre, 0.4", "the input itself, 0.1"]
+    cells = [row.split(" | ")[-1].strip(" |") for row in report.table().splitlines()[2:6]]
+    assert cells == [
+        "a blob in the centre, 0",
+        "a blob in the centre, 0.4",
+        "the input itself, 0.1",
+        "a blob in the centre, 0",
+    ]
     page = Tree(report.to_html()).text
     assert "Use a." in page.partition("What the figures say")[0]
     table = page.partition("beside maps that know nothing of the model")[2]
     assert "beats every control: 0.2 [0.1, 0.3] better than a blob in the centre" in table
     assert "worse than a blob in the centre: -0.2 [-0.3, -0.1]" in table
     assert "no better than the input itself: 0.1 [-0.1, 0.3]" in table and "b: not compared with x: E." in table
+    assert "not surely better than a blob in the centre: 0.2 [0.01, 0.39], where the best of 4 is" in table
     (panel,) = (image["alt"] for image in Tree(report.to_html()).all("img"))
     assert "(strongest control: a blob in the centre, 0)" in panel
 

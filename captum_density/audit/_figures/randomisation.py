@@ -36,7 +36,7 @@ def _measure(explanation: Explanation) -> Measured:
     whole = likeness(None)
     if passes(explanation) > FEW_PASSES:
         whole = on_host(whole)
-        note = f"all layers {_mean(whole):.2g}; no other depths, as the method takes more than {FEW_PASSES} passes"
+        note = f"all layers only: it takes more than {FEW_PASSES} passes"
         return replace(of_examples(whole, seed=setting.seed), note=note)
     last, half, whole = on_host(torch.stack([likeness(1), likeness((layers + 1) // 2), whole]))
     note = f"last layer {_mean(last):.2g}, upper half {_mean(half):.2g}, all layers {_mean(whole):.2g}"
@@ -48,7 +48,9 @@ def _mean(values: Tensor) -> float:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """(N,) C. Spearman's rank correlation of the values of each example; 0 where all values of a map are equal.
+    """(N,) C. Spearman's rank correlation of the values of each example.
+
+    Where all values of a map are equal it is 0; where those of both are, 1, as for any map and itself.
 
     Args:
         one: (N, ...).
@@ -57,7 +59,8 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
     ranks = [_ranks(values.flatten(1)) for values in (one, other)]
     centred = [rank - rank.mean(dim=1, keepdim=True) for rank in ranks]
     lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
-    return (centred[0] * centred[1]).sum(dim=1) / torch.where(lengths > 0, lengths, 1)
+    correlation = (centred[0] * centred[1]).sum(dim=1) / torch.where(lengths > 0, lengths, 1)
+    return correlation.masked_fill((centred[0] == 0).all(dim=1) & (centred[1] == 0).all(dim=1), 1)
 
 
 def _ranks(values: Tensor) -> Tensor:
