@@ -45,6 +45,7 @@ GROUPS, RANKS = torch.arange(16).view(1, 4, 4), torch.arange(16).repeat(6, 1)
 NETWORK = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 LAYER = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
 GENERATOR = "cpu"
+LANGUAGE = nn.Sequential(LAYER, nn.Linear(8, 4)).eval()
 READER = nn.Sequential(LAYER, nn.Flatten(), nn.Linear(40, 3)).eval()
 
 
@@ -130,6 +131,9 @@ CALLS = {
         model, last_layer(), lambda z, *_: z.sum(1)
     ).attribute(t(X), t(Y), additional_forward_args=t(SCALE)),
     "NeuronFullGrad.attribute": lambda t: attr.NeuronFullGrad(model, last_layer()).attribute(t(X), 1, t(SCALE)),
+    "LogitLedger.attribute": lambda t: (
+        attr.LogitLedger(LANGUAGE).attribute(inputs_embeds=t(TOKENS), targets=t(EACH)).table()
+    ),
     "PathIntegratedGradients.attribute": lambda t: attr.PathIntegratedGradients(model).attribute(
         t(X), t(NEAR), t(Y), t(SCALE), return_convergence_delta=True
     ),
@@ -256,8 +260,8 @@ DATA = {
 # Has tensors in its signature, and is not to be called with data: why, and what.
 SPARED = {
     "a result, which its function makes": {
-        "FullGradients.__init__", "LayerFullGradients.__init__", "RetrainingResult.__init__", "JobResult.__init__",
-        "AuditReport.__init__", "Problem.__init__",
+        "FullGradients.__init__", "Ledger.__init__", "LayerFullGradients.__init__", "RetrainingResult.__init__",
+        "JobResult.__init__", "AuditReport.__init__", "Problem.__init__",
     },
     "called by an attribution, with tensors": {
         f"{path}.{method}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_density._linear.ledger import LedgerSums, TermTable
 from captum_density._linear.sweep import IncompleteError, Sweep, sweep_each
+from captum_density._model.arrays import takes_arrays
 from captum_density._model.errors import warn
 from captum_density._model.modules import is_fully_sharded, unwrap
 from captum_density._model.validation import check_model
@@ -92,6 +93,7 @@ class LogitLedger:
         given = {} if self.rules is None else {"rules": self.rules}
         return shown(self, self.model, **given)
 
+    @takes_arrays
     def attribute(
         self,
         input_ids: Tensor | None = None,

@@ -13,7 +13,7 @@ __all__ = ["FINITE_DIFFERENCE_GAP"]
 _NAME = "finite_difference_gap"
 _CHANGES = (0.003, 0.01, 0.03, 0.1)  # of the outputs' standard deviation
 # Networks, smooth or not, have less; waves as steep as the output itself leave half of what gradients promise.
-_THRESHOLD = 0.2
+_THRESHOLD = 0.12
 
 
 def _measure(setting: Setting) -> Measured:
