@@ -17,6 +17,7 @@ __all__ = ["KINDS", "findings", "verdict"]
 
 KINDS = {"good": "in favour", "warning": "against", "note": "note"}
 _FEW = 30  # examples
+_ENOUGH = 3  # findings in favour of the model, where no method was tested by what it finds
 
 
 def findings(results: Results) -> tuple[Finding, ...]:
@@ -52,6 +53,8 @@ def _answer(results: Results) -> str:
         return f"As far as these checks go, yes, by {listed([choice.method])}: nothing was found against the model."
     if of_all["warning"]:
         return _not_without_care(of_all, "")
+    if of_model["good"] >= _ENOUGH:
+        return "As far as these checks go, yes: nothing was found against the model."
     if of_all["good"]:
         return "These figures do not tell: nothing speaks against it, but few checks could speak for it."
     return "These figures do not tell."

@@ -378,6 +378,13 @@ def test_verdict(methods, model, text):
     assert report_of(also_failed, model).verdict == f"{text} Some of it could not be measured."
 
 
+def test_a_model_can_be_cleared_without_methods():
+    model = FITS | {"gan_test": Measured(0.5, low=0.41, high=0.9, reference=0.8)}
+    assert report_of({}, model).verdict.startswith("These figures do not tell: nothing speaks against it")
+    model |= {"common_gradient": Measured(0.0, low=0.0, high=0.001)}
+    assert report_of({}, model).verdict == "As far as these checks go, yes: nothing was found against the model."
+
+
 def test_of_several_findings_about_the_model():
     samples = {"gan_test": Measured(0.5, low=0.41, high=0.9, reference=0.8)}
     text = "Not without care: 1 of 2 findings about the model speaks against it."
