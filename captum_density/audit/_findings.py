@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES
+from captum_density.audit._figures import FIGURES, LIES, METHOD_FIGURES, MODEL_FIGURES
 from captum_density.audit._figures.accuracy import predicts_better_than_chance
 from captum_density.audit._figures.figure import Figure
 from captum_density.audit._figures.words import counted_examples, listed
@@ -39,6 +39,12 @@ def _answer(results: Results) -> str:
     """By what is found of the model first, then by whether a method can be relied on; then by what there is."""
     if predicts_better_than_chance(results) is False:
         return "No: it predicts these data no better than chance, so that there is nothing to explain."
+    lies = _counted(finding for figure in LIES for finding in figure.findings(results))["warning"]
+    if lies:
+        return (
+            "No, not as they are: what they show is mostly what no prediction depends on, whether put there or not; "
+            f"{'each finding' if lies > 1 else 'the finding'} about it names a cure."
+        )
     about_model = [
         *_of_outputs(results),
         *(finding for figure in MODEL_FIGURES for finding in figure.findings(results)),

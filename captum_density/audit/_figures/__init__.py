@@ -25,7 +25,7 @@ from captum_density.audit._figures.shift_sensitivity import SHIFT_SENSITIVITY
 from captum_density.audit._results import Results
 from captum_density.audit._setting import Setting
 
-__all__ = ["FIGURES", "METHOD_FIGURES", "MODEL_FIGURES", "columns", "selected"]
+__all__ = ["FIGURES", "LIES", "METHOD_FIGURES", "MODEL_FIGURES", "columns", "selected"]
 
 # In the order of tables and pictures.
 METHOD_FIGURES: tuple[Figure[Explanation], ...] = (
@@ -39,11 +39,11 @@ METHOD_FIGURES: tuple[Figure[Explanation], ...] = (
     DIFF_ROAR,
     SECONDS,
 )
+# Whether the model's gradients were made to lie.
+LIES: tuple[Figure[Setting], ...] = (COMMON_GRADIENT, OFF_MANIFOLD_GRADIENT, FINITE_DIFFERENCE_GAP)
 MODEL_FIGURES: tuple[Figure[Setting], ...] = (
     ACCURACY,
-    COMMON_GRADIENT,
-    OFF_MANIFOLD_GRADIENT,
-    FINITE_DIFFERENCE_GAP,
+    *LIES,
     DENSITY_RATIO,
     GRADIENT_NORM,
     HESSIAN_TRACE,
