@@ -22,7 +22,7 @@ from captum_density._linear.trace import OpaqueOperationError, Operation, Prompt
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.calls import OverwrittenError
 from captum_density._model.captum import TargetType
-from captum_density._model.evaluation import differentiable_twice, grad_mode
+from captum_density._model.evaluation import differentiable_twice, full_precision, grad_mode
 from captum_density._model.modules import unwrap
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import class_span, examples_first, refuse_out_of_range, selected_or_nan
@@ -296,7 +296,8 @@ class _Terms(Generic[R]):
     positions: Sequence[Sequence[int]]
 
     def result(self) -> R:
-        return self.reduction.result(self.products, self.positions)
+        with full_precision(self.total.device):
+            return self.reduction.result(self.products, self.positions)
 
     def gap(self) -> Tensor:
         """(N,) |sum of terms - f| over `scale`, or over |f| where that is larger."""
@@ -382,7 +383,7 @@ class _Gathering(Generic[R]):
         """Take a term, now or later."""
         gradient = term.gradient
         if not self._together or gradient.numel() > _SMALL or not term.spread.is_uniform:
-            self._sums.append(self.reduction.add(term))
+            self._reduce(term)
             return
         key = term.spread, term.lost, gradient.shape
         alike = self._waiting.setdefault(key, [])
@@ -396,7 +397,14 @@ class _Gathering(Generic[R]):
             gradient = torch.cat([term.gradient for term in terms])
             remainder = torch.cat([term.remainder.expand_as(first.gradient) for term in terms])
             first = Term(first.name, gradient, remainder, first.spread, first.lost, len(terms))
-        self._sums.append(self.reduction.add(first))
+        self._reduce(first)
+
+    def _reduce(self, term: Term) -> None:
+        if not torch.is_autocast_enabled(term.gradient.device.type):
+            self._sums.append(self.reduction.add(term))
+            return
+        with full_precision(term.gradient.device):  # autocast would round the sums
+            self._sums.append(self.reduction.add(term))
 
     def sums(self) -> list[Tensor]:
         """(count * N,) of every term."""

@@ -8,8 +8,9 @@ around the layer still goes. Of integer inputs, such as token ids, what is looke
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from captum_density._model.batch import ModelOnBatch
+from captum_density._model.batch import ModelOnBatch, Rows
 from captum_density._model.calls import map_tensors, operation_name, tensors_in
 from captum_density._model.captum import TargetType, run_forward
 from captum_density._model.evaluation import grad_mode
@@ -229,7 +230,7 @@ class Cut:
     # -- the model as it is
 
     def _natural(
-        self, inputs: tuple[Tensor, ...], rows: slice, create_graph: bool = False
+        self, inputs: tuple[Tensor, ...], rows: Rows, create_graph: bool = False
     ) -> tuple[list[Any], list[tuple[int, Tensor]]]:
         """What each layer returns, or takes; and what is looked up by which integer input."""
         self._given, self._trees, self._runs = None, [None] * len(self._layers), [0] * len(self._layers)
@@ -246,17 +247,19 @@ class Cut:
         return self._trees, lookups.results
 
     def _forms_of(self, tensors: Sequence[Tensor]) -> list[_Form]:
-        """Where examples are; where shapes leave it open, from what one example's shape is."""
-        n = self.batch.n
-        if n == 1 or all(t.ndim and t.shape[0] == n and t.shape.count(n) == 1 for t in tensors):
-            return [_form(t.shape, None, n) for t in tensors]
-        try:
-            trees, lookups = self._natural(self.batch.inputs, slice(0, 1))
-            alone = [t.shape for tree in trees for t in floats_in(tree)] + [t.shape for _, t in lookups]
-        except Exception:  # a model that does not take one example: what its shapes look like has to do
-            alone = []
-        same = len(alone) == len(tensors)
-        return [_form(t.shape, alone[i] if same else None, n) for i, t in enumerate(tensors)]
+        """Where examples are, from the shapes of one, or two: n rows may be n examples, or n positions of all."""
+        n, shapes = self.batch.n, [t.shape for t in tensors]
+        others: list[torch.Size] = []
+        if n > 1 or any(shape[:1] != (1,) for shape in shapes):
+            rows = slice(0, 1) if n > 1 else torch.zeros(2, dtype=torch.int64, device=self.batch.device)
+            with suppress(Exception):  # a model that does not take them: what its shapes look like has to do
+                trees, lookups = self._natural(self.batch.inputs, rows)
+                others = [t.shape for tree in trees for t in floats_in(tree)] + [t.shape for _, t in lookups]
+        if len(others) != len(shapes):
+            return [_form(shape, None, n) for shape in shapes]
+        if n > 1:
+            return [_form(shape, one, n) for shape, one in zip(shapes, others, strict=True)]
+        return [_form(two, shape, 2) for shape, two in zip(shapes, others, strict=True)]
 
 
 def _form(shape: torch.Size, alone: torch.Size | None, n: int) -> _Form:
@@ -272,6 +275,8 @@ def _form(shape: torch.Size, alone: torch.Size | None, n: int) -> _Form:
         if len(differ) == 1 and shape[differ[0]] == n * alone[differ[0]]:
             each = alone[differ[0]]
             return _Form(differ[0], None if each == 1 else each)
+        if differ and (shape[0], alone[0]) == (n, 1):  # the others' size may depend on the longest example
+            return _Form()
     elif shape and shape[0] == n:
         return _Form()
     elif len(shape) > 1 and shape[1] == n:
@@ -292,15 +297,23 @@ def unwrapped(layer: nn.Module) -> nn.Module:
 
 
 def hook(layer: nn.Module, at_input: bool, met: Callable[[Any], Any]) -> RemovableHandle:
-    """A hook that tells of what a layer returns, or takes.
+    """A hook that tells of what a layer returns, or takes, where the thread that asks runs it.
 
     Args:
         layer: The layer.
         at_input: As `Cut`.
         met: Takes the tensors, in whatever they are in, and returns the same with others, or None.
     """
+    owner = threading.current_thread()
+
+    def elsewhere() -> bool:
+        """Autograd's own threads, which run checkpoints again, are dummies to Python."""
+        thread = threading.current_thread()
+        return thread is not owner and not isinstance(thread, threading._DummyThread)
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if elsewhere():
+            return None
         if floats_in(args):
             new = met(args)
             return None if new is None else (new, kwargs)
@@ -309,7 +322,7 @@ def hook(layer: nn.Module, at_input: bool, met: Callable[[Any], Any]) -> Removab
 
     if at_input:
         return layer.register_forward_pre_hook(before, with_kwargs=True)
-    return layer.register_forward_hook(lambda module, args, output: met(output))
+    return layer.register_forward_hook(lambda module, args, output: None if elsewhere() else met(output))
 
 
 def unclear(model: Callable[..., Any], layer: nn.Module, runs: int, at_input: bool) -> ValueError:
@@ -338,7 +351,10 @@ def _substituted(tree: Any, tensors: Sequence[Tensor]) -> Any:
     others = iter(tensors)
 
     def next_of(t: Tensor) -> Tensor:
-        return next(others) if t.is_floating_point() else t
+        if not t.is_floating_point():
+            return t
+        other = next(others)
+        return other if other.dtype == t.dtype else other.to(t.dtype)  # autocast may be off where it was on
 
     if not isinstance(tree, dict) or type(tree) is dict:
         return map_tensors(next_of, tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -197,7 +198,8 @@ class Ledger:
         Raises:
             IndexError: There are fewer.
         """
-        if isinstance(index, int):
+        if not isinstance(index, slice):
+            index = operator.index(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"a ledger of {len(self)} tokens has no number {index}")
             index = slice(index % len(self), index % len(self) + 1)
@@ -301,12 +303,12 @@ class Ledger:
 
     def __repr__(self) -> str:
         head = f"Ledger of {len(self)} tokens, {len(self.layers)} layers x {self.inputs.size(1)} positions"
-        lines = [f"  {'':<40}{'output':>10}{'input':>10}{'bias':>10}{'remainder':>11}{'gap':>9}"]
+        lines = [f"  {'':<40}{'output':>11}{'input':>11}{'bias':>11}{'remainder':>11}{'gap':>8}"]
         kinds, gaps = self.table().sum((1, 2)), self.gap()
         for target, output, (x, b, r), gap in zip(self.targets[:10], self.output, kinds.tolist(), gaps, strict=False):
             name = str(target)
             name = name if len(name) < 40 else name[:37] + "..."
-            lines.append(f"  {name:<40}{float(output):>10.4g}{x:>10.4g}{b:>10.4g}{r:>11.4g}{float(gap):>9.1g}")
+            lines.append(f"  {name:<40}{float(output):>11.4g}{x:>11.4g}{b:>11.4g}{r:>11.4g}{float(gap):>8.1g}")
         if len(self) > 10:
             lines.append(f"  ... and {len(self) - 10} more")
         return "\n".join([head, *lines])

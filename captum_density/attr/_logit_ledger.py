@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_density._linear.ledger import LedgerSums, TermTable
 from captum_density._linear.sweep import IncompleteError, Sweep, sweep_each
 from captum_density._model.arrays import takes_arrays
+from captum_density._model.calls import map_tensors
 from captum_density._model.errors import warn
 from captum_density._model.modules import is_fully_sharded, unwrap
 from captum_density._model.validation import check_model
@@ -147,11 +148,13 @@ class LogitLedger:
                 "LogitLedger reads a layer's weights after it has run, when fully_shard has freed them; explain the "
                 "model as it was before that, or in FullyShardedDataParallel or DistributedDataParallel"
             )
-        prompt = prompt_of(self._base, input_ids, inputs_embeds, attention_mask, kwargs)
-        question = question_of(prompt, targets, positions, contrast, log_prob)
-        outputs = Outputs(self._view, self._base, prompt, question)
-        lengths = [x.size(1) for x in prompt.embeddings.values()]
-        rows = torch.arange(prompt.n, device=prompt.device)
+        with torch.inference_mode(False):  # what is made in inference mode autograd does not keep
+            given = (input_ids, inputs_embeds, attention_mask, kwargs)
+            prompt = prompt_of(self._base, *map_tensors(lambda t: t.clone() if t.is_inference() else t, given))
+            question = question_of(prompt, targets, positions, contrast, log_prob)
+            outputs = Outputs(self._view, self._base, prompt, question)
+            lengths = [x.size(1) for x in prompt.embeddings.values()]
+            rows = torch.arange(prompt.n, device=prompt.device)
         with self._layers.watched() as layer_of:
             sweeps = sweep_each(
                 outputs,

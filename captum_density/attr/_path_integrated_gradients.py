@@ -19,8 +19,9 @@ from captum_density._model.captum import (
     TensorOrTupleOfTensorsGeneric,
     approximation_parameters,
     log_usage,
+    run_forward,
 )
-from captum_density._model.evaluation import differentiable
+from captum_density._model.evaluation import differentiable, full_precision
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model, expanded_baselines, selected_output
@@ -217,7 +218,8 @@ class PathIntegratedGradients(GradientAttribution):
                     factor = slopes[i][0]
                 elif slopes is not None:
                     integrand = integrand * slopes[i].reshape(s, -1)
-                integral = (weights.to(totals[i]) @ integrand).view_as(totals[i])
+                with full_precision(batch.device):
+                    integral = (weights.to(totals[i]) @ integrand).view_as(totals[i])
                 totals[i] += integral if factor is None else integral * factor
         return totals
 
@@ -340,6 +342,7 @@ class LayerPathIntegratedGradients(LayerIntegratedGradients):
             values, floats = cut.tensors()
             bases, _ = cut.tensors(starts)
             integrated = PathIntegratedGradients(cut, self.path, self.multiplies_by_inputs)
+            integrated.gradient_func = _layer_gradients
             parts = integrated.attribute(
                 values, bases, target, (*floats, *(cut.rest or ())) or None, n_steps, method, internal_batch_size
             )
@@ -347,6 +350,25 @@ class LayerPathIntegratedGradients(LayerIntegratedGradients):
         if not return_convergence_delta:
             return attributions
         return attributions, delta(parts, cut.output(target) - cut.output(target, starts))
+
+
+def _layer_gradients(
+    forward_fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], target_ind: None, additional_forward_args: Any
+) -> tuple[Tensor, ...]:
+    """As Captum's `compute_gradients`, but 0 of tensors that go unused, as an RNN's last state often does.
+
+    Raises:
+        ValueError: None is used.
+    """
+    with torch.enable_grad():
+        output = run_forward(forward_fn, inputs, target_ind, additional_forward_args)
+        gradients = torch.autograd.grad(output.unbind(), inputs, allow_unused=True) if output.requires_grad else ()
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "the model's output is not connected to the layer's tensors by differentiable operations; pass a layer "
+            "that it is, and checkpoint with use_reentrant=False"
+        )
+    return tuple(torch.zeros_like(z) if g is None else g for g, z in zip(gradients, inputs, strict=True))
 
 
 def _path(path: Path | Callable[..., Any] | None) -> Path:

@@ -76,7 +76,9 @@ def prompt_of(
         start = others.pop("decoder_input_ids", None)
         given = others.pop("decoder_inputs_embeds", None)
         if start is None and given is None:
-            begin = model.config.decoder_start_token_id  # type: ignore[attr-defined]
+            begin = getattr(model.config, "decoder_start_token_id", None)  # type: ignore[attr-defined]
+            if begin is None:
+                raise ValueError("the model's configuration names no decoder_start_token_id; pass decoder_input_ids")
             start = torch.full((len(embeddings), 1), begin, device=embeddings.device)
         names = "decoder_input_ids", "decoder_inputs_embeds"
         named["decoder_inputs_embeds"], ids = _embeddings(model, "get_decoder", start, given, *names)
@@ -88,6 +90,9 @@ def prompt_of(
     elif mask.shape != last.shape[:2]:
         raise ValueError(f"the attention mask must be of shape {tuple(last.shape[:2])}, but is {tuple(mask.shape)}")
     mask = mask.bool()
+    if not bool(mask.any(1).all()):
+        empty = int(mask.any(1).int().argmin())
+        raise ValueError(f"row {empty} of the attention mask is all padding, and has no logit to explain; leave it out")
     if "position_ids" in takes and "position_ids" not in others and len(named) == 1 and not bool(mask[:, 0].all()):
         others["position_ids"] = _position_ids(model, mask)
     if "use_cache" in takes:
@@ -116,7 +121,10 @@ def _embeddings(
             raise ValueError(f"{given_name} must be a tensor (N, L, E), but is {_shown_shape(given)}")
         return given, None
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        raise ValueError(f"{ids_name} must be a tensor (N, L) of token ids, but is {_shown_shape(ids)}")
+        unpack = "; pass its entries by name, attribute(**encoding)" if isinstance(ids, Mapping) else ""
+        raise ValueError(f"{ids_name} must be a tensor (N, L) of token ids, but is {_shown_shape(ids)}{unpack}")
+    if not ids.size(1):
+        raise ValueError(f"{ids_name} must hold at least one token for each row, but is {_shown_shape(ids)}")
     owner = model
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         owner = getattr(model, part)()

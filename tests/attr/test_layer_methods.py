@@ -1,5 +1,7 @@
 """Layer variants of paths, discrete gradients and fooled gradients, against Captum's and against the inputs'."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from captum.attr import (
@@ -220,6 +222,88 @@ def test_inputs_made_in_inference_mode():
         with torch.inference_mode():
             attributions = method.attribute(net.inputs.clone(), target=1)
         assert_close(attributions, method.attribute(net.inputs, target=1))
+
+
+class Positions(nn.Module):
+    """Ids (N, L), and embeddings (L, E) of positions, the same for all examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.position, self.head = nn.Embedding(20, 8), nn.Embedding(9, 8), nn.Linear(8, 2)
+
+    def forward(self, ids):
+        x = torch.tanh(self.token(ids) + self.position(torch.arange(ids.size(1))))
+        return self.head(x.prod(1) + x.mean(1))
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_a_tensor_for_all_examples_is_not_taken_as_a_row_for_each(length):
+    torch.manual_seed(0)
+    model, ids = Positions().double().eval(), torch.randint(20, (4, length))
+    for multiply in (False, True):
+        for layer in (model.position, model.token):
+            method = LayerPathIntegratedGradients(model, layer, None, multiply, path=PowerPath(2.0))
+            together = method.attribute(ids, torch.zeros_like(ids), target=1)
+            for i, own in enumerate(together):
+                alone = method.attribute(ids[i : i + 1], torch.zeros_like(ids[:1]), target=1)
+                assert_close(own, alone.view_as(own))
+            assert together.shape == (4, length, 8)
+
+
+def test_lengths_that_depend_on_the_longest_example():
+    class Trimmed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.head = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            return self.head(torch.tanh(self.token(ids[:, : int((ids > 0).sum(1).max())])).sum(1))
+
+    model, ids = Trimmed().double(), torch.tensor([[3, 0, 0, 0], [1, 5, 2, 0], [1, 2, 0, 0]])
+    method = LayerPathIntegratedGradients(model, model.token)
+    baselines = 8 * (ids > 0)
+    attributions = method.attribute(ids, baselines, target=1)
+    assert attributions.shape == (3, 3, 4)
+    assert_close(attributions[1:2], method.attribute(ids[1:2], baselines[1:2], target=1))
+    assert not attributions[0, 1:].any()
+
+
+def test_tensors_that_go_unused_have_zero():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 3, batch_first=True))
+    ids = torch.tensor([[1, 5, 2], [7, 0, 3]])
+    method = LayerPathIntegratedGradients(lambda ids: model(ids)[0][:, -1], model[1])
+    outputs, last, cell = method.attribute(ids, target=1)
+    assert outputs.abs().sum() > 0 and not last.any() and not cell.any()
+    method = LayerPathIntegratedGradients(lambda ids: (model(ids), model[0](ids)[:, 0])[1], model[1])
+    with pytest.raises(ValueError, match="pass a layer that it is"):
+        method.attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_under_autocast_sums_are_not_rounded(n):
+    torch.manual_seed(0)
+    model, ids = Positions().eval(), torch.randint(20, (n, 4))
+    layered = nn.Sequential(model.token, nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    first = lambda ids: layered(ids).mean(1)  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        for method in every_method(first, layered[1])[:3]:
+            attributions, delta = method.attribute(ids, target=1, return_convergence_delta=True)
+            assert attributions.shape == (n, 4, 8) and float(delta.abs().max()) < 0.01
+        method = LayerFullGrad(first, layered[0], complete=True)
+        sums = method.attribute(ids, target=1).sum((1, 2))
+        assert_close(sums, method.decompose(ids, target=1).total().float(), atol=1e-6, rtol=1e-6)
+
+
+def test_threads_have_tensors_of_their_own():
+    net = network("recurrent")
+    method = LayerFullGrad(net.model, net.layer("embedding"), complete=True)
+    batches = [net.inputs, net.inputs[:1], net.inputs.flip(1)]
+    expected = [method.attribute(ids, target=1) for ids in batches]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda ids: [method.attribute(ids, target=1) for _ in range(3)], batches))
+    for own, right in zip(results, expected, strict=True):
+        for attributions in own:
+            assert_close(attributions, right)
 
 
 def test_the_forward_function_is_read_at_the_call():

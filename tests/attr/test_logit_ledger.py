@@ -1,5 +1,6 @@
 """The ledger of a logit: targets, sums, words, and what it looks like."""
 
+import dataclasses
 import json
 import re
 import warnings
@@ -261,12 +262,17 @@ def test_picture(ledger):
 def test_shows_as_a_table(ledger):
     lines = repr(ledger).splitlines()
     assert len(lines) == 8 and "remainder" in lines[1] and "row 1" in lines[-1]
+    long = torch.full_like(ledger.sums[:, :2, :1], -1.2345e-05)  # the widest that a number is
+    terms = [next(t for t in ledger.terms if t.kind == kind) for kind in ("bias", "remainder")]
+    wide = dataclasses.replace(ledger, inputs=long[:, 0], terms=terms, sums=F.pad(long, (0, 1)))
+    assert repr(wide).splitlines()[2].split()[-4:-1] == [f"{-1.2345e-05:.4g}"] * 3
     assert repr(LogitLedger(nn.Linear(2, 2), rules="cp-lrp")) == "LogitLedger(Linear, rules='cp-lrp')"
 
 
 def test_parts(ledger):
     assert [one.targets[0] for one in ledger] == ledger.targets
     assert ledger[-1].targets == ledger.targets[-1:] and len(ledger[1:3]) == 2
+    assert ledger[torch.tensor(2)].targets == ledger.targets[2:3]
     with pytest.raises(IndexError, match="6 tokens"):
         ledger[6]
 
@@ -419,11 +425,31 @@ def test_the_cache_is_off_and_the_configuration_untouched(model, ids):
         (None, {"positions": [0, 1, 2], "targets": [[1, 2], [3, 4]]}, ValueError, "as many for each row"),
         (None, {"positions": 5, "attention_mask": torch.tensor([[1] * 6, [1] * 5 + [0]])}, ValueError, "mask is 0"),
         (None, {"attention_mask": torch.ones(2, 5)}, ValueError, "shape"),
+        (None, {"attention_mask": torch.tensor([[1] * 6, [0] * 6])}, ValueError, "leave it out"),
+        ((torch.zeros(2, 0, dtype=torch.int64),), {}, ValueError, "at least one token"),
+        (({"input_ids": torch.zeros(2, 6)},), {}, ValueError, r"attribute\(\*\*encoding\)"),
     ],
 )
 def test_refused(model, ids, arguments, options, error, remedy):
     with pytest.raises(error, match=remedy):
         LogitLedger(model).attribute(*((ids,) if arguments is None else arguments), **options)
+
+
+def test_a_decoder_without_a_start_token_is_asked_for():
+    model, ids = language_model("t5"), prompts(2, 6)
+    start, model.config.decoder_start_token_id = model.config.decoder_start_token_id, None
+    with pytest.raises(ValueError, match="pass decoder_input_ids"):
+        LogitLedger(model).attribute(ids)
+    given = LogitLedger(model).attribute(ids, decoder_input_ids=torch.full((2, 1), start))
+    assert float(given.gap().max()) < 1e-5
+
+
+def test_ids_made_in_inference_mode(model, ids, ledger):
+    with torch.inference_mode():
+        found = LogitLedger(model).attribute(ids.clone(), targets=slice(3, None), attention_mask=torch.ones(2, 6))
+        chosen = LogitLedger(model).attribute(ids.clone(), targets=torch.tensor([1, 2]), log_prob=True)
+    assert_close(found.table(), ledger.table())
+    assert_close(chosen.table(), LogitLedger(model).attribute(ids, targets=[1, 2], log_prob=True).table())
 
 
 def test_models_without_logits_or_embeddings_are_refused(model, ids):
