@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from captum_density._cache.arrays import content_name
 from captum_density._model.evaluation import grad_mode
 from captum_density._model.generators import seeded
+from captum_density._model.sparse import dense_parts
 
 __all__ = [
     "attributes_of",
@@ -61,6 +62,8 @@ def described(value: Any) -> Any:
         return value
     if isinstance(value, float | complex | bytes | type(Ellipsis)):
         return repr(value)
+    if isinstance(value, Tensor) and len(parts := dense_parts(value)) > 1:
+        return [str(value.layout), list(value.shape), [described(part) for part in parts]]
     if isinstance(value, Tensor | np.ndarray | np.generic):
         if isinstance(value, Tensor) and value.dtype == torch.bfloat16:  # NumPy has none
             return f"bfloat16 {described(value.detach().view(torch.int16))}"

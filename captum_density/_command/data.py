@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,9 @@ def _opened(path: str) -> Image.Image:
     suffix = Path(path).suffix.lower()
     if suffix not in IMG_EXTENSIONS:
         raise ValueError(f"{suffix} files are not read; save it as .png")
-    image = Image.open(path)  # reads no pixels yet
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit that follows is lower
+        image = Image.open(path)  # reads no pixels yet
     if image.width * image.height > _PIXELS:
         image.close()
         raise ValueError(f"it has {image.width} x {image.height} pixels; make it smaller, at most {_PIXELS:,}")

@@ -62,7 +62,8 @@ class _Later:
         y = self._y()
         # What autograd does not keep may be gone, or have been overwritten since.
         if y is None or y._version != self._version:
-            (y,) = self._call.evaluate(Tensor.detach)
+            with torch.no_grad():
+                (y,) = self._call.evaluate(Tensor.detach, differentiable=False)
         y = y.detach()
         with torch.no_grad():
             (r,) = self._remainder.of(self._call, [y], False)

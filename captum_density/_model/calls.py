@@ -160,10 +160,13 @@ class Call:
             kwargs, mutated = {**kwargs, "inplace": False}, []
         return Call(self.func, args, kwargs, activations, mutated, self.rng_state, self.edge)
 
-    def evaluate(self, substitute: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def evaluate(self, substitute: Callable[[Tensor], Tensor], *, differentiable: bool = True) -> list[Tensor]:
         """Run the call with `substitute(u)` in place of each activation u, as it ran: same kernels, same random draws.
 
-        Fused attention and recurrent kernels have no forward-mode derivative, their plain forms do.
+        Args:
+            substitute: Of an activation.
+            differentiable: Whether what has fused kernels without a forward-mode derivative, attention and recurrent
+                layers, runs in its plain form, which has one and takes more memory.
         """
         done: dict[int, Tensor] = {}
         written = {id(t) for t in self.mutated}
@@ -175,9 +178,9 @@ class Call:
 
         args, kwargs = map_tensors(replace, (self.args, self.kwargs))
         with contextlib.ExitStack() as stack:
-            if self.name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+            if differentiable and self.name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            elif self.name in _FUSED_RECURRENCE:
+            elif differentiable and self.name in _FUSED_RECURRENCE:
                 stack.enter_context(without_fused_recurrence())
             stack.enter_context(_replayed(self.rng_state))
             result = self.func(*args, **kwargs)

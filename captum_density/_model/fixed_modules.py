@@ -13,6 +13,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from captum_density._model.sparse import dense_parts
+
 __all__ = ["FixedModules", "evaluation_mode", "fixed_modules", "modules_of"]
 
 _NormBase, _BatchNorm = nn.modules.batchnorm._NormBase, nn.modules.batchnorm._BatchNorm
@@ -75,7 +77,7 @@ class FixedModules:
                 continue  # instance norm counts and averages what it does not use in training mode
             for key, before in buffers.items():
                 now = module._buffers.get(key)
-                if before is not None and (now is None or not torch.equal(before, now)):
+                if before is not None and (now is None or not _equal(before, now)):
                     raise ValueError(
                         f"module {name!r} ({type(module).__name__}) changes its buffer {key!r} as it runs, so that "
                         "two evaluations are those of two networks; call model.eval() for this call, and model.train() "
@@ -87,6 +89,11 @@ class FixedModules:
         for module, _, training, buffers in self._saved.values():
             module.training = training
             module._buffers.update(buffers)
+
+
+def _equal(before: Tensor, now: Tensor) -> bool:
+    alike = before.layout == now.layout and before.shape == now.shape
+    return alike and all(map(torch.equal, dense_parts(before), dense_parts(now)))
 
 
 @contextmanager

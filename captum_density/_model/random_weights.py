@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from captum_density._model.fixed_modules import modules_of
 from captum_density._model.generators import seeded
+from captum_density._model.sparse import dense_parts
 
 __all__ = ["RandomWeights"]
 
@@ -56,7 +57,7 @@ class RandomWeights:
         """Other weights for every module, with all in place: a module's `reset_parameters` may reach into its parts."""
         modules = [module for layer in self._layers for module in layer]
         memo: dict[int, Any] = {}  # a tensor of two modules stays one
-        new = {module: {name: copy.deepcopy(value, memo) for name, value in _own(module).items()} for module in modules}
+        new = {module: {name: _copy(value, memo) for name, value in _own(module).items()} for module in modules}
         with seeded(seed, device), torch.no_grad(), _substituted(list(new.items())):
             for module in modules:
                 reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
@@ -71,9 +72,21 @@ class RandomWeights:
                     before = _own(module).get(name)
                     if isinstance(value, nn.Parameter) and isinstance(before, Tensor) and id(value) not in done:
                         done.add(id(value))
-                        if value.shape == before.shape and torch.equal(value, before):
-                            value.copy_(_in_random_order(before))
+                        values, old = dense_parts(value)[-1], dense_parts(before)[-1]
+                        if values.shape == old.shape and torch.equal(values, old):
+                            values.copy_(_in_random_order(old))
         return drawn
+
+
+def _copy(value: Tensor | None, memo: dict[int, Any]) -> Tensor | None:
+    """As `copy.deepcopy`, which not all sparse tensors have."""
+    if value is None or value.layout == torch.strided:
+        return copy.deepcopy(value, memo)
+    if id(value) not in memo:
+        values = value.detach().clone()
+        memo[id(value)] = nn.Parameter(values, value.requires_grad) if isinstance(value, nn.Parameter) else values
+    copied: Tensor = memo[id(value)]
+    return copied
 
 
 def _in_random_order(values: Tensor) -> Tensor:

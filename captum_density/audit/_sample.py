@@ -18,6 +18,7 @@ from captum_density._model.generators import seeded
 __all__ = ["Sample", "draw_sample"]
 
 _POOL, _POOL_ELEMENTS = 2000, 4096  # examples, and elements of each
+_BYTES = 2 * 2**30  # of the examples of a data set, of which an audit makes several copies
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def draw_sample(data: Any, limit: int | None, seed: int, *, pool: bool = False) 
 
     Raises:
         TypeError: Data of no such kind, inputs that are not floating-point tensors, labels that are no integers.
-        ValueError: No examples, batches that cannot be read, unequal shapes, NaN or infinite inputs, a limit below 1.
+        ValueError: No examples, batches that cannot be read, unequal shapes, NaN or infinite inputs, a limit below 1, a
+            data set of which so many examples take more than 2 GiB.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a positive integer or None, but is {limit!r}")
@@ -117,6 +119,7 @@ def _from_dataset(data: Any, limit: int | None, seed: int, pool: bool) -> Sample
             skipped.append(f"{_name_of(data, i)} ({one_line(error)})")
             continue
         items[i] = _split(item)
+        _check_memory(items[i][0], min(limit or n, n))
     if not items:
         why = f"; none of {n} can be read, first {skipped[0]}" if skipped else ""
         raise ValueError(f"the data hold no examples{why}")
@@ -130,6 +133,16 @@ def _from_dataset(data: Any, limit: int | None, seed: int, pool: bool) -> Sample
         categories=tuple(map(str, categories)) if isinstance(categories, Sequence) else None,
         pool=_finite_rows(_pooled(joined.inputs, data, order, items)) if pool and _is_small(joined.inputs[0]) else None,
     )
+
+
+def _check_memory(example: Tensor, n: int) -> None:
+    """Refuse as many examples of this size as would fill the memory, before they are read."""
+    size = example.numel() * example.element_size()
+    if n > 1 and n * size > _BYTES:
+        raise ValueError(
+            f"{n} examples of shape {tuple(example.shape)} take {n * size / 2**30:.2g} GiB; give the data a transform "
+            f"that resizes them, or a limit of at most {max(1, _BYTES // size)}"
+        )
 
 
 def _pooled(inputs: Tensor, data: Any, order: Sequence[int], items: Mapping[int, Any]) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from captum_density.audit import audit
+from captum_density.audit import _sample, audit
 from captum_density.audit._sample import draw_sample
 
 X = torch.arange(40.0).reshape(20, 2)
@@ -117,6 +117,21 @@ def test_no_more_is_read_than_is_needed():
     items = Items(PAIRS)
     draw_sample(items, 4, 0)
     assert len(items.reads) == len(set(items.reads)) == 4
+
+
+def test_what_would_fill_the_memory_is_refused_before_it_is_read(monkeypatch):
+    monkeypatch.setattr(_sample, "_BYTES", 10 * X[0].nbytes)
+    assert len(draw_sample(Items(PAIRS), 10, 0).inputs) == 10
+    for limit in (11, None):
+        items = Items(PAIRS)
+        with pytest.raises(ValueError, match="transform that resizes them, or a limit of at most 10"):
+            draw_sample(items, limit, 0)
+        assert len(items.reads) == 1
+    items = Items([*PAIRS[:3], *((torch.zeros(30), 0) for _ in range(7))])  # larger ones come later
+    with pytest.raises(ValueError, match="of at most 1$"):
+        draw_sample(items, None, 0)
+    assert len(items.reads) == 4
+    assert len(draw_sample(Items([(torch.zeros(30), 0)]), None, 0).inputs) == 1  # one is always read
 
 
 def test_examples_that_cannot_be_read_are_skipped_and_named():

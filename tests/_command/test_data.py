@@ -2,7 +2,6 @@
 
 import json
 import struct
-import warnings
 import zlib
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import ToTensor
 
+from captum_density.audit import _sample
 from tests._command.users import (
     FEW,
     audited,
@@ -237,12 +237,17 @@ def test_images_that_would_fill_the_memory_and_names_that_would_move_a_cursor(us
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (user / "images" / "cat" / "huge.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT")
     (user / "images" / "fish" / "\x1b[2Jred.png").write_bytes(b"")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        report = audited("--metrics", "accuracy", "--attributions", "Saliency")
+    report = audited("--metrics", "accuracy", "--attributions", "Saliency")  # without Pillow's warning
     assert len(report.skipped) == 2 and "13000 x 13000 pixels; make it smaller" in report.skipped[0]
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out and "[2Jred.png" in printed.out.replace("\n", "")
+
+
+def test_a_sample_that_would_fill_the_memory(user, undrawn, capsys, monkeypatch):
+    monkeypatch.setattr(_sample, "_BYTES", 2 * 3 * 8 * 8 * 4)
+    message = refused(capsys, "--model", "my_package.model:build", "--data", "images")
+    assert "transform that resizes" in message and "limit of at most 2" in message
+    assert audited("--limit", "2", *OPTIONS).settings["examples"] == 2
 
 
 def test_corrupt_images_of_a_limited_audit_are_made_up_for(user, undrawn):

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_density._linear import closed_forms, remainders
 from captum_density._linear.jacobian import jacobian_products
 from captum_density._linear.trace import Trace
+from captum_density._model.calls import tensors_in
 from captum_density.attr import FullGrad
 from captum_density.testing import assert_complete
 
@@ -209,6 +211,30 @@ def test_a_sum_that_starts_at_nothing_has_no_term():
 def test_attention_to_no_keys():
     model = lambda x: (x + F.scaled_dot_product_attention(x, x[:, :0], x[:, :0])).sin().sum(1)  # noqa: E731
     assert_complete(FullGrad(model).decompose(torch.randn(2, 3, 4, dtype=DOUBLE), 1))
+
+
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor has that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [t.numel() for t in tensors_in(result)]
+        self.elements = max(self.elements, *made, 0)
+        return result
+
+
+def test_fused_attention_whose_output_is_gone_stays_fused():
+    """Its weights are made in blocks, and its output again by the kernel that made it."""
+    heads, n, d = 16, 256, 8
+
+    def model(x):
+        return F.scaled_dot_product_attention(x, x, x).mT.flatten(1).sin()[:, :3]
+
+    with Largest() as largest:
+        FullGrad(model).attribute(torch.randn(1, heads, n, d), 1)
+    assert heads * n * d <= largest.elements < heads * n * n / 2
 
 
 FIVES = torch.full((4,), 5.0)

@@ -985,6 +985,32 @@ def test_cuda(model, x, name):
     result.backward()
 
 
+class Attending(nn.Module):
+    """Attention among three tokens, which CUDA computes by fused kernels in this precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.head = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        q, k, v = self.project(x).unsqueeze(1).chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["hutchinson", "exact", "gradient norm"])
+def test_cuda_attention_has_the_derivatives_of_a_loss(name):
+    """Its fused kernels have one."""
+    torch.manual_seed(0)
+    model, x = Attending(), torch.randn(4, 3, 4)
+    gradients = []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        LOSSES[name](seeded())(model, x.to(device), LABELS.to(device)).backward()
+        gradients.append([p.grad.cpu().clone() for p in model.project.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.cuda
 def test_noise_of_a_generator_leaves_the_devices_numbers_alone(model, x):
     states = torch.get_rng_state(), torch.cuda.get_rng_state()

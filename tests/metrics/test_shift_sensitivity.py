@@ -382,8 +382,10 @@ def test_an_attribution_of_the_model_is_made_anew_for_the_shifted_model(small):
         shift_sensitivity(Saliency(CenteredLogits(model)), model, x, target=1)
 
 
-def test_zeros_beside_what_rounding_left_are_zeros():
-    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(5, 4)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_zeros_beside_what_rounding_left_are_zeros(device):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(device)
+    x = torch.randn(5, 4).to(device)
     with torch.no_grad():
         model[0].bias.fill_(-100.0)
         model[0].weight[:, 0] = 0
