@@ -128,7 +128,7 @@ def test_what_would_fill_the_memory_is_refused_before_it_is_read(monkeypatch):
             draw_sample(items, limit, 0)
         assert len(items.reads) == 1
     items = Items([*PAIRS[:3], *((torch.zeros(30), 0) for _ in range(7))])  # larger ones come later
-    with pytest.raises(ValueError, match="of at most 1$"):
+    with pytest.raises(ValueError, match=r"of at most 1$"):
         draw_sample(items, None, 0)
     assert len(items.reads) == 4
     assert len(draw_sample(Items([(torch.zeros(30), 0)]), None, 0).inputs) == 1  # one is always read

@@ -52,6 +52,7 @@ def test_explanations_and_losses_are_those_of_the_dense_model(layout):
         lambda m: FullGrad(m).attribute(X, LABELS),
         lambda m: CompleteDeepLift(m).attribute(X, 0 * X, LABELS),
         lambda m: ScoreMatchingLoss(generator=torch.Generator().manual_seed(0))(m, X, LABELS),
+        lambda m: torch.autograd.grad(ScoreMatchingLoss("exact")(m, X, LABELS), [m.scale, m.head.weight]),
     ):
         torch.testing.assert_close(explain(sparse), explain(dense))
     assert_complete(FullGrad(sparse).decompose(X, LABELS))
