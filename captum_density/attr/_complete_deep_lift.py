@@ -363,6 +363,7 @@ class LayerCompleteDeepLift(LayerAttribution, GradientAttribution):
             with cut.batch.evaluation():
                 values, beside = cut.tensors()
                 bases, beside_bases = cut.tensors(starts)
+                cut.refuse_shared(values, beside)
             batch = ModelOnBatch(cut, values + beside, target, cut.rest, name="model")
             lifted = _multipliers(batch, bases + beside_bases)[: len(values)]
         parts = _combined(lifted, values, bases, custom_attribution_func, self._multiply_by_inputs)

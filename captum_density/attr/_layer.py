@@ -127,6 +127,9 @@ class Cut:
         self._trees: list[Any] = []
         self._runs = [0] * len(layers)
         self._given: list[Tensor] | None = None
+        self._versions: list[tuple[Tensor, int]] = []
+        self._output: Any = None
+        self._is_overwritten = False
         self._lookups = lookups and not all(self._floating)
         self._forms: list[_Form] = []  # of the layers' tensors, then of what is looked up
         self._counts: list[int] = []
@@ -171,6 +174,7 @@ class Cut:
         inputs = self.batch.inputs if inputs is None else inputs
         trees, lookups = self._natural(inputs, slice(None), create_graph)
         own = [*(t for tree in trees for t in floats_in(tree)), *(t for _, t in lookups)]
+        is_overwritten, output = self._is_overwritten, self._output
         if not self._forms:
             self._counts = [len(floats_in(tree)) for tree in trees]
             ids = [i for i, floating in enumerate(self._floating) if not floating]
@@ -181,7 +185,66 @@ class Cut:
         values = [form.examples_first(t, self.batch.n) for form, t in zip(self._forms, own, strict=True)]
         values = values if create_graph else [z.detach() for z in values]
         layers = sum(self._counts)
-        return tuple(values[:layers]), (*self._pick(inputs, True), *values[layers:])
+        beside = (*self._pick(inputs, True), *values[layers:])
+        if is_overwritten:
+            self._refuse_aliases((*values[:layers], *beside), output)
+        return tuple(values[:layers]), beside
+
+    def _refuse_aliases(self, tensors: tuple[Tensor, ...], output: Any) -> None:
+        """Refuse a layer's tensor that is overwritten together with another of the same memory, which is read later.
+
+        Raises:
+            ValueError: The model returns something else where the layer's tensor has memory of its own.
+        """
+        with torch.no_grad():
+            own = self._replayed(self, tensors, self.rest)
+        for a, b in zip(floats_in(output), floats_in(own), strict=True):
+            if a.shape != b.shape or not torch.allclose(a, b.to(a), rtol=1e-3, atol=1e-3 * float(a.abs().max())):
+                raise ValueError(
+                    "a tensor of the layer is overwritten in place, and with it one that the model reads elsewhere, so "
+                    "that the two cannot be told apart; pass another layer, or compute without inplace=True"
+                )
+
+    def refuse_shared(self, values: tuple[Tensor, ...], beside: tuple[Tensor, ...], repeated: bool = False) -> None:
+        """Refuse a tensor for all examples where the model does not take one for each.
+
+        Within `hooked`, and after `tensors`, which gives both.
+
+        Args:
+            values: The layers' tensors.
+            beside: What is beside them.
+            repeated: Whether one example is run several times at once.
+
+        Raises:
+            ValueError: Another example's output depends on an example's tensor.
+        """
+        shared = [form.dim is None for form in self._forms[: len(values)]]
+        if not any(shared) or (self.batch.n == 1 and not repeated):
+            return
+        batch = ModelOnBatch(self, (*values, *beside), None, self.rest)
+        if batch.n == 1:
+            batch = batch.at(torch.zeros(2, dtype=torch.int64, device=batch.device))
+        moved = [z.clone() for z in batch.inputs]
+        for z, is_shared in zip(moved, shared, strict=False):
+            if is_shared:
+                z[0] = 2 * z[0] + 1
+        try:
+            with torch.no_grad():
+                pair = [floats_in(self._replayed(self, tuple(x), batch.args)) for x in (batch.inputs, moved)]
+            independent = all(torch.allclose(a[1:], b[1:], equal_nan=True) for a, b in zip(*pair, strict=True))
+        except RuntimeError:  # shapes that do not fit
+            independent = False
+        if not independent:
+            raise ValueError(
+                "the layer's tensor is the same for all examples, and the model cannot be given one for each; pass "
+                "examples one at a time to LayerFullGrad, or explain a layer that comes after"
+            )
+
+    def _replayed(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Any:
+        """What a function returns, where what is drawn is drawn again in the run that is explained."""
+        devices = [self.batch.device] if self.batch.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _without_fused_layers():
+            return run_forward(function, inputs, None, args)
 
     def output(self, target: TargetType, inputs: tuple[Tensor, ...] | None = None) -> Tensor:
         """(N,) f of the model as it is, at its inputs or others."""
@@ -216,13 +279,14 @@ class Cut:
             try:
                 yield
             finally:
-                self._given = None
+                self._given, self._output = None, None
 
     def _met(self, index: int, tree: Any) -> Any:
         """A layer's tensors have come up: they are noted, or others put in their place."""
         self._runs[index] += 1
         if self._given is None:
             self._trees[index] = _substituted(tree, [t.clone() for t in floats_in(tree)])
+            self._versions += [(t, t._version) for t in floats_in(tree) if not t.is_inference()]
             return None
         start = sum(self._counts[:index])
         return _substituted(tree, self._given[start : start + self._counts[index]])
@@ -234,13 +298,15 @@ class Cut:
     ) -> tuple[list[Any], list[tuple[int, Tensor]]]:
         """What each layer returns, or takes; and what is looked up by which integer input."""
         self._given, self._trees, self._runs = None, [None] * len(self._layers), [0] * len(self._layers)
-        devices = [self.batch.device] if self.batch.device.type == "cuda" else []
+        self._versions = []
         xs = tuple(x[rows] if len(x) == self.batch.n else x for x in inputs)
-        # What is drawn is drawn again in the run that is explained.
         lookups = _Lookups(self._pick(xs, False))
         watching = lookups if self._lookups else nullcontext()
-        with torch.random.fork_rng(devices), _without_fused_layers(), grad_mode(create_graph), watching:
-            run_forward(self.batch.forward_func, xs, None, self.batch.args_of(rows))
+        args = self.batch.args_of(rows)
+        with grad_mode(create_graph), watching:
+            self._output = self._replayed(self.batch.forward_func, xs, args)
+        self._is_overwritten = any(t._version != version for t, version in self._versions)
+        self._versions = []
         for layer, runs, tree in zip(self._layers, self._runs, self._trees, strict=True):
             if runs != 1 or not floats_in(tree):
                 raise unclear(self.batch.forward_func, layer, runs, self._at_input)
@@ -259,7 +325,10 @@ class Cut:
             return [_form(shape, None, n) for shape in shapes]
         if n > 1:
             return [_form(shape, one, n) for shape, one in zip(shapes, others, strict=True)]
-        return [_form(two, shape, 2) for shape, two in zip(shapes, others, strict=True)]
+        try:
+            return [_form(two, shape, 2) for shape, two in zip(shapes, others, strict=True)]
+        except ValueError:
+            return [_form(shape, None, n) for shape in shapes]
 
 
 def _form(shape: torch.Size, alone: torch.Size | None, n: int) -> _Form:

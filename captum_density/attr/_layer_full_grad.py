@@ -291,6 +291,7 @@ class LayerFullGrad(LayerGradientXActivation):
         with cut.hooked(), torch.inference_mode(False):
             with ModuleStack():
                 values, beside = cut.tensors(create_graph=create_graph)
+                cut.refuse_shared(values, beside)
             layout = None if self.layout is None else positions(self.layout, values)
             past = partial(_PastLayer, reduction, len(values), cut.beside_names)
             swept: Any = sweep(cut, values, target, cut.rest, past, create_graph, layout, beside=beside)

@@ -341,6 +341,7 @@ class LayerPathIntegratedGradients(LayerIntegratedGradients):
         with torch.inference_mode(False), fixed, cut.hooked():
             values, floats = cut.tensors()
             bases, _ = cut.tensors(starts)
+            cut.refuse_shared(values, floats, repeated=True)
             integrated = PathIntegratedGradients(cut, self.path, self.multiplies_by_inputs)
             integrated.gradient_func = _layer_gradients
             parts = integrated.attribute(

@@ -185,6 +185,7 @@ class LayerShiftFooledGradient(LayerAttribution, GradientAttribution):
             fixed = fixed_modules(self.forward_func, needs_statistics=False)
             with torch.inference_mode(False), fixed, cut.hooked():
                 values, floats = cut.tensors()
+                cut.refuse_shared(values, floats)
                 fooled = ShiftFooledGradient(cut, self.shift, self.class_dim)
                 parts = fooled.attribute(values, target, abs, (*floats, *(cut.rest or ())) or None)
             results.append(cut.in_form(parts))

@@ -250,6 +250,48 @@ def test_a_tensor_for_all_examples_is_not_taken_as_a_row_for_each(length):
             assert together.shape == (4, length, 8)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_tensor_for_all_heads_is_not_taken_as_a_row_for_each(n):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.bias = nn.Parameter(torch.randn(2, 2)), nn.Identity()
+
+        def forward(self, x):  # scores of two heads
+            scores = x.unsqueeze(1) * torch.tensor([1.0, 2.0]).view(2, 1, 1) + self.bias(self.table)
+            return torch.tanh(scores).mean((1, 2))
+
+    model, x = Heads(), torch.randn(n, 2, 2)
+    for method in every_method(model, model.bias):
+        if n == 1 and not isinstance(method, LayerPathIntegratedGradients):
+            assert method.attribute(x, target=1).shape == (2, 2)
+            continue
+        with pytest.raises(ValueError, match="one at a time to LayerFullGrad"):
+            method.attribute(x, target=1)
+
+
+def test_tensors_that_are_overwritten_with_others_are_refused():
+    class Skip(nn.Module):
+        def __init__(self, clone):
+            super().__init__()
+            self.first, self.relu, self.head = nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)
+            self.same, self.clone = nn.Identity(), clone
+
+        def forward(self, x):
+            y = self.first(x)
+            z = self.relu(self.same(y.clone() if self.clone else y))
+            return self.head(z + y)
+
+    for clone in (False, True):
+        model, x = Skip(clone), torch.randn(4, 3)
+        for method in every_method(model, model.same):
+            if clone:
+                method.attribute(x, target=1)
+                continue
+            with pytest.raises(ValueError, match="without inplace=True"):
+                method.attribute(x, target=1)
+
+
 def test_lengths_that_depend_on_the_longest_example():
     class Trimmed(nn.Module):
         def __init__(self):
