@@ -18,6 +18,7 @@ from captum_density._cache.arrays import Arrays
 from captum_density._cache.identity import attributes_of, state_name
 from captum_density._cache.store import Store, packed, unpacked
 from captum_density._model.generators import pinned
+from captum_density._model.sparse import dense_parts
 from captum_density.retraining._choice import Choice, choose_engine, try_stack
 from captum_density.retraining._config import FitConfig, FitFunction
 from captum_density.retraining._dispatch import done_anywhere, each_done_anywhere
@@ -78,6 +79,12 @@ class Plan:
 
     def _look_at_model(self, run: int) -> None:
         model = initial_model(self._make_model, self._seed, run)
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if len(dense_parts(value)) > 1:
+                raise ValueError(
+                    f"retraining copies and stacks models, which sparse tensors such as {name!r} are not made for; "
+                    "let make_model make it dense, by .to_dense()"
+                )
         if not self._sizes:
             again = initial_model(self._make_model, self._seed, run)
             if again is model or _memory(model) & _memory(again):

@@ -8,6 +8,7 @@ from captum_density._model.random_weights import RandomWeights
 from captum_density.attr import CompleteDeepLift, FullGrad
 from captum_density.audit import audit
 from captum_density.losses import ScoreMatchingLoss
+from captum_density.retraining import Examples, Job, fit_many
 from captum_density.testing import assert_complete
 
 X, LABELS = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
@@ -80,6 +81,13 @@ def test_an_audit_and_its_store(layout, trained, tmp_path):
         other.weight = nn.Parameter(2 * other.weight) if trained else 2 * other.weight
     report(other)
     assert len(list(tmp_path.iterdir())) > files
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@layouts
+def test_retraining_is_refused(layout, trained):
+    with pytest.raises(ValueError, match=r"such as 'weight'.*to_dense"):
+        fit_many(lambda: Sparse(layout, trained), [Job(Examples((X, LABELS), (X, LABELS)))])
 
 
 @layouts
