@@ -65,6 +65,8 @@ def prompt_of(
 ) -> Prompt:
     takes = _arguments(model)
     others = {name: value for name, value in kwargs.items() if value is not None}
+    if "labels" in others:
+        raise ValueError("labels make a loss, and a ledger explains logits; leave them out, and say targets=...")
     embeddings, ids = _embeddings(model, "get_encoder", input_ids, inputs_embeds, "input_ids", "inputs_embeds")
     by_name = "inputs_embeds" in takes or hasattr(model, "get_input_embeddings")
     named = {"inputs_embeds" if by_name else "": embeddings}

@@ -422,6 +422,7 @@ def test_the_cache_is_off_and_the_configuration_untouched(model, ids):
         (None, {"targets": slice(0, 3)}, ValueError, "from 1 to 5"),
         (None, {"targets": slice(3, 4), "positions": 2}, ValueError, "leave positions out"),
         (None, {"positions": 6}, ValueError, "below 6"),
+        (None, {"labels": torch.zeros(2, 6).long()}, ValueError, "say targets"),
         (None, {"positions": [0, 1, 2], "targets": [[1, 2], [3, 4]]}, ValueError, "as many for each row"),
         (None, {"positions": 5, "attention_mask": torch.tensor([[1] * 6, [1] * 5 + [0]])}, ValueError, "mask is 0"),
         (None, {"attention_mask": torch.ones(2, 5)}, ValueError, "shape"),
