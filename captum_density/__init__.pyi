@@ -15,9 +15,11 @@ from captum_density import samplers as samplers
 from captum_density import softmax_shift as softmax_shift
 from captum_density import testing as testing
 from captum_density.audit import AuditReport as _AuditReport
+from captum_density.audit import Control as _Control
 from captum_density.audit import Finding as _Finding
 from captum_density.audit import Measured as _Measured
 from captum_density.audit import Method as _Method
+from captum_density.audit import Recommendation as _Recommendation
 from captum_density.audit import Retraining as _Retraining
 from captum_density.audit import audit as _audit
 
@@ -25,9 +27,11 @@ __version__: str
 
 class _Audit(ModuleType):
     AuditReport = _AuditReport
+    Control = _Control
     Finding = _Finding
     Measured = _Measured
     Method = _Method
+    Recommendation = _Recommendation
     Retraining = _Retraining
     audit = staticmethod(_audit)
     __call__ = staticmethod(_audit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.generators import replayable
 from captum_density._model.interrupts import CleanInterrupts
 from captum_density._model.modules import is_fully_sharded, unwrap
+from captum_density._model.shared_settings import EAGER_CODE
 from captum_density._model.validation import check_model
 
 __all__ = ["AttentionCalls", "Observed", "find_layer", "logits_of", "run_from_start"]
@@ -98,8 +98,7 @@ class AttentionCalls(TorchFunctionMode):
                 post = module.register_forward_hook(self._end, always_call=True)
                 for handle in (pre, post):
                     stack.callback(RemovableHandle.remove, handle)
-            if "torch._dynamo" in sys.modules:  # only then can anything be compiled
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(EAGER_CODE)
             super().__enter__()
             self._exit = stack.pop_all()
         return self

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
-from captum_density._model.evaluation import without_fused_recurrence
+from captum_density._model.shared_settings import PLAIN_ATTENTION, PLAIN_RECURRENCE
 
 __all__ = [
     "Call",
@@ -179,9 +178,9 @@ class Call:
         args, kwargs = map_tensors(replace, (self.args, self.kwargs))
         with contextlib.ExitStack() as stack:
             if differentiable and self.name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(PLAIN_ATTENTION)
             elif differentiable and self.name in _FUSED_RECURRENCE:
-                stack.enter_context(without_fused_recurrence())
+                stack.enter_context(PLAIN_RECURRENCE)
             stack.enter_context(_replayed(self.rng_state))
             result = self.func(*args, **kwargs)
         return [done[id(t)] for t in self.mutated] or tensors_in(result)

@@ -96,7 +96,7 @@ class ModelOnCopies(ModelOnBatch):
         with torch.enable_grad():
             leaves = tuple(x.clone().requires_grad_() for x in self.inputs)
             (outputs,) = self._outputs(tuple(leaf.clone()[None] for leaf in leaves))  # which a model may write to
-        vectors = vectors_of(outputs.detach())
+            vectors = vectors_of(outputs.detach())
         return outputs, (gradients_of(outputs, leaves, create_graph, v) for v in vectors)
 
     def anchored(self, loss: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from captum_density._model.fixed_modules import modules_of
+from captum_density._model.shared_settings import EAGER_CODE, PLAIN_ATTENTION, PLAIN_RECURRENCE
 
 __all__ = [
     "DifferentiableNorms",
@@ -30,7 +30,6 @@ __all__ = [
     "refuse_random_numbers",
     "refuse_reentrant_checkpoint",
     "without_compilation",
-    "without_fused_recurrence",
 ]
 
 _RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
@@ -153,7 +152,7 @@ def _as_trained(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def _step_by_step(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with without_fused_recurrence():
+    with PLAIN_RECURRENCE:
         return func(*args, **kwargs)
 
 
@@ -161,11 +160,10 @@ def _step_by_step(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def differentiable_twice(model: Callable[..., Any]) -> Iterator[None]:
     """Within, attention, recurrent layers and compiled code run in the form that has second derivatives."""
     with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if _can_compile():
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(PLAIN_ATTENTION)
+        stack.enter_context(EAGER_CODE)
         if any(isinstance(module, nn.RNNBase) for module in modules_of(model)):
-            stack.enter_context(without_fused_recurrence())
+            stack.enter_context(PLAIN_RECURRENCE)
         elif _may_recur(model):
             stack.enter_context(_Recurrence(_step_by_step))
         yield
@@ -233,19 +231,6 @@ def load_forward_mode() -> None:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
-@contextmanager
-def without_fused_recurrence() -> Iterator[None]:
-    """Within, LSTM and GRU run step by step: their fused kernels have one derivative."""
-    # The public torch.backends.mkldnn.flags sets TF32 on top, which warns.
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
+from captum_density._model.shared_settings import EAGER_CODE
+
 __all__ = ["FSDP_IDENTITY", "ModuleStack", "as_written", "batch_statistics_error", "is_fully_sharded", "unwrap"]
 
 # What `fully_shard` puts around a module's inputs: an autograd Function that returns them as they are.
@@ -72,7 +74,7 @@ def as_written() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # then nothing can be compiled
         yield
         return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+    with EAGER_CODE, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
         yield
 

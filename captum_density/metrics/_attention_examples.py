@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from captum_density._attention import Place, find_layer, logits_of, run_from_sta
 from captum_density._model.batch import ModelOnBatch, Rows, rows_of
 from captum_density._model.captum import TensorOrTupleOfTensorsGeneric
 from captum_density._model.evaluation import refuse_random_numbers
+from captum_density._model.shared_settings import EAGER_CODE
 from captum_density._model.validation import received
 from captum_density.attr import AttentionGradient, AttentionWeights, erase_attention
 
@@ -129,8 +129,7 @@ class AttentionExamples(ModelOnBatch):
             # Erasing keeps PyTorch off the fused path of nn.TransformerEncoder, which sets padding to zero, and off
             # compiled code: what it is compared with must be so too. While any mode is on, the fused path is not taken.
             stack.enter_context(BaseTorchFunctionMode())
-            if "torch._dynamo" in sys.modules:  # only then can anything be compiled
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(EAGER_CODE)
             stack.enter_context(refuse_random_numbers(self.inputs[0]))  # attributions run the model, too
             yield
 

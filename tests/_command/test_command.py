@@ -20,6 +20,7 @@ from torchvision.transforms import ToTensor
 from captum_density.__main__ import main
 from captum_density._command.arguments import interrupts_wait
 from captum_density.audit import AuditReport, audit
+from captum_density.audit._figures import MODEL_FIGURES
 from tests._command.users import (
     FEW,
     audited,
@@ -78,7 +79,7 @@ def test_a_folder_of_images_and_a_file_of_weights(user, capsys):
 def test_default_methods_and_figures(user, undrawn):
     report = audited("--limit", "2")
     assert list(report.methods) == METHODS and not failures(report)
-    assert list(report.model) == ["accuracy", "density_ratio", "gradient_norm", "hessian_trace"]
+    assert list(report.model) == [figure.name for figure in MODEL_FIGURES if figure.needs is None]
     assert report.methods["FullGrad, complete"]["completeness_gap"].value < 1e-4
 
 
@@ -233,7 +234,7 @@ def test_a_vision_transformer_on_default_methods(user, undrawn):
 
 
 SLOWLY = ["--limit", "5", "--attributions", "my_package.attributions:Slow", "Saliency"]
-CALLS = 9  # of Slow, in an audit
+CALLS = 13  # of Slow, in an audit
 
 
 def started(folder, *arguments):
@@ -462,7 +463,7 @@ def test_a_mistake_throws_nothing_away(user, undrawn, capsys):
         ({"data": "my_package.data:uneven"}, ["differ in shape", "(3, 8, 8)", "(3, 6, 8)"]),
         ({"data": "my_package.data:levels"}, ["floating-point tensors, got torch.uint8; scale images to [0, 1]"]),
         ({"data": "my_package.data:deep_levels"}, ["got torch.int32; scale images to [0, 1], those of 16 bits by 655"]),
-        ({"data": "my_package.data:TooLarge"}, ["memory", "give a smaller --limit, or a --transform"]),
+        ({"data": "my_package.data:TooLarge"}, ["GiB", "give the data a transform that resizes them, or a limit"]),
         ({"data": "my_package.data:floats"}, ["labels must be integers", "torch.float32"]),
         ({"data": "my_package.data:named"}, ["labels must be integers", "got str"]),
         ({"data": "my_package.data:x", "transform": "my_package.data:resize"}, ["--transform is for a folder"]),

@@ -35,6 +35,16 @@ CALLS = {
     "ShiftFooledGradient": lambda model: attr.ShiftFooledGradient(
         model, softmax_shift.LinearShift(X[0])
     ).attribute(X, 0),
+    "LayerFullGrad": lambda model: attr.LayerFullGrad(model, model[0]).attribute(X, 0),
+    "NeuronFullGrad": lambda model: attr.NeuronFullGrad(model, model[0]).attribute(X, 0),
+    "LayerCompleteDeepLift": lambda model: attr.LayerCompleteDeepLift(model, model[0]).attribute(X, target=0),
+    "LayerPathIntegratedGradients": lambda model: attr.LayerPathIntegratedGradients(model, model[0]).attribute(
+        X, target=0
+    ),
+    "LayerShiftFooledGradient": lambda model: attr.LayerShiftFooledGradient(
+        model, model[0], softmax_shift.NetworkShift(lambda z: z.sum(1))
+    ).attribute(X, 0),
+    "LogitLedger": lambda model: attr.LogitLedger(model).attribute(inputs_embeds=TOKENS),
     "AttentionWeights": lambda model: attr.AttentionWeights(model, model.attention).attribute(TOKENS),
     "AttentionGradient": lambda model: attr.AttentionGradient(model, model.attention).attribute(TOKENS, 0),
 }  # fmt: skip
@@ -50,7 +60,9 @@ def test_every_attribution_is_here():
 def test_statistics_stay(name):
     model: Any = Reader() if "Attention" in name else nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    for function in (model, lambda x: model(x)) if "Attention" not in name else (model,):
+    for function in (
+        (model,) if "Attention" in name or name.startswith(("Layer", "Neuron")) else (model, lambda x: model(x))
+    ):
         with suppress(ValueError):
             CALLS[name](function)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
