@@ -185,7 +185,9 @@ class LayerFullGrad(LayerGradientXActivation):
             UserWarning: As `FullGrad.attribute`.
 
         Raises:
-            ValueError: As `FullGrad.attribute`; a layer that does not run, or runs several times in one pass.
+            ValueError: As `FullGrad.attribute`; a layer that does not run, or runs several times in one pass; one whose
+                tensor is the same for all examples and cannot be given a row for each, or is overwritten together with
+                another that is read later.
             TypeError: As `FullGrad.attribute`, but for integer inputs.
             RuntimeError: As `FullGrad.attribute`.
             NotImplementedError: As `FullGrad.attribute`.
