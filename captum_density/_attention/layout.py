@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Place", "places"]
+__all__ = ["Place", "WeightLayout", "places"]
 
 # One for all examples, or (N,) each example's own.
 Place = int | Tensor
 
 
-class Layout:
+class WeightLayout:
     """Where a tensor of weights or scores has its examples, heads, queries and positions.
 
     Heads may be folded into the examples, (N * heads, queries, positions): those of an example side by side, as PyTorch

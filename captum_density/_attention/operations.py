@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_density._attention.layout import Layout
+from captum_density._attention.layout import WeightLayout
 from captum_density._model.calls import operation_name, tensors_in
 
 __all__ = ["AttentionCall", "Observed", "attention_call_of", "hides_attention"]
@@ -104,12 +104,12 @@ class Softmax(AttentionCall):
         return self._scores.shape == shape and self._dim in (-1, len(shape) - 1)
 
     def arranged_scores(self, n: int, heads_first: bool) -> Tensor | None:
-        layout = Layout(self._scores.shape, self._dim, n)
+        layout = WeightLayout(self._scores.shape, self._dim, n)
         return layout.arranged(self._scores.detach(), heads_first) if layout.folded else None
 
     def observe(self, n: int) -> tuple[Any, Observed]:
         leaf = _leaf(self.unchanged())
-        layout, of_positions = Layout(leaf.shape, self._dim, n), slice(leaf.shape[self._dim] - self.sinks)
+        layout, of_positions = WeightLayout(leaf.shape, self._dim, n), slice(leaf.shape[self._dim] - self.sinks)
         heads_first = layout.folded and self.heads_first()
 
         def arrange(values: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Softmax(AttentionCall):
         return leaf.clone(), Observed(arrange(leaf.detach()), leaf, arrange)
 
     def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
-        layout = Layout(self._scores.shape, self._dim, n)
+        layout = WeightLayout(self._scores.shape, self._dim, n)
         mask = _mask(erased, layout.shape, self.sinks)
         heads_first = _matters(layout, mask) and self.heads_first()
         scores = layout.arranged(self._scores, heads_first)
@@ -156,7 +156,7 @@ class ScaledDotProduct(AttentionCall):
 
     def arranged_scores(self, n: int, heads_first: bool) -> Tensor | None:
         scores = self._scores().detach()
-        layout = Layout(scores.shape, -1, n)
+        layout = WeightLayout(scores.shape, -1, n)
         return layout.arranged(scores, heads_first) if layout.folded else None
 
     def observe(self, n: int) -> tuple[Any, Observed]:
@@ -166,7 +166,7 @@ class ScaledDotProduct(AttentionCall):
         weights = torch.softmax(scores, -1).masked_fill(~_live(scores, -torch.inf), 0)
         leaf = _leaf(weights.to(self._v.dtype))
         used = F.dropout(leaf, p) if (p := self._given.get("dropout_p", 0.0)) else leaf
-        layout = Layout(leaf.shape, -1, n)
+        layout = WeightLayout(leaf.shape, -1, n)
         heads_first = layout.folded and self.heads_first()
         return used @ self._v, Observed(
             layout.arranged(leaf.detach(), heads_first), leaf, lambda g: layout.arranged(g, heads_first)
@@ -175,7 +175,7 @@ class ScaledDotProduct(AttentionCall):
     def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
         q, k, bias = self._q, self._k, self._bias()
         shape = (*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
-        layout = Layout(shape, -1, n)
+        layout = WeightLayout(shape, -1, n)
         mask = _mask(erased, layout.shape)
         heads_first = _matters(layout, mask) and self.heads_first()
         scores = layout.arranged((q.new_zeros(()) if bias is None else bias).expand(shape), heads_first)
@@ -211,7 +211,7 @@ class Flex(AttentionCall):
 
     def observe(self, n: int) -> tuple[Any, Observed]:
         weights = self._weights(self._score_mod)
-        layout = Layout(weights.shape, -1, n)
+        layout = WeightLayout(weights.shape, -1, n)
         with torch.no_grad():
             rest = self.unchanged()[1:]
         leaf = _leaf(weights)
@@ -220,7 +220,7 @@ class Flex(AttentionCall):
 
     def without(self, erased: Callable[[tuple[int, int, int, int]], Tensor], n: int) -> Any:
         before = self._weights(self._score_mod)
-        mask = _mask(erased, Layout(before.shape, -1, n).shape).expand_as(before).to(before.device)
+        mask = _mask(erased, WeightLayout(before.shape, -1, n).shape).expand_as(before).to(before.device)
 
         def erasing(
             score: Tensor, example: Tensor, head: Tensor, query: Tensor, position: Tensor, *more: Any
@@ -329,7 +329,7 @@ def _mask(erased: Callable[[tuple[int, int, int, int]], Tensor], shape: Sequence
     return F.pad(erased((n, heads, queries, positions - sinks)), (0, sinks))
 
 
-def _matters(layout: Layout, mask: Tensor) -> bool:
+def _matters(layout: WeightLayout, mask: Tensor) -> bool:
     """Whether it matters in which order examples and heads are folded."""
     return layout.folded and mask.shape[:2] != (1, 1)
 

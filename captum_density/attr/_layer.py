@@ -27,7 +27,7 @@ from captum_density._model.evaluation import grad_mode
 from captum_density._model.modules import as_written, unwrap
 from captum_density._model.validation import class_span, validate_inputs
 
-__all__ = ["Cut", "check_layers", "floats_in", "hook", "refuse_grad_kwargs", "unclear", "unwrapped"]
+__all__ = ["Cut", "check_layers", "floats_in", "hook", "layers_of", "refuse_grad_kwargs", "unclear", "unwrapped"]
 
 _UNNEEDED = frozenset({"create_graph", "retain_graph", "allow_unused", "materialize_grads"})
 
@@ -42,6 +42,11 @@ def check_layers(layer: Any, several: bool = True) -> None:
     if not layers or not all(isinstance(one, nn.Module) for one in layers):
         of = "an nn.Module of the model, or a non-empty list of such," if several else "one nn.Module of the model"
         raise TypeError(f"layer must be {of} but is {layer!r}; pass a module such as model.features")
+
+
+def layers_of(attribution: Any) -> list[nn.Module]:
+    """The layers of an attribution that was given one, or a list of them."""
+    return attribution.layer if isinstance(attribution.layer, list) else [attribution.layer]
 
 
 def refuse_grad_kwargs(grad_kwargs: Mapping[str, Any] | None, allowed: Sequence[str] = ()) -> None:

@@ -34,7 +34,16 @@ from captum_density.attr._common import (
 )
 from captum_density.attr._full_grad import FullGrad
 from captum_density.attr._full_gradients import LayerFullGradients
-from captum_density.attr._layer import Cut, check_layers, floats_in, hook, refuse_grad_kwargs, unclear, unwrapped
+from captum_density.attr._layer import (
+    Cut,
+    check_layers,
+    floats_in,
+    hook,
+    layers_of,
+    refuse_grad_kwargs,
+    unclear,
+    unwrapped,
+)
 from captum_density.attr._repr import given, shown
 
 __all__ = ["LayerFullGrad", "NeuronFullGrad"]
@@ -142,8 +151,7 @@ class LayerFullGrad(LayerGradientXActivation):
 
     def __repr__(self) -> str:
         settings = given(layout=self.layout, min_placed=self.min_placed, keep_floor=self.keep_floor)
-        layers = tuple(self.layer) if isinstance(self.layer, list) else self.layer
-        return shown(self, self.forward_func, layers, complete=self.complete, **settings)
+        return shown(self, self.forward_func, self.layer, complete=self.complete, **settings)
 
     def has_convergence_delta(self) -> bool:
         """As `FullGrad`."""
@@ -199,7 +207,7 @@ class LayerFullGrad(LayerGradientXActivation):
         kind = SignedMaps if self.complete else SaliencyMaps
         reduction = partial(kind, self.min_placed is not None)
         results = []
-        for layer in self.layer if isinstance(self.layer, list) else [self.layer]:
+        for layer in layers_of(self):
             cut = Cut(self.forward_func, [layer], attribute_to_layer_input, inputs, additional_forward_args)
             maps, values = self._sweep(cut, target, reduction, create_graph)
             found, _ = maps.result
@@ -257,7 +265,7 @@ class LayerFullGrad(LayerGradientXActivation):
               total                   19.5  output 19.5
         """
         results = []
-        for layer in self.layer if isinstance(self.layer, list) else [self.layer]:
+        for layer in layers_of(self):
             cut = Cut(self.forward_func, [layer], attribute_to_layer_input, inputs, additional_forward_args)
             terms, _ = self._sweep(cut, target, AllTerms, create_graph)
             after, around = terms.result

@@ -26,7 +26,7 @@ from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.precision import accumulation_dtype
 from captum_density._model.validation import check_model, expanded_baselines, selected_output
 from captum_density.attr._common import delta, finish
-from captum_density.attr._layer import Cut, check_layers, refuse_grad_kwargs
+from captum_density.attr._layer import Cut, check_layers, layers_of, refuse_grad_kwargs
 from captum_density.attr._paths import FunctionPath, Leg, Path, StraightPath
 from captum_density.attr._repr import shown
 
@@ -285,8 +285,7 @@ class LayerPathIntegratedGradients(LayerIntegratedGradients):
         self.path = _path(path)
 
     def __repr__(self) -> str:
-        layers = tuple(self.layer) if isinstance(self.layer, list) else self.layer
-        return shown(self, self.forward_func, layers, path=self.path, multiply_by_inputs=self.multiplies_by_inputs)
+        return shown(self, self.forward_func, self.layer, path=self.path, multiply_by_inputs=self.multiplies_by_inputs)
 
     def has_convergence_delta(self) -> bool:
         """As `PathIntegratedGradients`."""
@@ -334,7 +333,7 @@ class LayerPathIntegratedGradients(LayerIntegratedGradients):
         if return_convergence_delta and not self.multiplies_by_inputs:
             raise ValueError(_NO_DELTA)
         refuse_grad_kwargs(grad_kwargs)
-        layers = self.layer if isinstance(self.layer, list) else [self.layer]
+        layers = layers_of(self)
         cut = Cut(self.forward_func, layers, attribute_to_layer_input, inputs, additional_forward_args, lookups=False)
         starts = expanded_baselines(baselines, cut.batch.inputs)
         fixed = fixed_modules(self.forward_func, needs_statistics=False)

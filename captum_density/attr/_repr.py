@@ -24,6 +24,6 @@ def short(value: object) -> str:
         return type(value).__name__
     if isinstance(value, Tensor):
         return f"{value.item():g}" if value.numel() == 1 else f"tensor of shape {tuple(value.shape)}"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return short(value[0]) if len(value) == 1 else f"({', '.join(map(short, value))})"
     return getattr(value, "__name__", None) or repr(value)

@@ -15,7 +15,7 @@ from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGener
 from captum_density._model.fixed_modules import fixed_modules
 from captum_density._model.validation import check_model, selected_output
 from captum_density.attr._common import finish
-from captum_density.attr._layer import Cut, check_layers
+from captum_density.attr._layer import Cut, check_layers, layers_of
 from captum_density.attr._repr import shown
 from captum_density.softmax_shift import NetworkShift, Shift
 
@@ -147,8 +147,7 @@ class LayerShiftFooledGradient(LayerAttribution, GradientAttribution):
         self.class_dim = class_dim
 
     def __repr__(self) -> str:
-        layers = tuple(self.layer) if isinstance(self.layer, list) else self.layer
-        return shown(self, self.forward_func, layers, shift=self.shift, class_dim=self.class_dim)
+        return shown(self, self.forward_func, self.layer, shift=self.shift, class_dim=self.class_dim)
 
     @log_usage()
     @takes_arrays
@@ -178,7 +177,7 @@ class LayerShiftFooledGradient(LayerAttribution, GradientAttribution):
             TypeError: Inputs that are no tensors; a model or shift that returns no tensor.
         """
         results = []
-        for layer in self.layer if isinstance(self.layer, list) else [self.layer]:
+        for layer in layers_of(self):
             cut = Cut(
                 self.forward_func, [layer], attribute_to_layer_input, inputs, additional_forward_args, lookups=False
             )

@@ -28,22 +28,19 @@ def _findings(results: Results) -> Iterator[Finding]:
     share = results.model.get(_NAME)
     if share is None or share.value is None:
         return
-    much = judged(share, _THRESHOLD)
-    if much:
-        yield Finding(
-            "warning",
+    yield judged(
+        share,
+        _THRESHOLD,
+        above=(
             f"Of what the gradients of the logits show, {share.text()} is the same for all classes and changes no "
             "prediction, as softmax ignores it: it may be any picture, put there or not.",
             "Attribute centered logits: give methods `captum_density.softmax_shift.CenteredLogits(model)` in place of "
             "the model; what they show then is free of it.",
-        )
-    elif much is None:
-        yield Finding(
-            "note",
-            f"Whether the gradients of the logits are mostly common to all classes cannot be told ({share.text()}).",
-        )
-    else:
-        yield Finding("good", f"Little of the logits' gradients is common to all classes ({share.text()}).")
+        ),
+        unclear=f"Whether the gradients of the logits are mostly common to all classes cannot be told "
+        f"({share.text()}).",
+        below=f"Little of the logits' gradients is common to all classes ({share.text()}).",
+    )
 
 
 COMMON_GRADIENT = Figure(

@@ -34,20 +34,19 @@ def _findings(results: Results) -> Iterator[Finding]:
     gap = results.model.get(_NAME)
     if gap is None or gap.value is None:
         return
-    much = judged(gap, _THRESHOLD)
-    if much:
-        yield Finding(
-            "warning",
+    yield judged(
+        gap,
+        _THRESHOLD,
+        above=(
             f"The explained output does not change as its gradient promises: along it, the smallest changes that "
             f"matter differ from the promise by {gap.text()} of it. The gradient holds in a neighbourhood too small "
             "to matter, as of waves laid over the output.",
             "Use methods that average over a neighbourhood, as NoiseTunnel with a deviation larger than the waves, or "
             "that compare outputs, as Occlusion and IntegratedGradients with many steps.",
-        )
-    elif much is None:
-        yield Finding("note", f"Whether outputs change as gradients promise cannot be told ({gap.text()}).")
-    else:
-        yield Finding("good", f"The explained output changes as its gradient promises (up to {gap.text()} of it).")
+        ),
+        unclear=f"Whether outputs change as gradients promise cannot be told ({gap.text()}).",
+        below=f"The explained output changes as its gradient promises (up to {gap.text()} of it).",
+    )
 
 
 FINITE_DIFFERENCE_GAP = Figure(

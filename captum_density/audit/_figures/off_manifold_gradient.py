@@ -48,18 +48,17 @@ def _findings(results: Results) -> Iterator[Finding]:
             "Audit a data set or tensors of a few hundred small inputs or more; of large images this is not told.",
         )
         return
-    much = judged(share, _THRESHOLD)
-    if much:
-        yield Finding(
-            "warning",
+    yield judged(
+        share,
+        _THRESHOLD,
+        above=(
             f"Of the explained gradients, {share.text()} lies on one direction in which the data do not vary: it "
             "decides nothing for data like these, and may have been put there.",
             "Project gradients on the principal components of the data, and compare: what is left is what data show.",
-        )
-    elif much is None:
-        yield Finding("note", f"Whether the gradients mostly point off the data cannot be told ({share.text()}).")
-    else:
-        yield Finding("good", f"The gradients do not gather in a direction without data ({share.text()}).")
+        ),
+        unclear=f"Whether the gradients mostly point off the data cannot be told ({share.text()}).",
+        below=f"The gradients do not gather in a direction without data ({share.text()}).",
+    )
 
 
 OFF_MANIFOLD_GRADIENT = Figure(

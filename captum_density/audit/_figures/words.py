@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from captum_density.audit._results import Measured, number
+from captum_density.audit._results import Finding, Measured, number
 
 __all__ = ["beside_controls", "counted_examples", "judged", "listed", "span", "verb"]
 
@@ -31,14 +31,6 @@ def counted_examples(n: int) -> str:
     return f"{n} example{'' if n == 1 else 's'}"
 
 
-def judged(figure: Measured, threshold: float) -> bool | None:
-    """Whether a figure is above a threshold, by its interval where it has one; None where that holds both."""
-    assert figure.value is not None
-    low, high = figure.low, figure.high
-    low, high = figure.value if low is None else low, figure.value if high is None else high
-    return True if low > threshold else False if high < threshold else None
-
-
 def beside_controls(measured: Measured, methods: int) -> str:
     """How a figure stands beside its controls: "no better than a blob in the centre".
 
@@ -55,3 +47,20 @@ def beside_controls(measured: Measured, methods: int) -> str:
     if level.low > 0:
         return f"not surely better than {level.name}: {gain}, where the best of {methods} is looked for"
     return f"{'worse' if level.high < 0 else 'no better'} than {level.name}: {gain}"
+
+
+def judged(figure: Measured, threshold: float, *, above: tuple[str, str], unclear: str, below: str) -> Finding:
+    """What follows from a figure of which less is better.
+
+    Args:
+        figure: With a value.
+        threshold: Where it speaks against the model.
+        above: What to say and to advise where the figure is above the threshold.
+        unclear: What to say where its interval holds the threshold.
+        below: What to say otherwise.
+    """
+    assert figure.value is not None
+    low, high = figure.low, figure.high
+    if (figure.value if low is None else low) > threshold:
+        return Finding("warning", *above)
+    return Finding("good", below) if (figure.value if high is None else high) < threshold else Finding("note", unclear)
