@@ -205,9 +205,19 @@ def test_what_waits_behind_an_error_is_cancelled():
     futures = []
 
     class Records(ThreadPoolExecutor):
+        """One worker, whose second job lasts until the last is cancelled."""
+
         def submit(self, function, work):
-            futures.append(super().submit(function, work))
+            number = len(futures)
+            futures.append(super().submit(self.fit, number, function, work))
             return futures[-1]
+
+        @staticmethod
+        def fit(number, function, work):
+            end = time.monotonic() + 30
+            while number and not futures[-1].cancelled() and time.monotonic() < end:
+                time.sleep(0.01)
+            return function(work)
 
     jobs = [Job(worker.examples(), (4, 4), run) for run in range(5)]
     with Records(1) as executor, pytest.raises(ArithmeticError, match="nothing to see"):
