@@ -32,14 +32,17 @@ class RandomWeights:
         model: A module, or a function that runs modules.
         inputs: Some examples, which tell in what order layers run.
         seed: Of the drawing.
+        additional_forward_args: What else the model takes.
 
     References:
         J. Adebayo, J. Gilmer, M. Muelly, I. Goodfellow, M. Hardt and B. Kim, "Sanity Checks for Saliency Maps",
         NeurIPS 2018, arXiv 1810.03292, section 3: cascading randomization.
     """
 
-    def __init__(self, model: Callable[..., Any], inputs: Tensor, seed: int) -> None:
-        self._layers = _layers(model, inputs)
+    def __init__(
+        self, model: Callable[..., Any], inputs: Tensor, seed: int, additional_forward_args: tuple[Any, ...] = ()
+    ) -> None:
+        self._layers = _layers(model, inputs, additional_forward_args)
         self._new = self._draw(seed, inputs.device)
 
     def __len__(self) -> int:
@@ -94,7 +97,7 @@ def _in_random_order(values: Tensor) -> Tensor:
     return values.flatten()[order].reshape(values.shape)
 
 
-def _layers(model: Callable[..., Any], inputs: Tensor) -> list[list[nn.Module]]:
+def _layers(model: Callable[..., Any], inputs: Tensor, args: tuple[Any, ...]) -> list[list[nn.Module]]:
     """Modules with weights in the order in which they first run, each with those parts of it that never do.
 
     Attention's last projection, for one, is no module that runs: attention takes its weights.
@@ -103,7 +106,7 @@ def _layers(model: Callable[..., Any], inputs: Tensor) -> list[list[nn.Module]]:
     hook = register_module_forward_pre_hook(lambda module, _: ran.setdefault(module))
     try:
         with torch.no_grad():
-            model(inputs)
+            model(inputs, *args)
     finally:
         hook.remove()
     for module in modules_of(model)[:1]:

@@ -153,6 +153,7 @@ def audit(
         setting = Setting(
             model=model,
             inputs=inputs,
+            rows=None,
             labels=labels,
             target=_targets(target, logits, labels),
             no_labels=no_labels,

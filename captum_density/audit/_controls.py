@@ -105,7 +105,12 @@ def random_weights(setting: Setting) -> RandomWeights:
     """The model's layers, with other weights to put in their place."""
     return setting.shared(
         "random weights",
-        lambda: RandomWeights(setting.model, setting.inputs[:1], derived_seed(setting.seed, "random weights")),
+        lambda: RandomWeights(
+            setting.model,
+            setting.inputs[:1],
+            derived_seed(setting.seed, "random weights"),
+            setting.arguments(slice(1)).get("additional_forward_args", ()),
+        ),
     )
 
 
@@ -126,7 +131,7 @@ def map_at_random_weights(explanation: Explanation, top: int | None = None) -> T
             raise ValueError(NO_WEIGHTS)
         with looked_at_together(), weights.drawn_anew(top):
             setting.reseed()
-            parts = [explanation.attribute(setting.inputs[at], setting.target[at]) for at in setting.chunks()]
+            parts = [explanation.attribute_rows(at) for at in setting.chunks()]
             attributions = torch.cat([part.detach() for part in parts])
             refuse_where(~attributions.isfinite().all(), lambda: ValueError("the map at random weights is not finite"))
         return attributions

@@ -77,9 +77,15 @@ class Explanation:
             return self.attribution.attribute
         return self._make(self._viewed(model))[0].attribute
 
-    def attribute(self, inputs: Tensor, target: Tensor | int, **extra: bool) -> Any:
+    def attribute(self, inputs: Tensor, target: Tensor | int, **extra: Any) -> Any:
         """What the method returns for any inputs."""
         return self.attribution.attribute(inputs, target=target, **self.options, **extra)
+
+    def attribute_rows(self, at: slice, target: Tensor | int | None = None, **extra: bool) -> Any:
+        """What the method returns for some of the examples, of the explained class or another."""
+        setting = self.setting
+        target = setting.target[at] if target is None else target
+        return self.attribute(setting.inputs[at], target, **setting.arguments(at), **extra)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
         """What several figures of the method have in common, made when the first of them needs it."""
@@ -109,7 +115,7 @@ class Explanation:
         self.setting.reseed()
         # The class as a number: Captum reads one of a tensor at each run, and waits for a GPU.
         first = self.setting.shared("first target", lambda: int(self.setting.target[0]))
-        return self.attribute(self.setting.inputs[:1], first).detach()
+        return self.attribute_rows(slice(1), first).detach()
 
     @functools.cached_property
     def _pass(self) -> tuple[Tensor, Tensor | None, float]:
@@ -121,13 +127,12 @@ class Explanation:
             start = time.perf_counter()
             parts, deltas = [], []
             for at in setting.chunks():
-                inputs, target = setting.inputs[at], setting.target[at]
                 if has_sum:
-                    part, delta = self.attribute(inputs, target, return_convergence_delta=True)
+                    part, delta = self.attribute_rows(at, return_convergence_delta=True)
                     # NoiseTunnel gives a delta per noisy sample; its attributions are the mean over the samples.
                     deltas.append(delta.detach().reshape(len(part), -1).mean(dim=1))
                 else:
-                    part = self.attribute(inputs, target)
+                    part = self.attribute_rows(at)
                 parts.append(part.detach())
             seconds = setting.elapsed(start)
             attributions = torch.cat(parts)

@@ -25,9 +25,10 @@ from captum_density.density import class_score
 __all__ = ["Measurements"]
 
 T = TypeVar("T")
-_SCHEMA = 3
+_SCHEMA = 4
 _GROUND = (
-    "model inputs labels no_labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples batch"
+    "model inputs rows labels no_labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples "
+    "batch"
 ).split()
 
 
@@ -155,7 +156,8 @@ def _ground(setting: Setting) -> dict[str, Any]:
     """What every figure depends on, as JSON: what is given, and what the model computes from it."""
     arguments = {each: described(getattr(setting, each)) for each in _GROUND}
     outputs = rounded(setting.logits)
-    gradients = rounded(class_score(setting.model, setting.few, setting.target[: len(setting.few)]))
+    few = slice(len(setting.few))
+    score = class_score(setting.model, setting.few, setting.target[few], **setting.arguments(few))
     versions = [__version__, captum.__version__, torch.__version__]
     numbers = [str(torch.get_default_dtype()), torch.is_autocast_enabled(), str(setting.inputs.device)]
-    return arguments | {"computed": [outputs, gradients], "versions": versions, "numbers": numbers}
+    return arguments | {"computed": [outputs, rounded(score)], "versions": versions, "numbers": numbers}

@@ -33,6 +33,7 @@ class Setting:
     Args:
         model: (N, ...) to (N, classes), in evaluation mode.
         inputs: (N, ...).
+        rows: (N,) their numbers, which the model takes beside them where it needs more of an example; or None.
         labels: (N,) or None.
         target: (N,) the explained classes.
         no_labels: Why there are none, or empty.
@@ -52,6 +53,7 @@ class Setting:
 
     model: Callable[..., Tensor]
     inputs: Tensor
+    rows: Tensor | None
     labels: Tensor | None
     target: Tensor
     no_labels: str
@@ -72,7 +74,11 @@ class Setting:
     @functools.cached_property
     def examples(self) -> ModelOnBatch:
         """The model on the examples."""
-        return _examples(self.model, self.inputs, self.batch)
+        return _examples(self.model, self.inputs, self.batch, **self.arguments())
+
+    def arguments(self, at: slice = slice(None)) -> dict[str, Any]:
+        """What a call of Captum's form names beside some of the examples: their numbers, where the model takes them."""
+        return {} if self.rows is None else {"additional_forward_args": (self.rows[at],)}
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the examples, none longer than the batch."""
@@ -103,8 +109,8 @@ class Setting:
 
     @property
     def has_channels(self) -> bool:
-        """Whether the inputs are images, whose channels are ranked together."""
-        return self.inputs.ndim == 4
+        """Whether dimension 1 holds channels, of images or signals, which are ranked together."""
+        return self.inputs.ndim > 2
 
     @property
     def few(self) -> Tensor:
@@ -134,14 +140,20 @@ def deviation(inputs: Tensor) -> float:
     return inputs.double().std().item() or 1.0 if inputs.numel() > 1 else 1.0
 
 
-def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
+def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int, **arguments: Any) -> Tensor:
     """(N, classes) the model's outputs, detached.
+
+    Args:
+        model: The model.
+        inputs: (N, ...).
+        batch: Most examples that run at once.
+        arguments: As `Setting.arguments` has them.
 
     Raises:
         TypeError: It returns no tensor.
         ValueError: It fails on the inputs, returns another shape, or NaN or infinity.
     """
-    examples, parts = _examples(model, inputs, batch), []
+    examples, parts = _examples(model, inputs, batch, **arguments), []
     for part in map(examples.at, examples.parts()):
         try:
             with torch.no_grad():
@@ -168,6 +180,6 @@ def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int) -> Tensor:
     return logits
 
 
-def _examples(model: Callable[..., Any], inputs: Tensor, batch: int) -> ModelOnBatch:
+def _examples(model: Callable[..., Any], inputs: Tensor, batch: int, **arguments: Any) -> ModelOnBatch:
     """A model on examples, which `draw_sample` has checked to be finite numbers."""
-    return ModelOnBatch(model, inputs, max_examples_per_batch=batch, differentiable=False, name="model")
+    return ModelOnBatch(model, inputs, max_examples_per_batch=batch, differentiable=False, name="model", **arguments)

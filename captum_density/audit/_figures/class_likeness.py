@@ -27,7 +27,7 @@ def _measure(explanation: Explanation) -> Measured:
     others = setting.logits.scatter(1, setting.target[:, None], -torch.inf)
     second = others.argmax(dim=1)
     setting.reseed()
-    maps = torch.cat([explanation.attribute(setting.inputs[at], second[at]).detach() for at in setting.chunks()])
+    maps = torch.cat([explanation.attribute_rows(at, second[at]).detach() for at in setting.chunks()])
     return of_examples(rank_correlation(explanation.attributions, maps), seed=setting.seed)
 
 

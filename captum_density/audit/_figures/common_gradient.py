@@ -19,7 +19,11 @@ def _measure(setting: Setting) -> Measured:
     if setting.classes == 1:
         return Measured(None, note="one output has nothing in common with others")
     shares = metrics.common_gradient(
-        setting.model, setting.inputs, generator=setting.generator(), max_examples_per_batch=setting.batch
+        setting.model,
+        setting.inputs,
+        generator=setting.generator(),
+        max_examples_per_batch=setting.batch,
+        **setting.arguments(),
     )
     return of_examples(shares, seed=setting.seed)
 

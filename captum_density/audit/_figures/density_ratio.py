@@ -21,6 +21,7 @@ def _measure(setting: Setting) -> Measured:
         n_perturb_samples=_NOISE_SAMPLES,
         generator=setting.generator(),
         max_examples_per_batch=setting.batch,
+        **setting.arguments(),
     )
     return of_examples(ratios, seed=setting.seed)
 

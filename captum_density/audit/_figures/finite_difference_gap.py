@@ -26,6 +26,7 @@ def _measure(setting: Setting) -> Measured:
         setting.target,
         changes=[change * spread for change in _CHANGES],
         max_examples_per_batch=setting.batch,
+        **setting.arguments(),
     )
     return of_examples(gaps, seed=setting.seed)
 

@@ -13,7 +13,7 @@ __all__ = ["GRADIENT_NORM"]
 
 def _measure(setting: Setting) -> Measured:
     def squared(at: slice) -> Tensor:
-        score = class_score(setting.model, setting.inputs[at], setting.target[at])
+        score = class_score(setting.model, setting.inputs[at], setting.target[at], **setting.arguments(at))
         return score.double().flatten(1).square().sum(dim=1)
 
     return of_examples(torch.cat([squared(at) for at in setting.chunks()]), seed=setting.seed)

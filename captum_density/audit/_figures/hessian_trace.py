@@ -19,6 +19,7 @@ def _measure(setting: Setting) -> Measured:
         noise_std=setting.noise_std,
         generator=setting.generator(),
         max_examples_per_batch=setting.batch,
+        **setting.arguments(),
     )
     return of_examples(traces, seed=setting.seed)
 

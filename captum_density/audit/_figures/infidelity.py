@@ -51,7 +51,7 @@ class _Replay:
         self._next, self._bytes, self._differs = 0, 0, []
         return measure()
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, *rows: Tensor) -> Tensor:
         """The outputs, computed only where there was no call in this place before."""
         weights = torch.linspace(1, 2, inputs[0].numel(), dtype=torch.float64, device=inputs.device)
         sums = inputs.detach().double().flatten(1) @ weights
@@ -59,7 +59,7 @@ class _Replay:
         if at < len(self._calls) and self._calls[at][0].shape == sums.shape:
             self._differs.append((self._calls[at][0] != sums).any())
             return self._calls[at][1]
-        outputs = self._model(inputs).detach()
+        outputs = self._model(inputs, *rows).detach()
         if at <= len(self._calls) and self._bytes < _KEPT_BYTES:
             self._calls[at:] = [(sums, outputs)]
             self._bytes += outputs.nbytes
@@ -86,6 +86,7 @@ def _infidelities(setting: Setting, model: _Replay, attributions: Tensor, multip
                 setting.inputs[at],
                 attributions[at].expand_as(setting.inputs[at]),
                 target=setting.target[at],
+                **setting.arguments(at),
                 n_perturb_samples=setting.infidelity_samples,
                 max_examples_per_batch=setting.at_once(at, setting.infidelity_samples),
                 normalize=True,

@@ -26,7 +26,12 @@ def _measure(setting: Setting) -> Measured:
     model = setting.model if setting.classes == 1 else CenteredLogits(setting.model)
     try:
         shares = metrics.off_manifold_gradient(
-            model, setting.inputs, _pool(setting), setting.target, max_examples_per_batch=setting.batch
+            model,
+            setting.inputs,
+            _pool(setting),
+            setting.target,
+            max_examples_per_batch=setting.batch,
+            **setting.arguments(),
         )
     except ValueError as error:
         return Measured(None, note=str(error))

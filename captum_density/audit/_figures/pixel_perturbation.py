@@ -99,6 +99,7 @@ def _kept(setting: Setting, ranking: Tensor, fractions: tuple[float, ...]) -> Te
             channels="together" if together else "singly",
             fractions=fractions,
             max_examples_per_batch=setting.batch,
+            **setting.arguments(at),
         ).probability
         for at in setting.chunks()
     ]

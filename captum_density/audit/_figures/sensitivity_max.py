@@ -34,6 +34,7 @@ def _measure(explanation: Explanation) -> Measured:
             n_perturb_samples=setting.sensitivity_samples,
             max_examples_per_batch=setting.at_once(at, setting.sensitivity_samples),
             target=setting.target[at],
+            **setting.arguments(at),
             **explanation.options,
         )
         for at in setting.chunks()

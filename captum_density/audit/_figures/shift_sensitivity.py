@@ -30,6 +30,7 @@ def _measure(explanation: Explanation) -> Measured:
             setting.model,
             setting.inputs[at],
             target=setting.target[at],
+            **setting.arguments(at),
             **options,
         ).cosine_distance
         for at in setting.chunks()
