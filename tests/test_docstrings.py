@@ -50,6 +50,7 @@ MADE_BY = dict(
     LayerFullGradients:LayerFullGrad.decompose
     Ledger:LogitLedger Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
+    WeightChoice:choose_weight
     """.split()
 )
 # No method of a paper: why, and what.

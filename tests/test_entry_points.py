@@ -558,6 +558,7 @@ ELSEWHERE = {
         "Problem", "ConformanceError", "Shift", "FunctionPath", "StraightPath",
     },
     "networks of their own, on the CPU": {"axiom_table"},
+    "numbers": {"WeightChoice", "choose_weight"},
     "tests/losses": {
         "AntiScoreMatchingLoss", "AttentionMapLoss", "DenoisingScoreMatchingLoss", "DistillationLoss",
         "FiniteDifferenceScoreMatchingLoss", "NoiseContrastiveLoss", "NoiseMatchingLoss", "ScoreMatchingLoss",

@@ -119,7 +119,7 @@ class BlockSplits(NamedTuple):
 
 
 def block_mnist(
-    root: str | PathLike[str],
+    root: str | PathLike[str] | None = None,
     *,
     fashion: bool = False,
     null: Null = "square",
@@ -130,7 +130,7 @@ def block_mnist(
     """BlockMNIST: MNIST's digits, (N, 1, 56, 28), each above or below a null block.
 
     Args:
-        root: The folder torchvision keeps its data sets in.
+        root: As `mnist`.
         fashion: Fashion-MNIST instead.
         null: As `BlockImages` takes it; the mean is that of the training images, in both splits.
         position: "random" or "top".
@@ -142,7 +142,7 @@ def block_mnist(
 
     Raises:
         FileNotFoundError: The data set is not under the root, or damaged.
-        ValueError: As `BlockImages`.
+        ValueError: As `BlockImages`; as `mnist`.
 
     References:
         H. Shah, P. Jain and P. Netrapalli, "Do Input Gradients Highlight Discriminative Features?", NeurIPS 2021,

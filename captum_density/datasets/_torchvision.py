@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["ImageSplits", "cifar10", "imagenet10", "mnist", "svhn"]
+
+_FOLDER = "CAPTUM_DENSITY_DATA"
 
 
 class ImageSplits(NamedTuple):
@@ -29,11 +32,12 @@ class ImageSplits(NamedTuple):
     test_labels: Tensor
 
 
-def mnist(root: str | PathLike[str], *, fashion: bool = False, download: bool = False) -> ImageSplits:
+def mnist(root: str | PathLike[str] | None = None, *, fashion: bool = False, download: bool = False) -> ImageSplits:
     """Load MNIST or Fashion-MNIST: 60,000 training and 10,000 test images, (N, 1, 28, 28).
 
     Args:
-        root: The folder torchvision keeps its data sets in.
+        root: The folder torchvision keeps its data sets in, of ``MNIST/raw`` and ``FashionMNIST/raw``; None for the one
+            that the environment variable CAPTUM_DENSITY_DATA names.
         fashion: Fashion-MNIST instead.
         download: Whether to fetch what is missing.
 
@@ -42,6 +46,7 @@ def mnist(root: str | PathLike[str], *, fashion: bool = False, download: bool = 
 
     Raises:
         FileNotFoundError: The data set is not under the root, or damaged.
+        ValueError: There is no root, and the environment variable is not set.
 
     References:
         Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc.
@@ -57,11 +62,11 @@ def mnist(root: str | PathLike[str], *, fashion: bool = False, download: bool = 
     return _splits(*((s.data.unsqueeze(1), s.targets) for s in (train, test)))
 
 
-def svhn(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
+def svhn(root: str | PathLike[str] | None = None, *, download: bool = False) -> ImageSplits:
     """Load SVHN's cropped digits: 73,257 training and 26,032 test images, (N, 3, 32, 32), without the extra ones.
 
     Args:
-        root: The folder of train_32x32.mat and test_32x32.mat.
+        root: The folder of train_32x32.mat and test_32x32.mat; None as for `mnist`.
         download: Whether to fetch what is missing.
 
     Returns:
@@ -69,6 +74,7 @@ def svhn(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
 
     Raises:
         FileNotFoundError: The data set is not in the root, or damaged.
+        ValueError: There is no root, and the environment variable is not set.
         ImportError: SciPy is not installed; ``pip install 'captum-density[demo]'`` brings it.
 
     References:
@@ -89,11 +95,11 @@ def svhn(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
     return _splits(*((torch.from_numpy(s.data), torch.from_numpy(s.labels)) for s in (train, test)))
 
 
-def cifar10(root: str | PathLike[str], *, download: bool = False) -> ImageSplits:
+def cifar10(root: str | PathLike[str] | None = None, *, download: bool = False) -> ImageSplits:
     """Load CIFAR-10: 50,000 training and 10,000 test images, (N, 3, 32, 32).
 
     Args:
-        root: The folder of cifar-10-batches-py.
+        root: The folder of cifar-10-batches-py; None as for `mnist`.
         download: Whether to fetch what is missing.
 
     Returns:
@@ -101,6 +107,7 @@ def cifar10(root: str | PathLike[str], *, download: bool = False) -> ImageSplits
 
     Raises:
         FileNotFoundError: The data set is not under the root, or damaged.
+        ValueError: There is no root, and the environment variable is not set.
 
     References:
         A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
@@ -185,17 +192,22 @@ def imagenet10(
     return GroupedFolders(fspath(folder), groups, transform)
 
 
-def _load(name: str, root: str | PathLike[str], download: bool, **split: Any) -> Any:
+def _load(name: str, root: str | PathLike[str] | None, download: bool, **split: Any) -> Any:
     """One split of one of torchvision's data sets, whose `data` holds all images as bytes."""
+    folder = os.environ.get(_FOLDER, "") if root is None else fspath(root)
+    if not folder:
+        raise ValueError(
+            f"{name} needs the folder that torchvision keeps it in; pass it as root, or let {_FOLDER} name it"
+        )
     from torchvision import datasets
 
     try:
-        return getattr(datasets, name)(fspath(root), download=download, **split)
+        return getattr(datasets, name)(folder, download=download, **split)
     except RuntimeError as error:
         if download:  # torchvision says which address failed
             raise
         raise FileNotFoundError(
-            f"{name} is not under {fspath(root)!r}, or is damaged; pass the folder that torchvision keeps it in, or "
+            f"{name} is not under {folder!r}, or is damaged; pass the folder that torchvision keeps it in, or "
             "download=True"
         ) from error
 

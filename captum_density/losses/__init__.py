@@ -28,6 +28,8 @@ Those of the density cost less in two ways: `logits=` of the training step spare
 """
 
 from captum_density.losses._attention_maps import AttentionMapLoss as AttentionMapLoss
+from captum_density.losses._choose_weight import WeightChoice as WeightChoice
+from captum_density.losses._choose_weight import choose_weight as choose_weight
 from captum_density.losses._contrastive_divergence import ContrastiveDivergenceLoss as ContrastiveDivergenceLoss
 from captum_density.losses._denoising import DenoisingScoreMatchingLoss as DenoisingScoreMatchingLoss
 from captum_density.losses._distillation import DistillationLoss as DistillationLoss
@@ -57,6 +59,8 @@ __all__ = [
     "NoiseMatchingLoss",
     "ScoreMatchingLoss",
     "SlicedScoreMatchingLoss",
+    "WeightChoice",
+    "choose_weight",
 ]
 
 

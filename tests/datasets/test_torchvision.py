@@ -72,6 +72,21 @@ def test_mnist_and_its_blocks(fashion, tmp_path, untouched):
         mnist(tmp_path, fashion=not fashion)
 
 
+def test_the_environment_names_the_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, array in mnist_arrays().items():
+        (folder / name).write_bytes(idx(array))
+    monkeypatch.delenv("CAPTUM_DENSITY_DATA", raising=False)
+    for load in (mnist, block_mnist, cifar10):
+        with pytest.raises(ValueError, match="CAPTUM_DENSITY_DATA"):
+            load()
+    monkeypatch.setenv("CAPTUM_DENSITY_DATA", str(tmp_path))
+    assert len(mnist().train_images) == len(block_mnist().train.images) == 30
+    with pytest.raises(FileNotFoundError, match="pass the folder"):
+        mnist(tmp_path / "elsewhere")
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
