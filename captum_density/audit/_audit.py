@@ -32,6 +32,7 @@ from captum_density.audit._methods import Method
 from captum_density.audit._report import AuditReport
 from captum_density.audit._results import Measured
 from captum_density.audit._retraining import Retraining
+from captum_density.audit._runs import counted_runs
 from captum_density.audit._sample import Sample, draw_sample
 from captum_density.audit._setting import Setting, deviation, logits_of
 
@@ -146,7 +147,7 @@ def audit(
     methods = methods_of(attributions, inputs)
     for title, method in methods.items():
         attribution_maker(method.make, f"attributions[{title!r}]", model=model)
-    with _measuring(inputs.device, model, proxy or model):
+    with _measuring(inputs.device, model, proxy or model), counted_runs(model) as runs:
         inputs = inputs.clone() if inputs.is_inference() else inputs
         logits = logits_of(model, inputs, max_examples_per_batch)
         labels, no_labels = _fitting_labels(sample, logits)
@@ -169,10 +170,12 @@ def audit(
             retraining=retraining,
             jobs=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
+            runs=runs,
         )
         settings = {"model": name or _name_of(model), **_settings(setting)}
         rows, row, maps = _measure(setting, methods, names, None if store is None else Store(Path(store)))
-        return AuditReport(rows, row, settings, sample.skipped, Maps.of(inputs, setting.target, maps))
+        cost = {} if runs is None else runs.counts()
+        return AuditReport(rows, row, settings, sample.skipped, Maps.of(inputs, setting.target, maps), cost)
 
 
 def check_names(

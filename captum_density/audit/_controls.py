@@ -5,6 +5,9 @@ Common ones are measured once for all methods; others are made of a method's own
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
@@ -15,6 +18,7 @@ from captum_density._model.random_weights import RandomWeights
 from captum_density._model.refusals import looked_at_together, refuse_where
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._results import Control
+from captum_density.audit._runs import Runs
 from captum_density.audit._setting import Setting
 
 __all__ = [
@@ -126,17 +130,27 @@ def map_at_random_weights(explanation: Explanation, top: int | None = None) -> T
     """
 
     def attribute() -> Tensor:
-        setting, weights = explanation.setting, random_weights(explanation.setting)
+        runs, weights = explanation.setting.runs, random_weights(explanation.setting)
         if not len(weights):
             raise ValueError(NO_WEIGHTS)
-        with looked_at_together(), weights.drawn_anew(top):
-            setting.reseed()
-            parts = [explanation.attribute_rows(at) for at in setting.chunks()]
-            attributions = torch.cat([part.detach() for part in parts])
+        with looked_at_together(), weights.drawn_anew(top), _other_weights(runs, len(weights) if top is None else top):
+            attributions = explanation.attribute_all()
             refuse_where(~attributions.isfinite().all(), lambda: ValueError("the map at random weights is not finite"))
         return attributions
 
     return explanation.shared(("random weights", top), attribute)
+
+
+@contextmanager
+def _other_weights(runs: Runs | None, layers: int) -> Iterator[None]:
+    """Within, the model's runs are told from those with its own weights."""
+    if runs is not None:
+        runs.weights = layers
+    try:
+        yield
+    finally:
+        if runs is not None:
+            runs.weights = 0
 
 
 def compared(

@@ -17,6 +17,7 @@ from captum_density._model.attribution import attribution_maker, attribution_of
 from captum_density._model.errors import describe, one_line
 from captum_density._model.refusals import looked_at_together, refuse_where
 from captum_density.audit._methods import Method
+from captum_density.audit._runs import rows_of_the_outermost
 from captum_density.audit._setting import Setting
 
 __all__ = ["Explanation"]
@@ -36,11 +37,16 @@ class Explanation:
         setting: What all methods share.
         name: As in the report.
         method: How to make it.
+
+    Attributes:
+        failure: Why there is nothing, if so.
+        times: Seconds of each pass over all examples, which figures make anyway.
     """
 
     def __init__(self, setting: Setting, name: str, method: Method) -> None:
         self.setting, self.name, self.method = setting, name, method
         self.failure: str | None = None
+        self.times: list[float] = []
         self._shared: dict[Hashable, Any] = {}
 
     @functools.cached_property
@@ -71,11 +77,9 @@ class Explanation:
         declared = self.method.multiplies_by_inputs
         return bool(self.attribution.multiplies_by_inputs if declared is None else declared)
 
-    def attribute_of(self, model: Callable[..., Tensor]) -> Callable[..., Any]:
-        """The attribute function for the audited model, or for another one."""
-        if model is self.setting.model:
-            return self.attribution.attribute
-        return self._make(self._viewed(model))[0].attribute
+    def attribution_of(self, model: Callable[..., Tensor]) -> Attribution:
+        """The method, made for another model."""
+        return self._make(self._viewed(model))[0]
 
     def attribute(self, inputs: Tensor, target: Tensor | int, **extra: Any) -> Any:
         """What the method returns for any inputs."""
@@ -86,6 +90,10 @@ class Explanation:
         setting = self.setting
         target = setting.target[at] if target is None else target
         return self.attribute(setting.inputs[at], target, **setting.arguments(at), **extra)
+
+    def attribute_all(self, target: Tensor | None = None) -> Tensor:
+        """(N, ...) of all examples, from the seed, of the explained classes or others."""
+        return self._all(lambda at: self.attribute_rows(at, None if target is None else target[at]))[0]
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
         """What several figures of the method have in common, made when the first of them needs it."""
@@ -105,8 +113,8 @@ class Explanation:
         return self._pass[1]
 
     @property
-    def first_pass(self) -> float:
-        """Seconds of the pass over all examples that made the attributions."""
+    def passes(self) -> int:
+        """How many runs of the model, of one example each, the method takes for an example."""
         return self._pass[2]
 
     def of_one(self) -> Tensor:
@@ -118,26 +126,35 @@ class Explanation:
         return self.attribute_rows(slice(1), first).detach()
 
     @functools.cached_property
-    def _pass(self) -> tuple[Tensor, Tensor | None, float]:
+    def _pass(self) -> tuple[Tensor, Tensor | None, int]:
         with self._failing(), looked_at_together():
-            options, setting = self.options, self.setting
+            options = self.options
             has_sum = self.attribution.has_convergence_delta() and "nt_samples_batch_size" not in options
             has_sum = has_sum and options.get("nt_type") not in _NO_SUM
-            setting.reseed()
-            start = time.perf_counter()
-            parts, deltas = [], []
-            for at in setting.chunks():
-                if has_sum:
-                    part, delta = self.attribute_rows(at, return_convergence_delta=True)
-                    # NoiseTunnel gives a delta per noisy sample; its attributions are the mean over the samples.
-                    deltas.append(delta.detach().reshape(len(part), -1).mean(dim=1))
-                else:
-                    part = self.attribute_rows(at)
-                parts.append(part.detach())
-            seconds = setting.elapsed(start)
-            attributions = torch.cat(parts)
+            deltas: list[Tensor] = []
+
+            def attribute(at: slice) -> Tensor:
+                if not has_sum:
+                    part: Tensor = self.attribute_rows(at)
+                    return part
+                part, delta = self.attribute_rows(at, return_convergence_delta=True)
+                # NoiseTunnel gives a delta per noisy sample; its attributions are the mean over the samples.
+                deltas.append(delta.detach().reshape(len(part), -1).mean(dim=1))
+                return part
+
+            attributions, rows = self._all(attribute)
             self._check(attributions)
-            return attributions, torch.cat(deltas) if has_sum else None, seconds
+            return attributions, torch.cat(deltas) if has_sum else None, rows // len(attributions)
+
+    def _all(self, attribute: Callable[[slice], Tensor]) -> tuple[Tensor, int]:
+        """The parts of all examples together, each from its seed, and how many rows the model ran for them."""
+        start, parts = time.perf_counter(), []
+        with rows_of_the_outermost() as rows:
+            for at in self.setting.chunks():
+                self.setting.reseed(at)
+                parts.append(attribute(at).detach())
+        self.times.append(self.setting.elapsed(start))
+        return torch.cat(parts), next(iter(rows.values()), 0)
 
     def _check(self, attributions: Tensor) -> None:
         x = self.setting.inputs

@@ -10,7 +10,7 @@ from typing import Any
 
 from captum_density.audit._figures import FIGURES, columns
 from captum_density.audit._figures.figure import Figure
-from captum_density.audit._figures.words import beside_controls, counted_examples
+from captum_density.audit._figures.words import beside_controls, cost_in_words, counted_examples
 from captum_density.audit._findings import KINDS, findings, verdict
 from captum_density.audit._images import Image, Images, draw_images
 from captum_density.audit._pictures import CAPTION
@@ -128,6 +128,7 @@ def _about(results: Results) -> str:
     return (
         f"{settings['model']}: {settings['classes']} outputs, {settings['examples']} examples of shape {shape}, seed "
         f"{settings['seed']}, on {settings['device']}, PyTorch {settings['torch']}."
+        f"{' ' + cost_in_words(results) if results.cost else ''}"
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Picture
 from captum_density._display.tables import markdown
 from captum_density.audit._figures import FIGURES, MODEL_FIGURES, columns
 from captum_density.audit._figures.figure import Figure
-from captum_density.audit._figures.words import counted_examples
+from captum_density.audit._figures.words import cost_in_words, counted_examples
 from captum_density.audit._findings import KINDS, findings, verdict
 from captum_density.audit._images import draw_images
 from captum_density.audit._maps import Maps
@@ -40,6 +40,10 @@ class AuditReport(Results):
         settings: What was audited, and how: model, examples, seed, noise.
         skipped: A line for each example that could not be read.
         shown: What is drawn of images and attributions.
+        cost: How many examples the model was run on, copies included, in this run of the audit: "forward_examples" and
+            "backward_examples", and "different_" followed by each, without what was run before on the same values, the
+            least for these figures. Empty where it cannot be counted. Two reports with the same figures are equal
+            whatever they cost.
 
     Example:
         >>> import torch
@@ -144,6 +148,7 @@ class AuditReport(Results):
                 for name in (*self.model, *(figure.name for figure in columns(self)))
             },
             "skipped": list(self.skipped),
+            "cost": dict(self.cost),
             "shown": None if self.shown is None else self.shown.to_dict(),
         }
 
@@ -176,7 +181,8 @@ class AuditReport(Results):
         }
         model = {name: from_json(measured) for name, measured in found["model"].items()}
         shown = None if found["shown"] is None else Maps.from_dict(found["shown"])
-        return cls(methods, model, dict(found["settings"]), tuple(found["skipped"]), shown)
+        cost = dict(found.get("cost", {}))
+        return cls(methods, model, dict(found["settings"]), tuple(found["skipped"]), shown, cost)
 
     @classmethod
     def from_json(cls, text: str) -> AuditReport:
@@ -281,6 +287,7 @@ class AuditReport(Results):
             f"mean; noise {settings['noise_std']:.2g}, sensitivity radius {settings['perturb_radius']:.2g}, in the "
             "inputs' unit."
         ]
+        lines += [cost_in_words(self)] if self.cost else []
         figures: list[Figure[Any]] = [figure for figure in MODEL_FIGURES if figure.name in self.model]
         for figure in [*figures, *columns(self)]:
             lines.append(f"{figure.title}, {figure.better}: {figure.meaning}{self._references(figure.name)}")

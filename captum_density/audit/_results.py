@@ -200,6 +200,10 @@ class Results:
         settings: What was audited, and how: model, examples, seed, noise.
         skipped: A line for each example that could not be read.
         shown: What is drawn of images and attributions.
+        cost: How many examples the model was run on, copies included, in this run of the audit: "forward_examples" and
+            "backward_examples", and "different_" followed by each, without what was run before on the same values, the
+            least for these figures. Empty where it cannot be counted. Two reports with the same figures are equal
+            whatever they cost.
     """
 
     methods: Mapping[str, Mapping[str, Measured]]
@@ -207,6 +211,7 @@ class Results:
     settings: Mapping[str, Any]
     skipped: tuple[str, ...] = ()
     shown: Maps | None = field(default=None, repr=False)
+    cost: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def elements(self) -> str:

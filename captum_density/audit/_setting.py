@@ -16,9 +16,11 @@ from torch import Tensor
 
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.errors import describe, one_line
-from captum_density._model.generators import seed_generators
+from captum_density._model.generators import derived_seed, seed_generators
 from captum_density._model.validation import are_probabilities, how_to_pick
 from captum_density.audit._retraining import Retraining
+from captum_density.audit._runs import Runs
+from captum_density.density import class_score
 
 __all__ = ["Setting", "deviation", "logits_of"]
 
@@ -49,6 +51,7 @@ class Setting:
         retraining: What DiffROAR needs, or None.
         jobs: Where DiffROAR keeps finished models.
         show_progress: Whether long work shows a bar of its own.
+        runs: What counts the examples that the model runs, or None.
     """
 
     model: Callable[..., Tensor]
@@ -69,6 +72,7 @@ class Setting:
     retraining: Retraining | None
     jobs: Path | None
     show_progress: bool
+    runs: Runs | None = None
     _shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
@@ -88,11 +92,20 @@ class Setting:
         """A new generator of the seed, on the CPU, so that every device is given the same noise."""
         return torch.Generator().manual_seed(self.seed)
 
-    def reseed(self) -> None:
-        """Seed every generator that a method may draw from."""
-        seed_generators(self.seed, self.inputs.device)
-        np.random.seed(self.seed % 2**32)  # GradientShap draws its baselines from NumPy
-        random.seed(self.seed)
+    def reseed(self, at: slice | None = None) -> None:
+        """Seed every generator that a method may draw from; for some of the examples each time alike."""
+        seed = derived_seed(self.seed, "from example", at.start) if at is not None and at.start else self.seed
+        seed_generators(seed, self.inputs.device)
+        np.random.seed(seed % 2**32)  # GradientShap draws its baselines from NumPy
+        random.seed(seed)
+
+    @functools.cached_property
+    def gradients(self) -> Tensor:
+        """(N, ...) of the explained outputs."""
+        parts = [
+            class_score(self.model, self.inputs[at], self.target[at], **self.arguments(at)) for at in self.chunks()
+        ]
+        return torch.cat(parts)
 
     @property
     def classes(self) -> int:

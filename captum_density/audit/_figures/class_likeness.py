@@ -8,7 +8,7 @@ import torch
 
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
-from captum_density.audit._figures.randomisation import FEW_PASSES, passes, rank_correlation
+from captum_density.audit._figures.randomisation import FEW_PASSES, rank_correlation
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
 
@@ -22,12 +22,11 @@ def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
     if setting.classes == 1:
         return Measured(None, note="one output has no other class")
-    if passes(explanation) > FEW_PASSES:
+    if explanation.passes > FEW_PASSES:
         return Measured(None, note=f"only of methods that take at most {FEW_PASSES} passes")
     others = setting.logits.scatter(1, setting.target[:, None], -torch.inf)
     second = others.argmax(dim=1)
-    setting.reseed()
-    maps = torch.cat([explanation.attribute_rows(at, second[at]).detach() for at in setting.chunks()])
+    maps = explanation.attribute_all(second)
     return of_examples(rank_correlation(explanation.attributions, maps), seed=setting.seed)
 
 

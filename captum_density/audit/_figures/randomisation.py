@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from captum_density._model.refusals import on_host
 from captum_density.audit._controls import NO_WEIGHTS, importance, map_at_random_weights, random_weights
@@ -16,7 +15,7 @@ from captum_density.audit._figures.figure import Figure, Panel, of_examples
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
 
-__all__ = ["FEW_PASSES", "RANDOMISATION", "passes", "rank_correlation", "unchanged_by_random_weights"]
+__all__ = ["FEW_PASSES", "RANDOMISATION", "rank_correlation", "unchanged_by_random_weights"]
 
 _NAME = "randomisation"
 _UNCHANGED = 0.5  # rank correlation
@@ -34,7 +33,7 @@ def _measure(explanation: Explanation) -> Measured:
         return rank_correlation(own, importance(setting, map_at_random_weights(explanation, top)))
 
     whole = likeness(None)
-    if passes(explanation) > FEW_PASSES:
+    if explanation.passes > FEW_PASSES:
         whole = on_host(whole)
         note = f"all layers only: it takes more than {FEW_PASSES} passes"
         return replace(of_examples(whole, seed=setting.seed), note=note)
@@ -69,26 +68,6 @@ def _ranks(values: Tensor) -> Tensor:
     below = torch.searchsorted(ordered, values.double().contiguous(), side="left")
     through = torch.searchsorted(ordered, values.double().contiguous(), side="right")
     return (below + through).double() / 2
-
-
-def passes(explanation: Explanation) -> int:
-    """How many runs of the model, of one example each, the method takes for an example."""
-    return explanation.shared("passes", lambda: _passes(explanation))
-
-
-def _passes(explanation: Explanation) -> int:
-    rows: dict[torch.nn.Module, int] = {}
-
-    def count(module: torch.nn.Module, arguments: tuple[object, ...]) -> None:
-        size = len(arguments[0]) if arguments and isinstance(arguments[0], Tensor) else 1
-        rows[module] = rows.get(module, 0) + size
-
-    hook = register_module_forward_pre_hook(count)
-    try:
-        explanation.of_one()
-    finally:
-        hook.remove()
-    return next(iter(rows.values()), 0)  # of the outermost, which runs first
 
 
 def unchanged_by_random_weights(results: Results) -> dict[str, float]:

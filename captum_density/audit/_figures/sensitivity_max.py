@@ -1,6 +1,6 @@
 """How far attributions move when the input hardly does: Captum's `sensitivity_max`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,16 +19,11 @@ _UNSTEADY = 0.5  # of a map's own length
 
 
 def _measure(explanation: Explanation) -> Measured:
-    setting, attribution = explanation.setting, explanation.attribution
-
-    def contiguous(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        """What the method returns, in the layout that Captum's metric can view as rows."""
-        return tuple(part.contiguous() for part in attribution.attribute(*args, **kwargs))
-
+    setting, attributions = explanation.setting, explanation.attributions
     setting.reseed()
     values = [
         sensitivity_max(
-            contiguous,
+            _explain(explanation, attributions[at]),
             setting.inputs[at],
             perturb_radius=setting.perturb_radius,
             n_perturb_samples=setting.sensitivity_samples,
@@ -40,6 +35,20 @@ def _measure(explanation: Explanation) -> Measured:
         for at in setting.chunks()
     ]
     return of_examples(torch.cat(values))
+
+
+def _explain(explanation: Explanation, attributions: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    """The method as Captum's metric calls it, first on the examples themselves, whose attributions are there.
+
+    In the layout that the metric can view as rows.
+    """
+    originals = [attributions]
+
+    def explain(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        parts = originals.pop() if originals else explanation.attribution.attribute(*args, **kwargs)
+        return tuple(part.contiguous() for part in (parts if isinstance(parts, tuple) else (parts,)))
+
+    return explain
 
 
 def _findings(results: Results) -> Iterator[Finding]:

@@ -1,8 +1,20 @@
 """How far attributions move when a term is added to all logits, which changes no prediction."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
+from captum.attr import (
+    FeatureAblation,
+    GradientShap,
+    InputXGradient,
+    IntegratedGradients,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor
 
 from captum_density import metrics
 from captum_density.audit._explanation import Explanation
@@ -10,10 +22,13 @@ from captum_density.audit._figures.figure import Figure, of_examples
 from captum_density.audit._figures.words import listed, span
 from captum_density.audit._methods import CENTERED
 from captum_density.audit._results import Finding, Measured, Results, values_by_method
+from captum_density.audit._setting import Setting
+from captum_density.softmax_shift import LinearShift
 
 __all__ = ["SHIFT_SENSITIVITY", "moved_by_a_shift"]
 
 _NAME = "shift_sensitivity"
+_LINEAR = (IntegratedGradients, InputXGradient, GradientShap, Occlusion, FeatureAblation)
 # 1 - cosine: 0.01 is an angle of 8 degrees.
 _MOVED, _STILL = 0.01, 1e-6
 
@@ -22,20 +37,51 @@ def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
     if setting.classes == 1:
         return Measured(None, note="one output has no softmax to shift")
-    options = explanation.options
-    setting.reseed()
-    values = [
-        metrics.shift_sensitivity(
-            explanation.attribute_of,
+    shift = setting.shared((_NAME, "shift"), lambda: _shift(setting))
+    _ = explanation.attributions  # before anything is drawn
+
+    def distance(at: slice) -> Tensor:
+        setting.reseed(at)
+        return metrics.shift_sensitivity(
+            partial(_attribute_of, explanation, at, shift),
             setting.model,
             setting.inputs[at],
+            shift,
             target=setting.target[at],
             **setting.arguments(at),
-            **options,
+            **explanation.options,
         ).cosine_distance
-        for at in setting.chunks()
-    ]
-    return of_examples(torch.cat(values))
+
+    return of_examples(torch.cat([distance(at) for at in setting.chunks()]))
+
+
+def _shift(setting: Setting) -> LinearShift:
+    """The default one of `metrics.shift_sensitivity`, for all examples and methods."""
+    length = setting.gradients.double().flatten(1).norm(dim=1).quantile(0.5).item()
+    noise = torch.Generator("cpu").manual_seed(0)
+    pattern = torch.randn(setting.inputs.shape[1:], generator=noise, dtype=torch.float64, device="cpu")
+    return LinearShift(pattern.to(setting.inputs), (length or 1.0) / pattern.norm().item())
+
+
+def _attribute_of(explanation: Explanation, at: slice, shift: LinearShift, model: Any) -> Callable[..., Any]:
+    """What attributes the model or its shifted twin; the model's attributions are there."""
+    if model is explanation.setting.model:
+        return lambda *_, **__: explanation.attributions[at]
+    if not _is_linear(explanation):
+        return explanation.attribution_of(model).attribute
+    # The attributions of f + g are those of f and those of g.
+    classes = explanation.setting.classes
+    alone = explanation.attribution_of(lambda x, *rows: shift.add_to(x.new_zeros(len(x), classes), x, *rows))
+    return lambda *args, **kwargs: explanation.attributions[at] + alone.attribute(*args, **kwargs)
+
+
+def _is_linear(explanation: Explanation) -> bool:
+    """Whether the attributions of a sum of models are known to be the sum of their attributions."""
+    attribution, options = explanation.attribution, explanation.options
+    if type(attribution) is NoiseTunnel and options.get("nt_type", "smoothgrad") == "smoothgrad":
+        attribution = attribution.attribution_method
+    is_linear = type(attribution) in _LINEAR or (type(attribution) is Saliency and options.get("abs") is False)
+    return is_linear and attribution.forward_func is explanation.setting.model
 
 
 def moved_by_a_shift(results: Results) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from captum_density.audit._results import Finding, Measured, number
+from captum_density.audit._results import Finding, Measured, Results, number
 
-__all__ = ["beside_controls", "counted_examples", "judged", "listed", "span", "verb"]
+__all__ = ["beside_controls", "cost_in_words", "counted_examples", "judged", "listed", "span", "verb"]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -29,6 +29,16 @@ def span(values: Iterable[float]) -> str:
 def counted_examples(n: int) -> str:
     """So many examples, in words."""
     return f"{n} example{'' if n == 1 else 's'}"
+
+
+def cost_in_words(results: Results) -> str:
+    """What the figures cost, beside the least."""
+    cost = results.cost
+    return (
+        f"The model ran forward on {cost['forward_examples']:,} examples and backward on "
+        f"{cost['backward_examples']:,}, copies included, of which {cost['different_forward_examples']:,} and "
+        f"{cost['different_backward_examples']:,} were different, the least for these figures."
+    )
 
 
 def beside_controls(measured: Measured, methods: int) -> str:
