@@ -44,9 +44,9 @@ class Runs:
     def add_backward(self, gradients: Tensor, inputs: Tensor | None) -> None:
         """Count a backward pass of gradients by the outputs of a forward pass."""
         self.backward += len(gradients)
-        keys = None if inputs is None or len(inputs) != len(gradients) else _keys([gradients], self.weights)
-        if keys is not None:
-            self._backward_keys.append(keys * 31 + inputs)
+        if inputs is not None and len(inputs) == len(gradients):
+            keys = _keys([gradients], self.weights)
+            self._backward_keys += [] if keys is None else [keys * 31 + inputs]
 
     def counts(self) -> dict[str, int]:
         """All passes of an example, and how many were different, which is the least that gives the same."""

@@ -785,3 +785,19 @@ def test_attributions_of_any_layout():
     layer = nn.Linear(6, 2)
     report = audit(lambda x: layer(x.mT.flatten(1)), torch.rand(3, 3, 2), ["Saliency"], metrics=["sensitivity_max"])
     assert not report.methods["Saliency"]["sensitivity_max"].failed
+
+
+def test_the_report_says_how_many_examples_were_run(inputs, target):
+    model = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
+    methods = {"first": Method(Saliency), "second": Method(InputXGradient)}
+    report = audit(model, inputs, methods, target=target, metrics=["seconds"])
+    # The logits, and the gradients twice; of which the forward passes are all of the same inputs.
+    assert report.cost == {
+        "forward_examples": 9,
+        "backward_examples": 6,
+        "different_forward_examples": 3,
+        "different_backward_examples": 3,
+    }
+    assert AuditReport.from_json(report.to_json()).cost == report.cost
+    assert "forward on 9 examples" in str(report) and "forward on 9 examples" in report.to_html()
+    assert audit(lambda x: model(x), inputs, methods, target=target, metrics=["seconds"]).cost == {}
