@@ -14,6 +14,7 @@ and give tensors; wherever data sets are, so are DataLoaders. The namespaces:
 - `retraining`: many small models trained on whatever computes, which ROAR and DiffROAR stand on.
 - `rewriting`: a network as another that computes the same function.
 - `datasets`: images and tables to try an explanation on; in some, the part that matters is known.
+- `ground_truth`: tasks of which it is known what decides, and what methods and metrics make of them.
 - `plots`: pictures of attributions, samples, curves and erased attention.
 - `testing`: checks of attributors of your own, and networks to run them on.
 """
@@ -30,6 +31,7 @@ _NAMESPACES = (
     "audit",
     "datasets",
     "density",
+    "ground_truth",
     "losses",
     "metrics",
     "plots",

@@ -5,6 +5,7 @@ from types import ModuleType
 from captum_density import attr as attr
 from captum_density import datasets as datasets
 from captum_density import density as density
+from captum_density import ground_truth as ground_truth
 from captum_density import losses as losses
 from captum_density import metrics as metrics
 from captum_density import plots as plots

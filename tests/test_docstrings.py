@@ -44,13 +44,14 @@ MADE_BY = dict(
     pair.split(":")
     for pair in """
     AttentionErasure:attention_erasure BlockSplits:block_digits ConformanceError:check_attribution
-    Control:audit Digits:digits Recommendation:audit
+    Control:audit Digits:digits Effects:Task Recommendation:audit
     Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit JobResult:fit_many
     FractionToFlip:fraction_to_flip FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist
     LayerFullGradients:LayerFullGrad.decompose
     Ledger:LogitLedger Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
     WeightChoice:choose_weight
+    TaskExamples:Task Verification:Task
     """.split()
 )
 # No method of a paper: why, and what.

@@ -22,6 +22,7 @@ from captum_density import (
     attr,
     datasets,
     density,
+    ground_truth,
     losses,
     metrics,
     plots,
@@ -42,6 +43,7 @@ EACH, OTHERS, AGAIN, ONE = torch.tensor([0, 1, 2]), torch.tensor([1, 0, 2]), tor
 PAIR, TWO, BLOCK = torch.tensor([[0, 1]]), torch.tensor([0, 2]), torch.tensor([0.6, 0.8, 0.0])
 FRACTIONS, RADII = torch.tensor([0.0, 0.5]), torch.tensor([0.1, 0.2])
 GROUPS, RANKS = torch.arange(16).view(1, 4, 4), torch.arange(16).repeat(6, 1)
+COLUMNS, SENTENCE = torch.rand(4, 10), ground_truth.SubjectVerbAgreement().examples(1).inputs[0]
 NETWORK = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 LAYER = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
 GENERATOR = "cpu"
@@ -153,6 +155,9 @@ CALLS = {
     "erase_attention": erased,
     "BlockImages.__init__": lambda t: datasets.BlockImages(t(IMAGES), t(LABELS))[3],
     "feature_leakage": lambda t: datasets.feature_leakage(4, 2, 3, u=t(BLOCK)),
+    "KnownFunction.function": lambda t: ground_truth.KnownFunction.function(t(COLUMNS)),
+    "KnownFunction.shapley_values": lambda t: ground_truth.KnownFunction.shapley_values(t(COLUMNS)),
+    "SubjectVerbAgreement.words": lambda t: ground_truth.SubjectVerbAgreement.words(t(SENTENCE)),
     "class_log_density": lambda t: density.class_log_density(model, t(X), t(Y), t(SCALE)),
     "class_score": lambda t: density.class_score(model, t(X), t(Y), t(SCALE)),
     "hessian_trace": lambda t: density.hessian_trace(model, t(X), t(Y), "exact", additional_forward_args=t(SCALE)),
@@ -261,7 +266,7 @@ DATA = {
 SPARED = {
     "a result, which its function makes": {
         "FullGradients.__init__", "Ledger.__init__", "LayerFullGradients.__init__", "RetrainingResult.__init__",
-        "JobResult.__init__", "AuditReport.__init__", "Problem.__init__",
+        "JobResult.__init__", "AuditReport.__init__", "Problem.__init__", "TaskExamples.__init__", "Effects.__init__",
     },
     "called by an attribution, with tensors": {
         f"{path}.{method}"
@@ -559,6 +564,10 @@ ELSEWHERE = {
     },
     "networks of their own, on the CPU": {"axiom_table"},
     "numbers": {"WeightChoice", "choose_weight"},
+    "tests/ground_truth": {
+        "AssociativeRecall", "BlockDigits", "BlockMNIST", "Creatures", "Effects", "PlantedMotif",
+        "SignalBlock", "Task", "TaskExamples", "Verification", "Watermark",
+    },
     "tests/losses": {
         "AntiScoreMatchingLoss", "AttentionMapLoss", "DenoisingScoreMatchingLoss", "DistillationLoss",
         "FiniteDifferenceScoreMatchingLoss", "NoiseContrastiveLoss", "NoiseMatchingLoss", "ScoreMatchingLoss",

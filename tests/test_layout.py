@@ -20,7 +20,7 @@ ROOT = Path(captum_density.__file__).parent
 FOLDERS = (
     *("_display", "_model", "_cache", "_linear", "_density", "_attention"),
     *("rules", "softmax_shift", "density", "losses", "samplers", "rewriting", "datasets"),
-    *("attr", "retraining", "metrics", "plots", "testing", "audit", "_command", "__main__"),
+    *("attr", "retraining", "metrics", "plots", "testing", "ground_truth", "audit", "_command", "__main__"),
 )
 LEVEL = {name: level for level, name in enumerate(FOLDERS)}
 
