@@ -23,6 +23,7 @@ from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.generators import replayable
 from captum_density._model.validation import check_limit, check_model, class_targets
 from captum_density.audit._catalogue import methods_of
+from captum_density.audit._effort import THOROUGH, check_effort, effort_for
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
 from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
@@ -56,6 +57,7 @@ def audit(
     perturb_radius: float | None = None,
     infidelity_samples: int = 100,
     sensitivity_samples: int = 5,
+    effort: Literal["default", "thorough"] = "default",
     max_examples_per_batch: int = 32,
     proxy: Callable[..., Tensor] | None = None,
     retraining: Retraining | None = None,
@@ -92,8 +94,12 @@ def audit(
         noise_std: Standard deviation of the noise in the density's figures, in the inputs' unit; None for 0.3 of the
             inputs' standard deviation.
         perturb_radius: The largest change of an input value in sensitivity_max; None for 0.05 of it.
-        infidelity_samples: Perturbations per example of infidelity.
-        sensitivity_samples: Perturbations per example of sensitivity_max.
+        infidelity_samples: Perturbations per example of infidelity, at most.
+        sensitivity_samples: Perturbations per example of sensitivity_max, at most.
+        effort: "thorough" measures everything of every method. "default" does so of models that take at most 2e8
+            operations for an example, and of larger ones leaves out what tells least for its price: two of the ten
+            methods; the figures by which a method of several runs for an example would have to be run again; and
+            samples where few are enough. The report says so in each place.
         max_examples_per_batch: Most examples, copies included, that run at once, where a method lets itself be told.
         proxy: Another classifier of the same classes, for "gan_test".
         retraining: What "diff_roar" retrains, and on what.
@@ -145,12 +151,16 @@ def audit(
         retraining, skipped = retraining.gathered(seed)
         sample = replace(sample, skipped=tuple(dict.fromkeys((*sample.skipped, *skipped))))
     methods = methods_of(attributions, inputs)
+    check_effort(effort)
     for title, method in methods.items():
         attribution_maker(method.make, f"attributions[{title!r}]", model=model)
     with _measuring(inputs.device, model, proxy or model), counted_runs(model) as runs:
         inputs = inputs.clone() if inputs.is_inference() else inputs
         logits = logits_of(model, inputs, max_examples_per_batch)
         labels, no_labels = _fitting_labels(sample, logits)
+        amount = effort_for(effort, model, inputs[:1])
+        if attributions is None:
+            methods = {title: method for title, method in methods.items() if title not in amount.left_out}
         setting = Setting(
             model=model,
             inputs=inputs,
@@ -164,12 +174,13 @@ def audit(
             noise_std=_NOISE * deviation(inputs) if noise_std is None else noise_std,
             perturb_radius=_RADIUS * deviation(inputs) if perturb_radius is None else perturb_radius,
             infidelity_samples=infidelity_samples,
-            sensitivity_samples=sensitivity_samples,
+            sensitivity_samples=min(sensitivity_samples, amount.sensitivity_samples or sensitivity_samples),
             batch=max_examples_per_batch,
             proxy=proxy,
             retraining=retraining,
             jobs=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
+            effort=amount,
             runs=runs,
         )
         settings = {"model": name or _name_of(model), **_settings(setting)}
@@ -255,6 +266,7 @@ def _settings(setting: Setting) -> dict[str, Any]:
         "perturb_radius": setting.perturb_radius,
         "infidelity_samples": setting.infidelity_samples,
         "sensitivity_samples": setting.sensitivity_samples,
+        "effort": "thorough" if setting.effort == THOROUGH else "default",
         "torch": torch.__version__,
     }
 

@@ -17,6 +17,7 @@ from captum_density._model.attribution import attribution_maker, attribution_of
 from captum_density._model.errors import describe, one_line
 from captum_density._model.refusals import looked_at_together, refuse_where
 from captum_density.audit._methods import Method
+from captum_density.audit._results import Measured
 from captum_density.audit._runs import rows_of_the_outermost
 from captum_density.audit._setting import Setting
 
@@ -40,6 +41,7 @@ class Explanation:
 
     Attributes:
         failure: Why there is nothing, if so.
+        row: Its figures that are measured already, in their order.
         times: Seconds of each pass over all examples, which figures make anyway.
     """
 
@@ -47,6 +49,7 @@ class Explanation:
         self.setting, self.name, self.method = setting, name, method
         self.failure: str | None = None
         self.times: list[float] = []
+        self.row: dict[str, Measured] = {}
         self._shared: dict[Hashable, Any] = {}
 
     @functools.cached_property

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _SCHEMA = 4
 _GROUND = (
     "model inputs rows labels no_labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples "
-    "batch"
+    "batch effort"
 ).split()
 
 
@@ -59,7 +59,9 @@ class Measurements:
                 return Measured(None, note=explanation.failure, failed=True)
             return figure.measure(explanation)
 
-        return self._figure(explanation.name, figure.name, self._key(explanation, figure.name), measure)
+        measured = self._figure(explanation.name, figure.name, self._key(explanation, figure.name), measure)
+        explanation.row[figure.name] = measured
+        return measured
 
     def maps(self, explanation: Explanation) -> Tensor | None:
         """What is drawn of a method's attributions; None where it fails, or the inputs are no images."""

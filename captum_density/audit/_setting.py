@@ -18,6 +18,7 @@ from captum_density._model.batch import ModelOnBatch
 from captum_density._model.errors import describe, one_line
 from captum_density._model.generators import derived_seed, seed_generators
 from captum_density._model.validation import are_probabilities, how_to_pick
+from captum_density.audit._effort import THOROUGH, Effort
 from captum_density.audit._retraining import Retraining
 from captum_density.audit._runs import Runs
 from captum_density.density import class_score
@@ -51,6 +52,7 @@ class Setting:
         retraining: What DiffROAR needs, or None.
         jobs: Where DiffROAR keeps finished models.
         show_progress: Whether long work shows a bar of its own.
+        effort: How much is measured.
         runs: What counts the examples that the model runs, or None.
     """
 
@@ -72,6 +74,7 @@ class Setting:
     retraining: Retraining | None
     jobs: Path | None
     show_progress: bool
+    effort: Effort = THOROUGH
     runs: Runs | None = None
     _shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -791,13 +791,13 @@ def test_the_report_says_how_many_examples_were_run(inputs, target):
     model = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
     methods = {"first": Method(Saliency), "second": Method(InputXGradient)}
     report = audit(model, inputs, methods, target=target, metrics=["seconds"])
-    # The logits, and the gradients twice; of which the forward passes are all of the same inputs.
+    # One to see how large it is, the logits, and the gradients twice; all forward passes are of the same inputs.
     assert report.cost == {
-        "forward_examples": 9,
+        "forward_examples": 10,
         "backward_examples": 6,
         "different_forward_examples": 3,
         "different_backward_examples": 3,
     }
     assert AuditReport.from_json(report.to_json()).cost == report.cost
-    assert "forward on 9 examples" in str(report) and "forward on 9 examples" in report.to_html()
+    assert "forward on 10 examples" in str(report) and "forward on 10 examples" in report.to_html()
     assert audit(lambda x: model(x), inputs, methods, target=target, metrics=["seconds"]).cost == {}

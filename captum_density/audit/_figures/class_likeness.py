@@ -22,6 +22,8 @@ def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
     if setting.classes == 1:
         return Measured(None, note="one output has no other class")
+    if spared := setting.effort.spares(explanation.passes):
+        return Measured(None, note=spared)
     if explanation.passes > FEW_PASSES:
         return Measured(None, note=f"only of methods that take at most {FEW_PASSES} passes")
     others = setting.logits.scatter(1, setting.target[:, None], -torch.inf)

@@ -7,15 +7,13 @@ from captum_density.density import hessian_trace
 
 __all__ = ["HESSIAN_TRACE"]
 
-_SAMPLES = 20
-
 
 def _measure(setting: Setting) -> Measured:
     traces = hessian_trace(
         setting.model,
         setting.inputs,
         setting.target,
-        n_samples=_SAMPLES,
+        n_samples=setting.effort.trace_samples,
         noise_std=setting.noise_std,
         generator=setting.generator(),
         max_examples_per_batch=setting.batch,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 
 import torch
-from captum.metrics import infidelity
 from torch import Tensor
 
 from captum_density.audit._explanation import Explanation
@@ -14,6 +13,7 @@ from captum_density.audit._figures.figure import Figure, Panel, of_examples
 from captum_density.audit._figures.words import listed, verb
 from captum_density.audit._results import Finding, Measured, Results, by_method
 from captum_density.audit._setting import Setting
+from captum_density.softmax_shift import CenteredLogits
 
 __all__ = ["INFIDELITY"]
 
@@ -21,92 +21,135 @@ _NAME = "infidelity"
 _ERASED = 0.2
 # Of a map of zeros: where little of a map is left to read.
 _NO_BETTER = 0.9
-# Bytes of outputs that are kept for the next method; a model of more is run again.
-_KEPT_BYTES = 2**28
+_FEWEST = 25  # samples, before they may be enough
 
 
-class _Replay:
-    """A model whose outputs are kept for methods that are measured on the same inputs in the same order.
-
-    Captum's infidelity runs the model on all perturbed inputs for each method; seeded alike, they are the same. Whether
-    they are is asked once all are there, as a GPU is waited for at each question.
+@dataclass(frozen=True)
+class _Erasure:
+    """Some examples, each several times with values erased, and what becomes of the model's outputs.
 
     Args:
-        model: (N, ...) to (N, classes).
+        at: The examples.
+        samples: How many times each.
+        state: Of the generator that erases: masks are drawn again where they are needed, as all are too many to keep.
+        logits: (N, samples, classes) of the erased inputs.
     """
 
-    def __init__(self, model: Callable[..., Tensor]) -> None:
-        self._model = model
-        self._calls: list[tuple[Tensor, Tensor]] = []
-        self._differs: list[Tensor] = []
-        self._next = self._bytes = 0
+    at: slice
+    samples: int
+    state: Tensor
+    logits: Tensor
 
-    def measured(self, measure: Callable[[], Tensor]) -> Tensor:
-        """What a function returns that calls this from the first call on; alike, whatever was called before."""
-        self._next, self._differs = 0, []
-        result = measure()
-        if not self._differs or not bool(torch.stack(self._differs).any()):
-            return result
-        self._calls.clear()
-        self._next, self._bytes, self._differs = 0, 0, []
-        return measure()
-
-    def __call__(self, inputs: Tensor, *rows: Tensor) -> Tensor:
-        """The outputs, computed only where there was no call in this place before."""
-        weights = torch.linspace(1, 2, inputs[0].numel(), dtype=torch.float64, device=inputs.device)
-        sums = inputs.detach().double().flatten(1) @ weights
-        at, self._next = self._next, self._next + 1
-        if at < len(self._calls) and self._calls[at][0].shape == sums.shape:
-            self._differs.append((self._calls[at][0] != sums).any())
-            return self._calls[at][1]
-        outputs = self._model(inputs, *rows).detach()
-        if at <= len(self._calls) and self._bytes < _KEPT_BYTES:
-            self._calls[at:] = [(sums, outputs)]
-            self._bytes += outputs.nbytes
-        return outputs
+    def masks(self, inputs: Tensor) -> Tensor:
+        """(N * samples, ...) whether a value is erased."""
+        return _drawn(torch.Generator().set_state(self.state), inputs[self.at], self.samples)
 
 
 def _measure(explanation: Explanation) -> Measured:
-    setting, view = explanation.setting, id(explanation.method.view)
-    # By what is explained, which several methods have in common.
-    replay = setting.shared((_NAME, view), lambda: _Replay(explanation.function))
-    zeros = torch.zeros_like(setting.inputs)
-    zero = setting.shared((_NAME, view, "zero"), lambda: _infidelities(setting, replay, zeros, True))
-    values = _infidelities(setting, replay, explanation.attributions, explanation.multiplies_by_inputs)
-    return of_examples(values, reference=zero)
+    setting, view = explanation.setting, explanation.method.view
+    erasures = setting.shared((_NAME, "erasures"), lambda: list(_erasures(setting)))
+    changes = setting.shared((_NAME, id(view)), lambda: [_changes(explanation, erasure) for erasure in erasures])
+    # A contribution vanishes with its feature, and a slope acts on its change, as Captum's decorator has it.
+    x = setting.inputs
+    effects = explanation.attributions * ((x != 0).to(x.dtype) if explanation.multiplies_by_inputs else x)
+    zero = setting.shared((_NAME, id(view), "zero"), lambda: _infidelities(setting, erasures, changes, None))
+    return of_examples(_infidelities(setting, erasures, changes, effects), reference=zero)
 
 
-def _infidelities(setting: Setting, model: _Replay, attributions: Tensor, multiplies_by_inputs: bool) -> Tensor:
-    def measure() -> Tensor:
-        erase = partial(_erased, setting.generator(), multiplies_by_inputs)
-        values = [
-            infidelity(
-                model,
-                erase,
-                setting.inputs[at],
-                attributions[at].expand_as(setting.inputs[at]),
-                target=setting.target[at],
-                **setting.arguments(at),
-                n_perturb_samples=setting.infidelity_samples,
-                max_examples_per_batch=setting.at_once(at, setting.infidelity_samples),
-                normalize=True,
+def _erasures(setting: Setting) -> Iterator[_Erasure]:
+    """In the order in which Captum's metric asks for them, so that figures are its own."""
+    generator = setting.generator()
+    for at in setting.chunks():
+        inputs, taken = setting.inputs[at], 0
+        squares: list[Tensor] = []
+        most = min(max(setting.at_once(at, setting.infidelity_samples) // len(inputs), 1), setting.infidelity_samples)
+        while taken < setting.infidelity_samples and not _are_enough(setting, squares):
+            samples, state = min(most, setting.infidelity_samples - taken), generator.get_state()
+            masks = _drawn(generator, inputs, samples)
+            erased = inputs.repeat_interleave(samples, dim=0).masked_fill_(masks, 0)
+            with torch.no_grad():
+                logits = setting.model(erased, *_rows(setting, at, samples)).unflatten(0, (-1, samples))
+            yield _Erasure(at, samples, state, logits)
+            taken += samples
+            squares.append(
+                (_explained(setting, at, logits) - _explained(setting, at, setting.logits[at][:, None])) ** 2
             )
-            for at in setting.chunks()
-        ]
-        return torch.cat(values).double()
-
-    return model.measured(measure)
 
 
-def _erased(generator: torch.Generator, multiplies_by_inputs: bool, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """What attributions are multiplied by, and the inputs with values erased.
+def _are_enough(setting: Setting, squares: list[Tensor]) -> bool:
+    """Whether more samples of the same examples would hardly change the mean square, (N, samples) each."""
+    if not setting.effort.enough or sum(each.shape[1] for each in squares) < _FEWEST:
+        return False
+    values = torch.cat(squares, dim=1).double()
+    error = (values.var(dim=1) / values.shape[1]).sum().sqrt() / len(values)
+    return bool(error <= setting.effort.enough * values.mean())
 
-    A contribution vanishes with its feature, and a slope acts on its change, as Captum's decorator has it; that copies
-    a number to a GPU in each call, which waits for it.
+
+def _drawn(generator: torch.Generator, inputs: Tensor, samples: int) -> Tensor:
+    shape = (len(inputs) * samples, *inputs.shape[1:])
+    return (torch.rand(shape, generator=generator, device="cpu") < _ERASED).to(inputs.device)
+
+
+def _rows(setting: Setting, at: slice, samples: int) -> tuple[Tensor, ...]:
+    """What the model takes beside copies of examples that stand together."""
+    return tuple(
+        rows.repeat_interleave(samples, dim=0) for rows in setting.arguments(at).get("additional_forward_args", ())
+    )
+
+
+def _explained(setting: Setting, at: slice, logits: Tensor) -> Tensor:
+    """(N, samples) of (N, samples, classes)."""
+    return logits.gather(2, setting.target[at][:, None, None].expand(-1, logits.shape[1], 1))[:, :, 0]
+
+
+def _changes(explanation: Explanation, erasure: _Erasure) -> Tensor:
+    """(N, samples) by how much the explained output falls as values are erased."""
+    setting, at, samples, view = explanation.setting, erasure.at, erasure.samples, explanation.method.view
+    inputs = setting.inputs[at]
+
+    def viewed(logits: Tensor, erased: Callable[[], Tensor]) -> Tensor:
+        copies = logits.shape[1]
+        if view is None:
+            return logits
+        if view is CenteredLogits:  # which reads the logits alone
+            return CenteredLogits(lambda _: logits.flatten(0, 1))(inputs).unflatten(0, (-1, copies))
+        return explanation.function(erased(), *_rows(setting, at, copies)).unflatten(0, (-1, copies))
+
+    def erased() -> Tensor:
+        return inputs.repeat_interleave(samples, dim=0).masked_fill_(erasure.masks(setting.inputs), 0)
+
+    with torch.no_grad():
+        before = viewed(setting.logits[at][:, None], lambda: inputs)
+        return _explained(setting, at, before) - _explained(setting, at, viewed(erasure.logits, erased))
+
+
+def _infidelities(setting: Setting, erasures: list[_Erasure], changes: list[Tensor], effects: Tensor | None) -> Tensor:
+    """(N,) Captum's, normalised: the mean of (beta a - c)^2, c the change and a what the effects foretell of it.
+
+    Args:
+        setting: What all figures share.
+        erasures: Of the examples.
+        changes: (N, samples) of each of them.
+        effects: (N, ...) what erasing a value takes from the output; None of a map of zeros.
     """
-    erased = (torch.rand(inputs.shape, generator=generator, device="cpu") < _ERASED).to(inputs.device)
-    changed = inputs.masked_fill(erased, 0)
-    return ((erased & (inputs != 0)).to(inputs.dtype) if multiplies_by_inputs else inputs - changed), changed
+    sums: dict[int, Tensor] = {}  # by the first example
+    counts: dict[int, int] = {}
+    for erasure, change in zip(erasures, changes, strict=True):
+        if effects is None:
+            foretold = torch.zeros_like(change)
+        else:
+            masks = erasure.masks(setting.inputs).unflatten(0, (-1, erasure.samples)).flatten(2)
+            foretold = (masks.to(effects.dtype) @ effects[erasure.at].flatten(1)[:, :, None])[:, :, 0]
+        a, c = foretold.double(), change.double()
+        products = torch.stack([(a * a).sum(1), (a * c).sum(1), (c * c).sum(1)])
+        start = erasure.at.start
+        sums[start] = sums[start] + products if start in sums else products
+        counts[start] = counts.get(start, 0) + erasure.samples
+    parts = []
+    for start, (aa, ac, cc) in sums.items():
+        beta = ac / torch.where(aa != 0, aa, 1)
+        parts.append((beta * beta * aa - 2 * beta * ac + cc) / counts[start])
+    return torch.cat(parts)
 
 
 def _findings(results: Results) -> Iterator[Finding]:

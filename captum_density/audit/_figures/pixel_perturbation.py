@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,8 +34,6 @@ from captum_density.audit._setting import Setting
 __all__ = ["PIXEL_PERTURBATION", "TOO_FEW", "compared_methods"]
 
 _NAME = "pixel_perturbation"
-_RANDOM_RANKINGS = 5
-_FRACTIONS = tuple(i / 10 for i in range(11))
 TOO_FEW = 10  # examples: below, an interval means little
 
 
@@ -46,43 +45,76 @@ def _measure(explanation: Explanation) -> Measured:
         return Measured(None, note="one example is its own mean, which removed pixels take")
     at_random = setting.shared((_NAME, "random"), lambda: _random_area(setting))
     gain = _area(setting, explanation.attributions) - at_random
+    compare = _Comparison(setting, gain, at_random)
     # A constant map's pixels come in a random order.
-    controls = {CONSTANT: torch.zeros_like(gain)}
-    controls |= setting.shared(
-        (_NAME, "controls"),
-        lambda: {name: _area(setting, each) - at_random for name, each in common_maps(setting).items()},
-    )
-    own, note = _own_maps(explanation)
-    controls |= {name: _area(setting, each) - at_random for name, each in own.items()}
-    gain, at_random, *others = on_host(torch.stack([gain, at_random, *controls.values()]))
-    controls = dict(zip(controls, others, strict=True))
+    compare.add({CONSTANT: torch.zeros_like(gain)})
+    common = setting.shared((_NAME, "controls"), lambda: _gains(setting, common_maps(setting), at_random))
+    compare.add(common)
+    note = ""
+    for name, maps in _own_maps(explanation).items():
+        if not setting.effort.needless_controls and (cheaper := compare.settled()):
+            note = f"not compared with {name} and what costs more, as {cheaper}"
+            break
+        try:
+            compare.add(_gains(setting, {name: maps()}, at_random))
+        except Exception as error:  # whatever a model or a method does with other weights
+            if name != RANDOM_WEIGHTS:
+                raise
+            note = f"not compared with {RANDOM_WEIGHTS}: {one_line(error)}"
+    own, at_random, controls = compare.on_host()
     return replace(
-        of_examples(gain, reference=at_random, seed=setting.seed),
+        of_examples(own, reference=at_random, seed=setting.seed),
         note=note,
-        controls=compared(gain, controls, setting.seed),
-        values=tuple(round(value, 5) for value in gain.tolist()),
+        controls=compared(own, controls, setting.seed),
+        values=tuple(round(value, 5) for value in own.tolist()),
     )
 
 
-def _own_maps(explanation: Explanation) -> tuple[dict[str, Tensor], str]:
-    """The controls that are made of a method's own map, and why one is missing."""
+class _Comparison:
+    """A method's gain over random rankings, (N,), and the same of the controls so far."""
+
+    def __init__(self, setting: Setting, gain: Tensor, at_random: Tensor) -> None:
+        self._setting, self._gain, self._at_random = setting, gain, at_random
+        self._controls: dict[str, Tensor] = {}
+
+    def add(self, controls: dict[str, Tensor]) -> None:
+        """Compare with further controls."""
+        self._controls |= controls
+
+    def settled(self) -> str:
+        """Why further controls cannot bring the method in favour; empty where they may."""
+        if len(self._gain) < TOO_FEW:
+            return f"{len(self._gain)} examples do not tell"
+        own, _, controls = self.on_host()
+        level = [each.name for each in compared(own, controls, self._setting.seed) if each.low <= 0]
+        return f"{level[0]} is as good" if level else ""
+
+    def on_host(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The method's gain, the area of random rankings and the controls' gains, on the CPU."""
+        together = on_host(torch.stack([self._gain, self._at_random, *self._controls.values()]))
+        return together[0], together[1], dict(zip(self._controls, together[2:], strict=True))
+
+
+def _gains(setting: Setting, maps: dict[str, Tensor], at_random: Tensor) -> dict[str, Tensor]:
+    return {name: _area(setting, each) - at_random for name, each in maps.items()}
+
+
+def _own_maps(explanation: Explanation) -> dict[str, Callable[[], Tensor]]:
+    """The controls that are made of a method's own map, the cheapest first."""
     setting, attributions = explanation.setting, explanation.attributions
-    maps = {ANOTHER_EXAMPLE: another_examples_map(setting, attributions)}
+    maps = {ANOTHER_EXAMPLE: partial(another_examples_map, setting, attributions)}
     if attributions.ndim > 2:
-        maps[SPECTRUM] = of_same_spectrum(setting, attributions)
-    try:
-        maps[RANDOM_WEIGHTS] = map_at_random_weights(explanation)
-    except Exception as error:  # whatever a model or a method does with other weights
-        return maps, f"not compared with {RANDOM_WEIGHTS}: {one_line(error)}"
-    return maps, ""
+        maps[SPECTRUM] = partial(of_same_spectrum, setting, attributions)
+    return {**maps, RANDOM_WEIGHTS: partial(map_at_random_weights, explanation)}
 
 
 def _area(setting: Setting, attributions: Tensor) -> Tensor:
     """(N,) float64 area under the explained class's probability when the highest-ranking pixels are kept."""
     ends = setting.shared((_NAME, "ends"), lambda: _kept(setting, setting.inputs[:, :1], (0.0, 1.0)))
-    within = _kept(setting, _ranking(setting, attributions), _FRACTIONS[1:-1])
+    fractions = setting.effort.fractions
+    within = _kept(setting, _ranking(setting, attributions), fractions[1:-1])
     curve = torch.cat([ends[:1], within, ends[1:]])
-    return torch.trapezoid(curve, torch.tensor(_FRACTIONS, dtype=curve.dtype, device=curve.device), dim=0)
+    return torch.trapezoid(curve, torch.tensor(fractions, dtype=curve.dtype, device=curve.device), dim=0)
 
 
 def _kept(setting: Setting, ranking: Tensor, fractions: tuple[float, ...]) -> Tensor:
@@ -122,9 +154,9 @@ def _ranked_shape(setting: Setting) -> tuple[int, ...]:
 
 
 def _random_rankings(setting: Setting) -> Tensor:
-    """(5, N, ...) values in [0, 1], which have no ties."""
+    """(K, N, ...) values in [0, 1], which have no ties."""
     generator = torch.Generator().manual_seed(derived_seed(setting.seed, "random rankings"))
-    shape = (_RANDOM_RANKINGS, *_ranked_shape(setting))
+    shape = (setting.effort.random_rankings, *_ranked_shape(setting))
     return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 

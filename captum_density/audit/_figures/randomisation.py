@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from captum_density._model.refusals import on_host
-from captum_density.audit._controls import NO_WEIGHTS, importance, map_at_random_weights, random_weights
+from captum_density.audit._controls import NO_WEIGHTS, RANDOM_WEIGHTS, importance, map_at_random_weights, random_weights
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
+from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
 
@@ -27,15 +28,20 @@ def _measure(explanation: Explanation) -> Measured:
     layers = len(random_weights(setting))
     if not layers:
         return Measured(None, note=NO_WEIGHTS)
+    # The map at random weights is there where it was the last control to be beaten.
+    beside = explanation.row.get(PIXEL_PERTURBATION.name)
+    is_there = beside is not None and any(control.name == RANDOM_WEIGHTS for control in beside.controls)
+    if (spared := setting.effort.spares(explanation.passes)) and not is_there:
+        return Measured(None, note=spared)
     own = importance(setting, explanation.attributions)
 
     def likeness(top: int | None) -> Tensor:
         return rank_correlation(own, importance(setting, map_at_random_weights(explanation, top)))
 
     whole = likeness(None)
-    if explanation.passes > FEW_PASSES:
+    if spared or explanation.passes > FEW_PASSES:
         whole = on_host(whole)
-        note = f"all layers only: it takes more than {FEW_PASSES} passes"
+        note = f"all layers only: it takes {explanation.passes} passes"
         return replace(of_examples(whole, seed=setting.seed), note=note)
     last, half, whole = on_host(torch.stack([likeness(1), likeness((layers + 1) // 2), whole]))
     note = f"last layer {_mean(last):.2g}, upper half {_mean(half):.2g}, all layers {_mean(whole):.2g}"

@@ -38,7 +38,9 @@ def _measure(explanation: Explanation) -> Measured:
     if setting.classes == 1:
         return Measured(None, note="one output has no softmax to shift")
     shift = setting.shared((_NAME, "shift"), lambda: _shift(setting))
-    _ = explanation.attributions  # before anything is drawn
+    spared = setting.effort.spares(explanation.passes)  # the first look at the attributions: before anything is drawn
+    if spared and not _is_linear(explanation):
+        return Measured(None, note=spared)
 
     def distance(at: slice) -> Tensor:
         setting.reseed(at)
@@ -52,7 +54,9 @@ def _measure(explanation: Explanation) -> Measured:
             **explanation.options,
         ).cosine_distance
 
-    return of_examples(torch.cat([distance(at) for at in setting.chunks()]))
+    examples = setting.effort.shift_examples
+    parts = setting.chunks() if examples is None else [slice(0, min(examples, setting.batch))]
+    return of_examples(torch.cat([distance(at) for at in parts]))
 
 
 def _shift(setting: Setting) -> LinearShift:
