@@ -21,7 +21,7 @@ from captum_density.attr._common import delta, finish
 from captum_density.attr._layer import Cut, check_layers, refuse_grad_kwargs
 from captum_density.attr._repr import shown
 
-__all__ = ["CompleteDeepLift", "CompleteDeepLiftShap", "LayerCompleteDeepLift"]
+__all__ = ["CompleteDeepLift", "CompleteDeepLiftShap", "LayerCompleteDeepLift", "multipliers_of"]
 
 CustomAttribution = Callable[..., tuple[Tensor, ...]]
 
@@ -166,7 +166,7 @@ class CompleteDeepLift(GradientAttribution):
     def _attributions(
         self, batch: ModelOnBatch, starts: tuple[Tensor, ...], custom: CustomAttribution | None
     ) -> tuple[Tensor, ...]:
-        values = _multipliers(batch, starts)
+        values = multipliers_of(batch, starts)
         return _combined(values, batch.inputs, starts, custom, self._multiply_by_inputs)
 
     def _delta(self, batch: ModelOnBatch, starts: tuple[Tensor, ...], attributions: tuple[Tensor, ...]) -> Tensor:
@@ -365,7 +365,7 @@ class LayerCompleteDeepLift(LayerAttribution, GradientAttribution):
                 bases, beside_bases = cut.tensors(starts)
                 cut.refuse_shared(values, beside)
             batch = ModelOnBatch(cut, values + beside, target, cut.rest, name="model")
-            lifted = _multipliers(batch, bases + beside_bases)[: len(values)]
+            lifted = multipliers_of(batch, bases + beside_bases)[: len(values)]
         parts = _combined(lifted, values, bases, custom_attribution_func, self._multiply_by_inputs)
         attributions = cut.in_form([a.to(z.dtype) for a, z in zip(parts, values, strict=True)])
         if not return_convergence_delta:
@@ -373,7 +373,7 @@ class LayerCompleteDeepLift(LayerAttribution, GradientAttribution):
         return attributions, delta(parts, cut.output(target) - cut.output(target, starts))
 
 
-def _multipliers(batch: ModelOnBatch, starts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def multipliers_of(batch: ModelOnBatch, starts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Multipliers, with a word on modules that are one step."""
     lifted = multipliers(batch, starts)
     if lifted.steps:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from captum_density._model.validation import examples_first, received
 from captum_density.attr._ledger import LedgerTarget
 
-__all__ = ["Outputs", "Prompt", "Question", "prompt_of", "question_of"]
+__all__ = ["PARTS", "Outputs", "Prompt", "Question", "look_up", "prompt_of", "question_of"]
+
+PARTS = ("get_encoder", "get_decoder")
 
 # -- what the model is given
 
@@ -46,6 +48,14 @@ class Prompt:
     def offset(self) -> int:
         """How many positions stand before those that logits come from."""
         return sum(x.size(1) for x in list(self.embeddings.values())[:-1])
+
+    def masks(self) -> list[Tensor]:
+        """(N, L) of each of the embeddings, where its tokens are, on the host."""
+        result = [torch.ones(x.shape[:2], dtype=torch.bool, device="cpu") for x in self.embeddings.values()]
+        first = self.others.get("attention_mask")
+        if isinstance(first, Tensor) and first.shape == result[0].shape:
+            result[0] = first.bool().cpu()
+        return [*result[:-1], self.mask]
 
     def words(self, name: Callable[[list[int]], list[str]]) -> list[list[str]]:
         """The tokens of each row."""
@@ -127,14 +137,23 @@ def _embeddings(
         raise ValueError(f"{ids_name} must be a tensor (N, L) of token ids, but is {_shown_shape(ids)}{unpack}")
     if not ids.size(1):
         raise ValueError(f"{ids_name} must hold at least one token for each row, but is {_shown_shape(ids)}")
+    return look_up(model, part, ids, given_name), ids
+
+
+def look_up(model: Any, part: str, ids: Tensor, instead: str) -> Tensor:
+    """(N, L, E) embeddings of ids, by the model's own table, or by that of a part of an encoder-decoder model.
+
+    Raises:
+        TypeError: The model has none.
+    """
     owner = model
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         owner = getattr(model, part)()
     find = getattr(owner, "get_input_embeddings", None)
     if find is None:
-        raise TypeError(f"the model has no input embeddings (get_input_embeddings); pass {given_name} in place of ids")
+        raise TypeError(f"the model has no input embeddings (get_input_embeddings); pass {instead} in place of ids")
     with torch.no_grad():
-        return find()(ids), ids
+        return find()(ids)
 
 
 def _shown_shape(value: Any) -> str:
