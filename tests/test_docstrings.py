@@ -51,7 +51,7 @@ MADE_BY = dict(
     Ledger:LogitLedger Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
     WeightChoice:choose_weight
-    TaskExamples:Task Verification:Task
+    TaskExamples:Task Verification:Task Examination:examine GroundTruthTable:run Trial:run
     """.split()
 )
 # No method of a paper: why, and what.
@@ -69,6 +69,7 @@ NO_PAPER = {
 RAISES_NOTHING = {"a record, which its function fills or reads": {"AuditReport", "AxiomTable", "RetrainingResult"}}
 RAISES_NOTHING |= {"a number and a yes or no of a record": {"Control.lower_end", "Measured.beats_every_control"}}
 RAISES_NOTHING |= {"settings, which their function checks": {"Retraining"}}
+RAISES_NOTHING |= {"called by a metric, with what it is given": {"Trial.output", "Trial.scores", "Trial.spread"}}
 # Examples that are not run, as they would download.
 DOWNLOADS = {"block_mnist", "cifar10", "mnist", "svhn"}
 

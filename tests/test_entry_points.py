@@ -267,6 +267,7 @@ SPARED = {
     "a result, which its function makes": {
         "FullGradients.__init__", "Ledger.__init__", "LayerFullGradients.__init__", "RetrainingResult.__init__",
         "JobResult.__init__", "AuditReport.__init__", "Problem.__init__", "TaskExamples.__init__", "Effects.__init__",
+        "Examination.__init__", "GroundTruthTable.__init__",
     },
     "called by an attribution, with tensors": {
         f"{path}.{method}"
@@ -274,6 +275,7 @@ SPARED = {
         for method in ("points", "derivatives", "legs")
     },
     "called by a model, with its logits": {"Shift.add_to"},
+    "called by a metric, with tensors": {"Trial.output", "Trial.scores", "Trial.spread"},
 }  # fmt: skip
 _TENSORS = re.compile(r"\bTensor|TargetType|BaselineType|\bMaps\b|\bBounds\b|\bPlace\b|\bData\b|\bArray\b")
 
@@ -566,7 +568,8 @@ ELSEWHERE = {
     "numbers": {"WeightChoice", "choose_weight"},
     "tests/ground_truth": {
         "AssociativeRecall", "BlockDigits", "BlockMNIST", "Creatures", "Effects", "PlantedMotif",
-        "SignalBlock", "Task", "TaskExamples", "Verification", "Watermark",
+        "SignalBlock", "Task", "TaskExamples", "Verification", "Watermark", "Examination",
+        "GroundTruthTable", "METHODS", "METRICS", "TASKS", "Trial", "examine", "run",
     },
     "tests/losses": {
         "AntiScoreMatchingLoss", "AttentionMapLoss", "DenoisingScoreMatchingLoss", "DistillationLoss",

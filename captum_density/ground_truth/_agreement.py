@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density._model.arrays import takes_arrays
-from captum_density.ground_truth._reader import Reader, one_hot
+from captum_density.ground_truth._networks import Reader, one_hot
 from captum_density.ground_truth._task import Latents, Part, Task, TaskExamples
 from captum_density.retraining import FitConfig
 

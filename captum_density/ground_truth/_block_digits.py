@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_density.datasets import BlockImages, Digits, digits, mnist
+from captum_density.ground_truth._networks import Convolutional
 from captum_density.ground_truth._task import Latents, Part, Task, TaskExamples
 from captum_density.retraining import FitConfig
 
@@ -80,7 +81,7 @@ class BlockDigits(Task):
 
     def network(self) -> nn.Module:
         """Two convolutions and a linear layer."""
-        return _convolutional((16, 8))
+        return Convolutional((1, 16, 8), (16, 32), (1, 2), 10)
 
 
 @dataclass(frozen=True)
@@ -115,25 +116,13 @@ class BlockMNIST(BlockDigits):
 
     def network(self) -> nn.Module:
         """Two convolutions and a linear layer."""
-        return _convolutional((56, 28), stride=2)
+        return Convolutional((1, 56, 28), (16, 32), (2, 2), 10)
 
     @property
     def groups(self) -> Tensor:
         """Patches of 4 x 4 pixels: a tensor that broadcasts to an input."""
         rows, columns = torch.arange(14, device="cpu")[:, None], torch.arange(7, device="cpu")
         return (7 * rows + columns).repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
-
-
-def _convolutional(size: tuple[int, int], stride: int = 1) -> nn.Module:
-    height, width = (side // (2 * stride) for side in size)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, stride, 1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, 2, 1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * height * width, 10),
-    )
 
 
 @functools.cache

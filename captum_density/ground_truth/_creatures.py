@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from captum_density.ground_truth._networks import Convolutional
 from captum_density.ground_truth._task import Effects, Latents, Part, Task, TaskExamples, device_of
 from captum_density.retraining import FitConfig
 
@@ -146,17 +147,7 @@ class Creatures(Task):
 
     def network(self) -> nn.Module:
         """Three convolutions and a linear layer."""
-        return nn.Sequential(
-            nn.Conv2d(3, 16, 3, 1, 1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, 2, 1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, 2, 1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * 16, len(_CLASSES)),
-        )
+        return Convolutional((3, _SIDE, _SIDE), (16, 32, 32), (1, 2, 2), len(_CLASSES))
 
 
 def _shifted(places: Tensor, latents: Latents) -> Tensor:

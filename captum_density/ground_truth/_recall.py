@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_density.ground_truth._reader import Reader, one_hot
+from captum_density.ground_truth._networks import Reader, one_hot
 from captum_density.ground_truth._task import Latents, Part, Task, TaskExamples
 from captum_density.retraining import FitConfig
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from captum_density.ground_truth._block_digits import embedded_digits, image_indices
+from captum_density.ground_truth._networks import Convolutional
 from captum_density.ground_truth._task import Latents, Part, Task, TaskExamples
 from captum_density.retraining import FitConfig
 
@@ -87,11 +88,4 @@ class Watermark(Task):
 
     def network(self) -> nn.Module:
         """Two convolutions and a linear layer."""
-        return nn.Sequential(
-            nn.Conv2d(1, 16, 3, 1, 1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, 2, 1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * 36, 10),
-        )
+        return Convolutional((1, _SIDE, _SIDE), (16, 32), (1, 2), 10)

@@ -15,13 +15,13 @@ from typing import Literal, TypeVar
 from torch import Tensor, nn
 
 from captum_density._cache.arrays import Arrays
+from captum_density._cache.dispatch import done_anywhere, each_done_anywhere
 from captum_density._cache.identity import attributes_of, state_name
 from captum_density._cache.store import Store, packed, unpacked
 from captum_density._model.generators import pinned
 from captum_density._model.sparse import dense_parts
 from captum_density.retraining._choice import Choice, choose_engine, try_stack
 from captum_density.retraining._config import FitConfig, FitFunction
-from captum_density.retraining._dispatch import done_anywhere, each_done_anywhere
 from captum_density.retraining._examples import Examples, Job
 from captum_density.retraining._identity import Identities
 from captum_density.retraining._result import JobResult

@@ -7,20 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from typing import TypeVar
 
-from captum_density.retraining._work import Work
-
 __all__ = ["done_anywhere", "each_done_anywhere"]
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 
-def done_anywhere(function: Callable[[Work], T], work: Work, executor: Executor | None) -> T:
+def done_anywhere(function: Callable[[W], T], work: W, executor: Executor | None) -> T:
     """What a function makes of some work, here or by a worker."""
     return function(work) if executor is None else _result(executor.submit(function, work))
 
 
 def each_done_anywhere(
-    function: Callable[[Work], T], works: Sequence[Work], executor: Executor | None
+    function: Callable[[W], T], works: Sequence[W], executor: Executor | None
 ) -> Iterator[tuple[int, T]]:
     """The number of each piece of work and what a function makes of it, as they are finished.
 

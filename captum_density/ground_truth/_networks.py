@@ -1,14 +1,15 @@
-"""The network of the tasks on tokens: a small transformer that answers at the last position."""
+"""The networks that tasks share: a small transformer of tokens, convolutions of images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Reader", "one_hot"]
+__all__ = ["Convolutional", "Reader", "one_hot"]
 
 
 class Reader(nn.Module):
@@ -44,6 +45,34 @@ class Reader(nn.Module):
         """(N, classes)."""
         before = nn.functional.pad(tokens, (0, 0, 1, 0))[:, :-1]
         return self.head(self.layers(self.embed(tokens) + self.embed_before(before) + self.positions)[:, -1])
+
+
+class Convolutional(nn.Module):
+    """Images (N, C, H, W) to logits: convolutions, each with a ReLU, and a linear layer.
+
+    Captum's `LRP` takes it: it has no rule for `nn.Flatten`.
+
+    Args:
+        shape: (C, H, W).
+        channels: Of each convolution.
+        strides: Of each convolution.
+        classes: Of the logits.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], channels: Sequence[int], strides: Sequence[int], classes: int
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before, height, width = shape
+        for after, stride in zip(channels, strides, strict=True):
+            layers += [nn.Conv2d(before, after, 3, stride, 1), nn.ReLU()]
+            before, height, width = after, -(-height // stride), -(-width // stride)
+        self.features, self.head = nn.Sequential(*layers), nn.Linear(before * height * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, classes)."""
+        return self.head(self.features(images).flatten(1))
 
 
 def one_hot(ids: npt.NDArray[Any], vocabulary: int) -> Tensor:

@@ -1,0 +1,168 @@
+"""The metrics of the table and of their own examination; of all of them higher is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor
+
+from captum_density._model.generators import derived_seed, seeded
+from captum_density.ground_truth._trial import Trial
+from captum_density.metrics import completeness_gap, pixel_perturbation, signal_block_share
+
+__all__ = ["AGAINST_THE_ANSWER", "METRICS", "rank_correlation"]
+
+_PARTS = 8  # of a perturbation curve
+_ERASED = 0.2
+
+Metric = Callable[[Trial, Tensor], Tensor | None]
+
+
+def _relevance_mass(trial: Trial, attributions: Tensor) -> Tensor:
+    """The share of units' absolute scores on those that decide."""
+    return signal_block_share(trial.scores(attributions), trial.decides)
+
+
+def _relevance_rank(trial: Trial, attributions: Tensor) -> Tensor:
+    """Of as many units with the largest absolute scores as decide, the share that does."""
+    order = trial.scores(attributions).abs().argsort(dim=1, descending=True, stable=True)
+    count = trial.decides.sum(1, keepdim=True)
+    top = torch.arange(order.shape[1], device=order.device) < count
+    return (trial.decides.gather(1, order) & top).sum(1) / count.squeeze(1)
+
+
+def _pointing_game(trial: Trial, attributions: Tensor) -> Tensor:
+    """Whether the unit with the largest absolute score decides."""
+    top = trial.scores(attributions).abs().argmax(1, keepdim=True)
+    return trial.decides.gather(1, top).squeeze(1).to(attributions)
+
+
+def _effects(trial: Trial, attributions: Tensor) -> Tensor | None:
+    """The rank correlation of parts' absolute scores with their exact effects, where these are known."""
+    if trial.effects is None:
+        return None
+    values, masks = trial.effects
+    scores = (attributions[:, None] * masks).flatten(2).sum(2)
+    return rank_correlation(scores.abs(), values.abs())
+
+
+def _curves(trial: Trial, attributions: Tensor) -> tuple[Tensor, Tensor]:
+    """(2, N) mean logits as units go, from the highest score on and from the lowest."""
+    scores = trial.scores(attributions)
+    means = []
+    for order in (-scores, scores):
+        rank = order.argsort(dim=1, stable=True).argsort(dim=1)
+        curve = []
+        for part in range(1, _PARTS):
+            away = (rank < round(part * rank.shape[1] / _PARTS))[:, trial.groups.flatten()].view_as(trial.inputs)
+            curve.append(trial.output(torch.where(away, trial.baselines, trial.inputs)))
+        means.append(torch.stack(curve).mean(0))
+    return means[0], means[1]
+
+
+def _deletion(trial: Trial, attributions: Tensor) -> Tensor:
+    """Minus the logit's mean as units go from the most relevant on."""
+    return -_curves(trial, attributions)[0]
+
+
+def _insertion(trial: Trial, attributions: Tensor) -> Tensor:
+    """The logit's mean as units come to the baseline, the most relevant first."""
+    return _curves(trial, attributions)[1]
+
+
+def _symmetric_gain(trial: Trial, attributions: Tensor) -> Tensor:
+    """The logit's mean as units go from the least relevant on, less that from the most relevant on."""
+    most, least = _curves(trial, attributions)
+    return least - most
+
+
+def _pixel_perturbation(trial: Trial, attributions: Tensor) -> Tensor | None:
+    """The target's probability with the top elements kept, less that with the bottom ones."""
+    if trial.baselines.any():  # tokens, which are not elements
+        return None
+    areas = [
+        pixel_perturbation(
+            trial.model,
+            trial.inputs,
+            attributions,
+            target=trial.targets,
+            channels="together" if trial.inputs.ndim == 4 else "singly",
+            keep=keep,
+        ).area
+        for keep in ("top", "bottom")
+    ]
+    return areas[0] - areas[1]
+
+
+def _infidelity(trial: Trial, attributions: Tensor) -> Tensor:
+    """Minus Captum's infidelity, scale fitted, when a fifth of the units go."""
+    generator = torch.Generator().manual_seed(derived_seed(trial.seed, "infidelity"))
+
+    def erase(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (len(inputs), int(trial.groups.max()) + 1)
+        units = torch.rand(shape, generator=generator, device="cpu").to(inputs.device) < _ERASED
+        away = units[:, trial.groups.flatten()].view_as(inputs)
+        return away.to(inputs), torch.where(away, trial.baselines, inputs)
+
+    return -infidelity(
+        trial.model,
+        erase,
+        trial.inputs,
+        attributions,
+        target=trial.targets,
+        n_perturb_samples=20,
+        max_examples_per_batch=20 * len(trial.inputs),
+        normalize=True,
+    )
+
+
+def _sensitivity_max(trial: Trial, attributions: Tensor) -> Tensor:
+    """Minus Captum's maximal sensitivity, of the map as it is: one that hears of no perturbation."""
+
+    def explain(inputs: tuple[Tensor, ...], **_: object) -> tuple[Tensor]:
+        return (attributions.repeat_interleave(len(inputs[0]) // len(attributions), 0),)
+
+    with seeded(derived_seed(trial.seed, "sensitivity") % 2**63, trial.inputs.device):
+        return -sensitivity_max(explain, trial.inputs, n_perturb_samples=4)
+
+
+def _completeness(trial: Trial, attributions: Tensor) -> Tensor:
+    """Minus `completeness_gap`."""
+    baselines = trial.baselines.expand_as(trial.inputs)
+    return -completeness_gap(trial.model, trial.inputs, attributions, baselines, target=trial.targets)
+
+
+AGAINST_THE_ANSWER: Mapping[str, Metric] = {
+    "relevance rank": _relevance_rank,
+    "relevance mass": _relevance_mass,
+    "pointing game": _pointing_game,
+    "effects": _effects,
+}
+METRICS: Mapping[str, Metric] = {
+    **AGAINST_THE_ANSWER,
+    "symmetric gain": _symmetric_gain,
+    "deletion": _deletion,
+    "insertion": _insertion,
+    "pixel perturbation": _pixel_perturbation,
+    "infidelity": _infidelity,
+    "sensitivity_max": _sensitivity_max,
+    "completeness gap": _completeness,
+}
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """(N,) C. Spearman's rank correlation of each row, equal values sharing their ranks; 0 where a row is constant."""
+    ranks = [_ranks(values) for values in (one, other)]
+    centred = [rank - rank.mean(1, keepdim=True) for rank in ranks]
+    lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
+    return (centred[0] * centred[1]).sum(1) / torch.where(lengths > 0, lengths, 1)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    ordered = values.double().sort(1)[0]
+    below, through = (
+        torch.searchsorted(ordered, values.double().contiguous(), side=side) for side in ("left", "right")
+    )
+    return (below + through).double() / 2

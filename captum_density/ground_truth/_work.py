@@ -1,0 +1,160 @@
+"""One trained network and all that is measured on it: what a worker is sent, does and remembers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_density._cache.identity import described
+from captum_density._cache.store import Store
+from captum_density._model.errors import one_line
+from captum_density._model.generators import derived_seed
+from captum_density.ground_truth._methods import METHODS
+from captum_density.ground_truth._metrics import METRICS
+from captum_density.ground_truth._task import Task, TaskExamples, Verification
+from captum_density.ground_truth._trial import Trial, attributed, identity_of_trial, trained
+
+__all__ = ["Work", "degradations", "examined", "measured"]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured of one network. It is what crosses process borders.
+
+    Args:
+        task: The task.
+        seed: Of the network and the examples.
+        examples: How many.
+        methods: By name; None for the one of that name in METHODS, which need not be sent.
+        metrics: By name, likewise.
+        steps: How many degradations of the known answer are examined.
+        store: Where finished work is, if anywhere.
+        device: Where to explain.
+    """
+
+    task: Task
+    seed: int
+    examples: int
+    methods: Mapping[str, Callable[..., Any] | None]
+    metrics: Mapping[str, Callable[..., Any] | None]
+    steps: int
+    store: Path | None
+    device: str
+
+    @property
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """The metrics."""
+        return {name: metric or METRICS[name] for name, metric in self.metrics.items()}
+
+    def trial(self, store: Store | None) -> Trial:
+        """The trained network and its examples."""
+        model = trained(self.task, self.seed, store).to(self.device)
+        inputs, targets, masks, latents = self.task.examples(self.examples, self.seed)
+        inputs, targets, masks = (each.to(self.device) for each in (inputs, targets, masks))
+        return Trial(self.task, self.seed, model, TaskExamples(inputs, targets, masks, latents))
+
+    def identity(self, **more: Any) -> dict[str, Any]:
+        """What a result depends on, JSON."""
+        own = {"examples": self.examples, "device": torch.device(self.device).type}
+        return {**identity_of_trial(self.task, self.seed), **own, **more}
+
+
+def measured(work: Work) -> dict[str, Row]:
+    """Each method's row: values by metric, (N,) numbers or None, seconds, or why it does not run; and "" the check."""
+    store = None if work.store is None else Store(work.store)
+    trial: Trial | None = None
+    rows: dict[str, Row] = {}
+    for name in ("", *work.methods):
+        make = (work.methods[name] or METHODS[name]) if name else None
+        what = [name, described(make), described(work.functions)] if name else "check"
+        identity = work.identity(kind="row", what=what) if store is not None else {}
+        row = None if store is None else store.read(identity, dict)
+        if row is None:
+            trial = trial or work.trial(store)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of attributions and metrics that are told in a table
+                row = _row(trial, name, make, work.functions) if make else _check(trial)
+            if store is not None:
+                store.write(identity, row)
+        rows[name] = row
+    return rows
+
+
+def _check(trial: Trial) -> Row:
+    return Verification(*trial.task.verify(trial.model, seed=trial.seed))._asdict()
+
+
+def _row(trial: Trial, name: str, make: Callable[..., Any], metrics: Mapping[str, Callable[..., Any]]) -> Row:
+    start = time.process_time()
+    try:
+        attributions = attributed(trial, name, make)
+    except Exception as error:  # whatever a method does on a network that it is not made for
+        return {"failure": one_line(error)}
+    seconds = time.process_time() - start
+    values = {name: metric(trial, attributions) for name, metric in metrics.items()}
+    return {"seconds": seconds, "values": {name: _numbers(value) for name, value in values.items()}}
+
+
+def _numbers(values: Tensor | None) -> list[float] | None:
+    return None if values is None else values.double().cpu().tolist()
+
+
+def examined(work: Work) -> dict[str, Row]:
+    """Each metric's values of the known answer, degraded step by step: (steps, N) numbers, or None."""
+    store = None if work.store is None else Store(work.store)
+    trial: Trial | None = None
+    rows: dict[str, Row] = {}
+    maps: list[Tensor] = []
+    for name, metric in work.functions.items():
+        what = [name, described(metric), work.steps]
+        identity = work.identity(kind="examination", what=what) if store is not None else {}
+        row = None if store is None else store.read(identity, dict)
+        if row is None:
+            if trial is None:
+                trial = work.trial(store)
+                maps = degradations(trial, work.steps)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values = [_numbers(metric(trial, each)) for each in maps]
+            row = {"values": None if any(each is None for each in values) else values}
+            if store is not None:
+                store.write(identity, row)
+        rows[name] = row
+    return rows
+
+
+def degradations(trial: Trial, steps: int) -> list[Tensor]:
+    """The known answer, (N, ...), then versions of which a growing share of the units, at last all, change places.
+
+    Units that have changed places at one step have at all later ones. All versions have the same values, so that a
+    metric can tell them apart by where these are alone.
+
+    Args:
+        trial: Whose answer.
+        steps: How many versions, 2 or more.
+    """
+    scores = trial.scores(trial.answer).cpu()
+    random = np.random.RandomState(derived_seed(trial.seed, trial.task.name, "degradation") % 2**32)
+    n, d = scores.shape
+    order = torch.from_numpy(random.random_sample((n, d)).argsort(1))
+    places = torch.from_numpy(random.random_sample((n, d)).argsort(1))
+    versions = []
+    for step in range(steps):
+        count = round(d * step / (steps - 1))
+        version = scores.clone()
+        # The first `count` units of the order, in the sequence in which `places` has them.
+        chosen = order[:, :count]
+        shuffled = chosen.gather(1, places.gather(1, chosen).argsort(1))
+        version.scatter_(1, chosen, scores.gather(1, shuffled))
+        versions.append(trial.spread(version.to(trial.inputs.device)))
+    return versions
