@@ -158,6 +158,12 @@ def make_parser() -> Parser:
         help="for the digits: half the epochs, a quarter of the audited digits and of the samples, a fifth of the "
         "noise: half a minute, for figures that are rough and networks whose densities the losses have hardly shaped",
     )
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="measure everything of a large model, too, of which figures that tell least for their price are left out "
+        "otherwise: about six times the time",
+    )
     parser.add_argument("--version", action="version", version=f"captum-density {__version__}")
     return parser
 
@@ -177,6 +183,8 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
         for each in _WITH_MODEL:
             if getattr(parsed, each) is not None:
                 parser.error(f"argument --{each}: goes with --model")
+        if parsed.thorough:
+            parser.error("argument --thorough: goes with --model; the digits are small, and measured so in any case")
     elif parsed.data is None:
         parser.error("argument --model: goes with --data")
     elif parsed.quick:

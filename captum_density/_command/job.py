@@ -86,6 +86,7 @@ def audit_model(arguments: Namespace, store: Path) -> None:
                 seed=arguments.seed,
                 proxy=proxy,
                 retraining=retraining,
+                effort="thorough" if arguments.thorough else "default",
                 store=store,
                 show_progress=True,
                 name=arguments.model,

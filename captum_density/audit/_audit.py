@@ -97,7 +97,7 @@ def audit(
         infidelity_samples: Perturbations per example of infidelity, at most.
         sensitivity_samples: Perturbations per example of sensitivity_max, at most.
         effort: "thorough" measures everything of every method. "default" does so of models that take at most 2e8
-            operations for an example, and of larger ones leaves out what tells least for its price: two of the ten
+            operations for an example, and of larger ones leaves out what tells least for its price: three of the ten
             methods; the figures by which a method of several runs for an example would have to be run again; and
             samples where few are enough. The report says so in each place.
         max_examples_per_batch: Most examples, copies included, that run at once, where a method lets itself be told.

@@ -29,6 +29,7 @@ class Effort:
         random_rankings: That pixels are compared with.
         sensitivity_samples: At most.
         trace_samples: Of the Hessian trace.
+        common_samples: Of what logits have in common.
         enough: Infidelity's samples end where the standard error of its reference, from the samples of each example, is
             at most this share of it.
         needless_controls: Whether a method that a control equals is compared with the dearer controls nevertheless.
@@ -41,6 +42,7 @@ class Effort:
     random_rankings: int = 5
     sensitivity_samples: int | None = None
     trace_samples: int = 20
+    common_samples: int = 16
     enough: float = 0.0
     needless_controls: bool = True
     shift_examples: int | None = None
@@ -55,12 +57,13 @@ class Effort:
 THOROUGH = Effort()
 ECONOMICAL = Effort(
     few_passes=1,
-    left_out=("SmoothGrad", "SmoothFullGrad"),
+    left_out=("SmoothGrad", "SimpleFullGrad", "SmoothFullGrad"),
     fractions=(0.0, 0.05, 0.15, 0.35, 0.65, 1.0),
     random_rankings=3,
-    sensitivity_samples=3,
+    sensitivity_samples=2,
     trace_samples=10,
-    enough=0.05,
+    common_samples=8,
+    enough=0.15,
     needless_controls=False,
     shift_examples=4,
 )

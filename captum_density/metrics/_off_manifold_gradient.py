@@ -121,7 +121,14 @@ def _components(data: Tensor, explained: float) -> Tensor:
 
 
 def _directions(data: Tensor, explained: float) -> Tensor:
+    """(d, k) the first principal components, from the smaller one of the two matrices of products: faster than an SVD.
+
+    Their squares cost digits of the last components only, which explain less than is left out.
+    """
     centred = data - data.mean(0)
-    _, lengths, directions = torch.linalg.svd(centred, full_matrices=False)
-    shares = lengths.square().cumsum(0) / lengths.square().sum().clamp(min=torch.finfo(lengths.dtype).tiny)
-    return directions[: int((shares < explained).sum()) + 1].mT
+    are_few = len(centred) < centred.shape[1]
+    variances, vectors = torch.linalg.eigh(centred @ centred.mT if are_few else centred.mT @ centred)
+    variances, vectors = variances.flip(0).clamp(min=0), vectors.flip(1)
+    shares = variances.cumsum(0) / variances.sum().clamp(min=torch.finfo(variances.dtype).tiny)
+    first = vectors[:, : int((shares < explained).sum()) + 1]
+    return torch.nn.functional.normalize(centred.mT @ first, dim=0) if are_few else first

@@ -234,7 +234,7 @@ def test_a_vision_transformer_on_default_methods(user, undrawn):
 
 
 SLOWLY = ["--limit", "5", "--attributions", "my_package.attributions:Slow", "Saliency"]
-CALLS = 13  # of Slow, in an audit
+CALLS = 7  # of Slow, in an audit
 
 
 def started(folder, *arguments):

@@ -70,10 +70,16 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
 
 def _ranks(values: Tensor) -> Tensor:
     """(N, d) float64 places from the smallest on; equal values share the mean of theirs."""
-    ordered = values.double().sort(dim=1)[0]
-    below = torch.searchsorted(ordered, values.double().contiguous(), side="left")
-    through = torch.searchsorted(ordered, values.double().contiguous(), side="right")
-    return (below + through).double() / 2
+    ordered, order = values.sort(dim=1)
+    n = values.shape[1]
+    places = torch.arange(n, device=values.device).expand_as(order)
+    differs = ordered.diff(dim=1) != 0
+    end = torch.ones_like(order[:, :1], dtype=torch.bool)
+    first = torch.where(torch.cat([end, differs], dim=1), places, 0).cummax(dim=1)[0]
+    last = torch.where(torch.cat([differs, end], dim=1), places, n).flip(1).cummin(dim=1)[0].flip(1)
+    return torch.empty(values.shape, dtype=torch.float64, device=values.device).scatter_(
+        1, order, (first + last + 1).double() / 2
+    )
 
 
 def unchanged_by_random_weights(results: Results) -> dict[str, float]:
