@@ -51,7 +51,7 @@ class Runs:
     def counts(self) -> dict[str, int]:
         """All passes of an example, and how many were different, which is the least that gives the same."""
         forward, backward = (
-            len(torch.cat([each.cpu() for each in keys]).unique()) if keys else 0
+            len(torch.cat([torch.cat(each).cpu() for each in _by_device(keys)]).unique()) if keys else 0
             for keys in (self._forward_keys, self._backward_keys)
         )
         return {
@@ -60,6 +60,11 @@ class Runs:
             "different_forward_examples": forward,
             "different_backward_examples": backward,
         }
+
+
+def _by_device(keys: list[Tensor]) -> list[list[Tensor]]:
+    """As a model may lie on several devices, each of which is waited for once."""
+    return [[each for each in keys if each.device == device] for device in {each.device for each in keys}]
 
 
 @contextmanager
