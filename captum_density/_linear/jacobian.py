@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -38,7 +39,8 @@ def jacobian_products(call: Call, create_graph: bool, shares: Mapping[int, float
         expanded = any(step == 0 and size > 1 for step, size in zip(u.stride(), u.shape, strict=True))
         primal = point(u).clone() if call.mutated or expanded else point(u)
         share = 1.0 if shares is None else shares.get(id(u), 1.0)
-        return forward_ad.make_dual(primal, finite(point(u)) * share if share != 1 else finite(point(u)))
+        tangent = _finite_in(call.kwargs.get("dtype"), finite(point(u)))
+        return forward_ad.make_dual(primal, tangent * share if share != 1 else tangent)
 
     load_forward_mode()
     try:
@@ -142,3 +144,12 @@ def transposed_product(call: Call, outputs: Sequence[Tensor], create_graph: bool
 def finite(t: Tensor) -> Tensor:
     """The same with 0 in place of infinity; NaN stays, so that it is seen."""
     return torch.nan_to_num(t, nan=float("nan"), posinf=0.0, neginf=0.0)
+
+
+def _finite_in(dtype: Any, t: Tensor) -> Tensor:
+    """The same with 0 where another dtype has infinity, as of this one's least number, with which scores are masked."""
+    if not isinstance(dtype, torch.dtype) or not (dtype.is_floating_point and t.is_floating_point()):
+        return t
+    if torch.finfo(dtype).max >= torch.finfo(t.dtype).max:
+        return t
+    return t.masked_fill(t.detach().to(dtype).isinf(), 0.0)

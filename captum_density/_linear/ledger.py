@@ -106,4 +106,5 @@ def _at_positions(lie: Lie, sums: Tensor, length: int) -> Tensor:
     single = len(lie.axes) == 1 and lie.listed is None and not lie.axes[0].has_constants
     if single and lie.axes[0].cells is Cells.even(length, length):
         return sums
-    return lie.on_positions(sums, "area")
+    # Positions that a model splits, as into chunks, lie on rows and columns.
+    return lie.on_positions(sums, "area").reshape(len(sums), length)

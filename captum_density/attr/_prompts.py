@@ -266,6 +266,27 @@ class Outputs:
         if "logits_to_keep" in _arguments(model) and "logits_to_keep" not in prompt.others:
             self._columns = torch.unique(question.at)
         self._one_each = False
+        self._table = self._table_of_ids(model)
+
+    def _table_of_ids(self, model: Any) -> nn.Module | None:
+        """The input embeddings, of a model whose outputs (N, C) are others where it knows its ids.
+
+        A decoder that classifies answers at the last token, which it finds by the ids of padding on the right.
+        """
+        prompt, table = self._prompt, getattr(model, "get_input_embeddings", lambda: None)()
+        (ids, *others) = prompt.ids
+        is_padded = not bool(prompt.mask[:, -1].all())
+        if others or ids is None or table is None or not is_padded or "" in prompt.embeddings:
+            return None
+        if "logits_to_keep" in _arguments(model):  # whose logits are of each position
+            return None
+        with torch.no_grad():
+            of_ids = _logits(model(input_ids=ids, **prompt.others), prompt.n)
+            if of_ids.ndim != 2:
+                return None
+            of_embeddings = _logits(model(**prompt.embeddings, **prompt.others), prompt.n)
+        scale = 1e-3 * float(of_ids.abs().max())
+        return None if torch.allclose(of_ids, of_embeddings, rtol=1e-3, atol=scale) else table
 
     def __call__(self, *tensors: Any) -> Tensor:
         count = len(self._prompt.embeddings)
@@ -274,6 +295,14 @@ class Outputs:
         rest = dict(zip(self._prompt.others, others, strict=True))
         if self._columns is not None:
             rest["logits_to_keep"] = self._columns
+        if self._table is not None:
+            (ids,) = self._prompt.ids
+            assert ids is not None
+            handle = self._table.register_forward_hook(lambda *_: embeddings[0])
+            try:
+                return self._chosen(_logits(self._view(input_ids=ids[rows], **rest), len(rows)), rows.cpu())
+            finally:
+                handle.remove()
         positional = [named.pop("")] if "" in named else []
         logits = _logits(self._view(*positional, **named, **rest), len(rows))
         return self._chosen(logits, rows.cpu())

@@ -478,3 +478,21 @@ def test_a_sum_that_is_not_met_is_refused(model, ids):
 
     with pytest.raises(RuntimeError, match="do hooks change gradients"):
         LogitLedger(hooked).attribute(inputs_embeds=model.get_input_embeddings()(ids).detach())
+
+
+@pytest.mark.parametrize("options", [{}, {"baselines": 4}])
+def test_a_decoder_that_classifies_answers_at_the_last_token_that_is_no_padding(options):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, num_labels=3, pad_token_id=0
+    )
+    model, ids = transformers.GPT2ForSequenceClassification(config).double().eval(), prompts(2, 6)
+    x, mask = padded(ids, [6, 4], "right")
+    ledger = LogitLedger(model).attribute(x, targets=1, attention_mask=mask, **options)
+    assert_close(ledger.output, model(x, attention_mask=mask).logits[:, 1].detach())
+    assert_close(ledger.total(), ledger.output)
+    alone = LogitLedger(model).attribute(ids[1:, :4], targets=1, **options)
+    assert_close(ledger.inputs[1, :4], alone.inputs[0])
+    assert not ledger.inputs[1, 4:].any()
+    assert not model.get_input_embeddings()._forward_hooks

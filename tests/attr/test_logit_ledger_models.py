@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from captum_density.attr import LogitLedger
-from tests.attr.language_models import FAMILIES, language_model, padded, prompts
+from tests.attr.language_models import FAMILIES, OTHERS, language_model, padded, prompts
 
 pytest.importorskip("transformers")
 
@@ -22,7 +22,7 @@ PADDED = [
 
 def of_family(family):
     model = language_model(family)
-    if family == "mixtral":
+    if family in ("mixtral", "gpt_oss", "jamba"):
         model.set_experts_implementation("eager")  # the others have no float64
     return model
 
@@ -72,3 +72,23 @@ def test_experts_however_they_run(implementation):
     ledger = LogitLedger(model).attribute(prompts(2, 6))
     assert float(ledger.gap().max()) < 1e-6
     assert not ledger.sums[:, :, -1].any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:taken as one step each", "ignore:GeLUFunction")
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families(family):
+    """Every row sums to its logit, under any rules and against a baseline; a padded row is that row alone."""
+    model, ids = of_family(family), prompts(2, 8)
+    for rules in (None, "libragrad", "attnlrp"):
+        ledger = LogitLedger(model, rules=rules).attribute(ids)
+        assert float(ledger.gap().max()) < (1e-3 if (family, rules) == ("mamba2", "attnlrp") else 1e-6)
+    if family != "bloom":  # whose masks leave nothing of its scores in float64
+        assert float(LogitLedger(model).attribute(ids, baselines=3).gap().max()) < 1e-6
+    x, mask = padded(ids, [8, 5], "right")
+    together = LogitLedger(model, rules="libragrad").attribute(x, attention_mask=mask)
+    alone = LogitLedger(model, rules="libragrad").attribute(
+        ids[1:, :5], attention_mask=torch.ones(1, 5, dtype=torch.int64)
+    )
+    assert_close(together.output[1], alone.output[0], rtol=1e-6, atol=1e-7)
+    assert_close(together.inputs[1, :5], alone.inputs[0, :5], rtol=1e-5, atol=1e-6)
