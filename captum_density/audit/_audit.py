@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +21,23 @@ from captum_density._model.attribution import attribution_maker
 from captum_density._model.evaluation import differentiable
 from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.generators import replayable
-from captum_density._model.validation import check_limit, check_model, class_targets
+from captum_density._model.validation import check_limit, check_model
 from captum_density.audit._catalogue import methods_of
 from captum_density.audit._effort import THOROUGH, check_effort, effort_for
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
 from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
-from captum_density.audit._maps import Maps
 from captum_density.audit._measurements import Measurements
 from captum_density.audit._methods import Method
+from captum_density.audit._outputs import class_titles, fitting_labels, targets_of, task_of
 from captum_density.audit._report import AuditReport
 from captum_density.audit._results import Measured
 from captum_density.audit._retraining import Retraining
 from captum_density.audit._runs import counted_runs
-from captum_density.audit._sample import Sample, draw_sample
-from captum_density.audit._setting import Setting, deviation, logits_of
+from captum_density.audit._sample import draw_sample
+from captum_density.audit._setting import Setting, Task
+from captum_density.audit._shown import Titles
+from captum_density.audit._subject import deviation, subject_of
 
 __all__ = ["audit", "check_names"]
 
@@ -50,7 +52,7 @@ def audit(
     attributions: Mapping[str, Callable[..., Any] | Attribution | Method | str] | Iterable[str] | None = None,
     *,
     metrics: Iterable[str] | None = None,
-    target: Tensor | Literal["predicted", "label"] = "predicted",
+    target: Tensor | int | Literal["predicted", "label"] = "predicted",
     limit: int | None = 64,
     seed: int = 0,
     noise_std: float | None = None,
@@ -64,6 +66,14 @@ def audit(
     store: str | Path | None = None,
     show_progress: bool = False,
     name: str | None = None,
+    layer: nn.Module | None = None,
+    additional_forward_args: Any = None,
+    task: Task | None = None,
+    channel_dim: int = 1,
+    standardize: bool | None = None,
+    class_names: Sequence[str] | None = None,
+    feature_names: Sequence[Any] | None = None,
+    tokens: Callable[[list[int]], Sequence[str]] | Sequence[Sequence[str]] | None = None,
 ) -> AuditReport:
     """Ask of a model whether its gradients, and what is made of them, can be trusted as explanations.
 
@@ -145,31 +155,50 @@ def audit(
     check_limit(max_examples_per_batch)
     _check_numbers(seed, noise_std, perturb_radius, infidelity_samples, sensitivity_samples)
     _check_needs(names, proxy=proxy, retraining=retraining)
-    sample = draw_sample(data, limit, seed, pool=OFF_MANIFOLD_GRADIENT.name in names)
-    inputs = sample.inputs.to(_device_of(model, sample.inputs))
+    sample = draw_sample(
+        data, limit, seed, pool=OFF_MANIFOLD_GRADIENT.name in names and layer is None, ids=layer is not None
+    )
+    device = _device_of(model, sample.tensors[0])
     if retraining is not None:
         retraining, skipped = retraining.gathered(seed)
         sample = replace(sample, skipped=tuple(dict.fromkeys((*sample.skipped, *skipped))))
-    methods = methods_of(attributions, inputs)
     check_effort(effort)
-    for title, method in methods.items():
+    for title, method in methods_of(attributions, torch.zeros(1, 1, device="cpu")).items():
         attribution_maker(method.make, f"attributions[{title!r}]", model=model)
-    with _measuring(inputs.device, model, proxy or model), counted_runs(model) as runs:
-        inputs = inputs.clone() if inputs.is_inference() else inputs
-        logits = logits_of(model, inputs, max_examples_per_batch)
-        labels, no_labels = _fitting_labels(sample, logits)
-        amount = effort_for(effort, model, inputs[:1])
+    with _measuring(device, model, proxy or model), counted_runs(model) as runs:
+        subject = subject_of(
+            model,
+            sample,
+            device,
+            max_examples_per_batch,
+            layer=layer,
+            additional_forward_args=additional_forward_args,
+            channel_dim=channel_dim,
+            standardize=standardize,
+            target=target,
+            class_names=class_names,
+        )
+        inputs, logits = subject.inputs, subject.logits
+        task = task_of(task, subject, sample.labels)
+        labels, no_labels = fitting_labels(sample, subject, task)
+        titles = Titles.of(
+            sample, subject, class_titles(class_names, sample, logits.shape[1], task), feature_names, tokens
+        )
+        methods = methods_of(attributions, inputs)
+        amount = effort_for(effort, subject.model, inputs[:1], *([] if subject.rows is None else [subject.rows[:1]]))
         if attributions is None:
             methods = {title: method for title, method in methods.items() if title not in amount.left_out}
         setting = Setting(
-            model=model,
+            model=subject.model,
             inputs=inputs,
-            rows=None,
+            rows=subject.rows,
             labels=labels,
-            target=_targets(target, logits, labels),
+            target=targets_of(target, subject, labels, task),
+            task=task,
+            kind=subject.kind,
             no_labels=no_labels,
             logits=logits,
-            pool=None if sample.pool is None else sample.pool.to(inputs),
+            pool=subject.pool,
             seed=seed,
             noise_std=_NOISE * deviation(inputs) if noise_std is None else noise_std,
             perturb_radius=_RADIUS * deviation(inputs) if perturb_radius is None else perturb_radius,
@@ -181,12 +210,15 @@ def audit(
             jobs=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
             effort=amount,
-            runs=runs,
+            runs=runs if layer is None else None,  # which sees ids, not what is put in their place
         )
         settings = {"model": name or _name_of(model), **_settings(setting)}
+        if subject.scales is not None:
+            settings["scales"] = subject.scales
         rows, row, maps = _measure(setting, methods, names, None if store is None else Store(Path(store)))
-        cost = {} if runs is None else runs.counts()
-        return AuditReport(rows, row, settings, sample.skipped, Maps.of(inputs, setting.target, maps), cost)
+        cost = {} if setting.runs is None else setting.runs.counts()
+        shown = titles.maps(setting, subject.values, maps)
+        return AuditReport(rows, row, settings, sample.skipped, shown, cost)
 
 
 def check_names(
@@ -236,7 +268,7 @@ def _measure(
     setting: Setting, methods: Mapping[str, Method], names: tuple[str, ...], store: Store | None
 ) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured], dict[str, Tensor]]:
     """What is measured of the methods and of the model, and what is drawn of the methods."""
-    of_model = [figure for figure in MODEL_FIGURES if figure.name in names]
+    of_model = [figure for figure in MODEL_FIGURES if figure.name in names and figure.task in (None, setting.task)]
     of_method = [figure for figure in METHOD_FIGURES if figure.name in names]
     total = len(of_model) + len(methods) * (len(of_method) + bool(of_method))
     rows: dict[str, dict[str, Measured]] = {name: {} for name in methods}
@@ -259,6 +291,8 @@ def _settings(setting: Setting) -> dict[str, Any]:
         "shape": list(setting.inputs.shape[1:]),
         "classes": setting.classes,
         "outputs": setting.outputs,
+        "kind": setting.kind,
+        "task": setting.task,
         "explained_classes": len(setting.target.unique()),
         "seed": setting.seed,
         "device": str(setting.inputs.device),
@@ -304,35 +338,3 @@ def _device_of(model: Any, inputs: Tensor) -> torch.device:
 
 def _name_of(model: Any) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", type(model).__name__)
-
-
-def _fitting_labels(sample: Sample, logits: Tensor) -> tuple[Tensor | None, str]:
-    """The labels as numbers of the model's outputs; where there are none, why."""
-    labels, classes, categories = sample.labels, sample.classes, sample.categories
-    if labels is None:
-        return None, "the data have no labels"
-    n = max(2, logits.shape[1])
-    if classes is not None and categories is not None and len(categories) == n and {*classes} <= {*categories}:
-        outputs = torch.tensor([categories.index(name) for name in classes], device="cpu")
-        return outputs[labels].to(logits.device), ""
-    if classes is not None and len(classes) != n:
-        return None, f"the data have {len(classes)} classes and the model {logits.shape[1]} outputs"
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= n:
-        return None, f"labels reach from {low} to {high}, outputs to {n - 1}"
-    return labels.to(logits.device), ""
-
-
-def _targets(target: Any, logits: Tensor, labels: Tensor | None) -> Tensor:
-    if isinstance(target, Tensor):
-        classes = class_targets(target, len(logits), logits.device)
-        if classes.max() >= logits.shape[1]:
-            raise ValueError(f"target names output {int(classes.max())} of a model with {logits.shape[1]} outputs")
-        return classes
-    if target == "predicted":
-        return logits.argmax(dim=1)
-    if target == "label":
-        if labels is None:
-            raise ValueError("target='label' needs labels that fit the model's outputs, and there are none")
-        return labels if logits.shape[1] > 1 else torch.zeros_like(labels)
-    raise ValueError(f"target must be 'predicted', 'label' or a tensor (N,), but is {target!r}")

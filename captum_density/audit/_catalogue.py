@@ -24,7 +24,7 @@ from torch import Tensor
 from captum_density._model.errors import describe
 from captum_density.attr import CompleteDeepLift, FullGrad, PathIntegratedGradients, SimpleFullGrad, SmoothFullGrad
 from captum_density.audit._methods import CENTERED, Method
-from captum_density.audit._setting import deviation
+from captum_density.audit._subject import deviation
 from captum_density.rules import BalancedGradients
 from captum_density.softmax_shift import CenteredLogits
 

@@ -62,7 +62,7 @@ def common_maps(setting: Setting) -> dict[str, Tensor]:
     maps = {INPUT: x.abs()}
     if x.ndim > 2:
         maps[BLOB] = _blob(x)
-    if setting.has_channels and min(x.shape[2:]) > 1:
+    if x.ndim == 4 and min(x.shape[2:]) > 1:
         maps[EDGES] = _edges(x)
     return maps
 

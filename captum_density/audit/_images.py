@@ -23,6 +23,7 @@ __all__ = ["Image", "Images", "draw_images"]
 _DPI = 96  # a page's inch
 _SCALE = 2  # pictures have twice as many pixels, for screens that do and for print
 _MAPS = 6  # at most so many maps side by side
+_NAMES = {"image": "images", "signal": "signals", "text": "texts"}
 _COLUMNS = 3  # panels side by side in a file
 
 
@@ -86,7 +87,7 @@ def draw_images(results: Results) -> Images:
     drawn = []
     for part in (names[start : start + size] for start in range(0, len(names), size)):
         text = (
-            f"{len(maps.images)} of the audited images, of the explained classes "
+            f"{len(maps.images)} of the audited {_NAMES.get(maps.kind, 'examples')}, of the explained classes "
             f"{', '.join(map(str, maps.targets))}, each beside its attributions by {', '.join(part)}"
         )
         drawn.append(_image(draw_maps(replace(maps, maps={n: maps.maps[n] for n in part}), caption=False), text))

@@ -27,8 +27,8 @@ __all__ = ["Measurements"]
 T = TypeVar("T")
 _SCHEMA = 4
 _GROUND = (
-    "model inputs rows labels no_labels target seed noise_std perturb_radius infidelity_samples sensitivity_samples "
-    "batch effort"
+    "model inputs rows labels no_labels target task kind seed noise_std perturb_radius infidelity_samples "
+    "sensitivity_samples batch effort"
 ).split()
 
 
@@ -49,7 +49,12 @@ class Measurements:
 
     def of_model(self, figure: Figure[Setting]) -> Measured:
         """A figure of the model; an error becomes a failed one, which is tried again next time."""
-        return self._figure("the model", figure.name, ("model", figure.name), lambda: figure.measure(self._setting))
+
+        def measure() -> Measured:
+            obstacle = figure.obstacle(self._setting)
+            return Measured(None, note=obstacle) if obstacle else figure.measure(self._setting)
+
+        return self._figure("the model", figure.name, ("model", figure.name), measure)
 
     def of_method(self, figure: Figure[Explanation], explanation: Explanation) -> Measured:
         """The same of a method."""
@@ -57,20 +62,21 @@ class Measurements:
         def measure() -> Measured:
             if explanation.failure is not None:
                 return Measured(None, note=explanation.failure, failed=True)
-            return figure.measure(explanation)
+            obstacle = figure.obstacle(self._setting)
+            return Measured(None, note=obstacle) if obstacle else figure.measure(explanation)
 
         measured = self._figure(explanation.name, figure.name, self._key(explanation, figure.name), measure)
         explanation.row[figure.name] = measured
         return measured
 
     def maps(self, explanation: Explanation) -> Tensor | None:
-        """What is drawn of a method's attributions; None where it fails, or the inputs are no images."""
+        """What is drawn of a method's attributions; None where it fails, or the inputs cannot be drawn."""
         identity = self._identity(self._key(explanation, "map"))
         maps = self._read(identity, lambda content: Maps.unpacked(content["map"]))
         self._bar.update()
         if maps is not None:
             return maps
-        if explanation.failure is not None or not Maps.can_show(self._setting.inputs):
+        if explanation.failure is not None or not Maps.can_show(self._setting.inputs, self._setting.kind):
             return None
         try:
             maps = drawn_maps(explanation.attributions)

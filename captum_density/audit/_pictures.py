@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from captum_density._display.style import COLORS, longest_line
+from captum_density.audit._drawings import draw_bars, draw_signals, draw_tokens
 from captum_density.audit._figures import FIGURES
 from captum_density.audit._figures.figure import Figure, Panel
 from captum_density.audit._maps import Maps
@@ -20,8 +21,8 @@ from captum_density.plots import saliency_grid
 __all__ = ["CAPTION", "draw_figures", "draw_maps", "panel_text"]
 
 CAPTION = (
-    "left, the explained class; white to orange: unsigned maps; orange and purple: positive and negative; each map "
-    "on a scale of its own"
+    "left, what is predicted, and the label where it is another; white to orange: unsigned maps; orange and purple: "
+    "positive and negative; each map on a scale of its own"
 )
 _PANEL, _LINE, _CHARACTER = 3.0, 0.13, 0.07  # inches
 # A method's name beside a panel has at most 4 lines; of what is longer, the middle is left out.
@@ -154,11 +155,15 @@ def draw_maps(maps: Maps | None, caption: bool = True) -> Picture:
     """
     if maps is None or not len(maps.images) or not maps.maps:
         raise ValueError(
-            "there are no maps to draw: the inputs are no images (N, 1 or 3, H, W), or every method failed"
+            "there are no maps to draw: the inputs are no images (N, 1 or 3, H, W), tables, signals or texts that can "
+            "be drawn, or every method failed"
         )
+    draw = {"table": draw_bars, "inputs": draw_bars, "signal": draw_signals, "text": draw_tokens}.get(maps.kind)
+    if draw is not None:
+        return draw(maps)
     return saliency_grid(
         maps.images,
         {_unmathematical(name): values for name, values in maps.maps.items()},
-        row_labels=[f"class {target}" for target in maps.targets],
+        row_labels=[_unmathematical(label) for label in maps.row_labels],
         caption=CAPTION if caption else None,
     )

@@ -59,6 +59,6 @@ class Retraining:
                 raise type(error)(f"the data to {what} models on: {error}") from error
             if sample.labels is None:
                 raise ValueError(f"the data to {what} models on have no labels")
-            pairs.append((sample.inputs, sample.labels))
+            pairs.append((sample.tensors[0], sample.labels))
             skipped += sample.skipped
         return replace(self, train=pairs[0], test=pairs[1]), tuple(skipped)

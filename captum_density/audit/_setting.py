@@ -8,25 +8,25 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from captum_density._model.batch import ModelOnBatch
-from captum_density._model.errors import describe, one_line
 from captum_density._model.generators import derived_seed, seed_generators
-from captum_density._model.validation import are_probabilities, how_to_pick
+from captum_density._model.validation import are_probabilities
 from captum_density.audit._effort import THOROUGH, Effort
 from captum_density.audit._retraining import Retraining
 from captum_density.audit._runs import Runs
 from captum_density.density import class_score
 
-__all__ = ["Setting", "deviation", "logits_of"]
+__all__ = ["Setting", "Task"]
 
 _FEW = 8
 T = TypeVar("T")
+Task = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Setting:
         model: (N, ...) to (N, classes), in evaluation mode.
         inputs: (N, ...).
         rows: (N,) their numbers, which the model takes beside them where it needs more of an example; or None.
-        labels: (N,) or None.
-        target: (N,) the explained classes.
+        labels: (N,), of a regression floating-point and of the explained output; or None.
+        target: (N,) the explained classes, or outputs.
+        task: Whether outputs are logits of classes, or numbers.
+        kind: What the inputs are: "image", "volume", "signal", "table", "text", "inputs" of several tensors, "layer".
         no_labels: Why there are none, or empty.
         logits: (N, classes) what the model returns.
         pool: (M, ...) inputs that show how data vary; None to take the audited ones.
@@ -61,6 +63,8 @@ class Setting:
     rows: Tensor | None
     labels: Tensor | None
     target: Tensor
+    task: Task
+    kind: str
     no_labels: str
     logits: Tensor
     pool: Tensor | None
@@ -115,9 +119,24 @@ class Setting:
         """How many outputs the model has."""
         return self.logits.shape[1]
 
+    @functools.cached_property
+    def predicted(self) -> Tensor:
+        """(N,) the predicted classes; of one output, whether it is on the side of the second."""
+        logits = self.logits
+        if self.classes > 1:
+            return logits.argmax(dim=1)
+        return (logits[:, 0] >= 0.5).long() if self.ends_in_a_sigmoid else (logits[:, 0] > 0).long()
+
+    @property
+    def ends_in_a_sigmoid(self) -> bool:
+        """Whether the one output looks like what a sigmoid returns."""
+        return self.classes == 1 and bool(((self.logits >= 0) & (self.logits <= 1)).all())
+
     @property
     def outputs(self) -> str:
-        """What the outputs look like: "probabilities", "log-probabilities" or "logits"."""
+        """What the outputs look like: "probabilities", "log-probabilities" or "logits"; of a regression "numbers"."""
+        if self.task == "regression":
+            return "numbers"
         if self.classes == 1:
             return "logits"
         kinds = {"probabilities": self.logits, "log-probabilities": self.logits.exp()}
@@ -149,51 +168,6 @@ class Setting:
         if self.inputs.is_cuda:
             torch.cuda.synchronize(self.inputs.device)
         return time.perf_counter() - start
-
-
-def deviation(inputs: Tensor) -> float:
-    """Standard deviation of all values, and 1 where they do not differ."""
-    return inputs.double().std().item() or 1.0 if inputs.numel() > 1 else 1.0
-
-
-def logits_of(model: Callable[..., Any], inputs: Tensor, batch: int, **arguments: Any) -> Tensor:
-    """(N, classes) the model's outputs, detached.
-
-    Args:
-        model: The model.
-        inputs: (N, ...).
-        batch: Most examples that run at once.
-        arguments: As `Setting.arguments` has them.
-
-    Raises:
-        TypeError: It returns no tensor.
-        ValueError: It fails on the inputs, returns another shape, or NaN or infinity.
-    """
-    examples, parts = _examples(model, inputs, batch, **arguments), []
-    for part in map(examples.at, examples.parts()):
-        try:
-            with torch.no_grad():
-                outputs = part.run()
-        except Exception as error:  # whatever a user's model does
-            raise ValueError(
-                f"the model fails on inputs of shape {tuple(part.inputs[0].shape)}: {one_line(error)}; if it is made "
-                "for other inputs, give the data a transform"
-            ) from error
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"the model must return a tensor of logits, but returns {describe(outputs)}; {how_to_pick(outputs)}, "
-                "or a module that does"
-            )
-        if outputs.ndim != 2 or len(outputs) != part.n or not outputs.is_floating_point():
-            raise ValueError(
-                f"the model must return logits of shape (N, classes), but gives {outputs.dtype} of shape "
-                f"{tuple(outputs.shape)} for {part.n} examples"
-            )
-        parts.append(outputs.detach())
-    logits = torch.cat(parts)
-    if not logits.isfinite().all():
-        raise ValueError(f"the model returns {int((~logits.isfinite()).sum())} NaN or infinite logits")
-    return logits
 
 
 def _examples(model: Callable[..., Any], inputs: Tensor, batch: int, **arguments: Any) -> ModelOnBatch:

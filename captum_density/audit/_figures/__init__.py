@@ -18,6 +18,7 @@ from captum_density.audit._figures.hessian_trace import HESSIAN_TRACE
 from captum_density.audit._figures.infidelity import INFIDELITY
 from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
 from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
+from captum_density.audit._figures.r_squared import R_SQUARED
 from captum_density.audit._figures.randomisation import RANDOMISATION
 from captum_density.audit._figures.seconds import SECONDS
 from captum_density.audit._figures.sensitivity_max import SENSITIVITY_MAX
@@ -43,6 +44,7 @@ METHOD_FIGURES: tuple[Figure[Explanation], ...] = (
 LIES: tuple[Figure[Setting], ...] = (COMMON_GRADIENT, OFF_MANIFOLD_GRADIENT, FINITE_DIFFERENCE_GAP)
 MODEL_FIGURES: tuple[Figure[Setting], ...] = (
     ACCURACY,
+    R_SQUARED,
     *LIES,
     DENSITY_RATIO,
     GRADIENT_NORM,

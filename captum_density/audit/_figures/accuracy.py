@@ -14,14 +14,7 @@ _NAME = "accuracy"
 def _measure(setting: Setting) -> Measured:
     if setting.labels is None:
         return Measured(None, note=setting.no_labels)
-    logits = setting.logits
-    if setting.classes > 1:
-        predicted = logits.argmax(dim=1)
-    elif bool(((logits >= 0) & (logits <= 1)).all()):  # what a sigmoid returns
-        predicted = (logits[:, 0] >= 0.5).long()
-    else:
-        predicted = (logits[:, 0] > 0).long()
-    return measured_share(int((predicted == setting.labels).sum()), len(predicted))
+    return measured_share(int((setting.predicted == setting.labels).sum()), len(setting.labels))
 
 
 def predicts_better_than_chance(results: Results) -> bool | None:
@@ -59,5 +52,6 @@ ACCURACY = Figure(
     better="higher is better",
     meaning="Share of the audited examples whose label is predicted.",
     measure=_measure,
+    task="classification",
     findings=_findings,
 )

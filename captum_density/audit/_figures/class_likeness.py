@@ -8,6 +8,7 @@ import torch
 
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
+from captum_density.audit._figures.obstacles import no_softmax
 from captum_density.audit._figures.randomisation import FEW_PASSES, rank_correlation
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
@@ -20,8 +21,6 @@ _ALIKE = 0.9  # rank correlation
 
 def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
-    if setting.classes == 1:
-        return Measured(None, note="one output has no other class")
     if spared := setting.effort.spares(explanation.passes):
         return Measured(None, note=spared)
     if explanation.passes > FEW_PASSES:
@@ -50,6 +49,7 @@ CLASS_LIKENESS = Figure(
     meaning="Rank correlation (Spearman) of a map with the same method's map of the class that comes next after the "
     "explained one; at 1, the map does not depend on the class.",
     measure=_measure,
+    obstacle=no_softmax,
     findings=_findings,
     priority=1,
     panel=Panel(signed=True, line=(1.0, "does not depend on the class")),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from captum_density import metrics
 from captum_density.audit._figures.figure import Figure, of_examples
+from captum_density.audit._figures.obstacles import no_softmax
 from captum_density.audit._figures.words import judged
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
@@ -16,8 +17,6 @@ _THRESHOLD = 0.3
 
 
 def _measure(setting: Setting) -> Measured:
-    if setting.classes == 1:
-        return Measured(None, note="one output has nothing in common with others")
     shares = metrics.common_gradient(
         setting.model,
         setting.inputs,
@@ -56,5 +55,6 @@ COMMON_GRADIENT = Figure(
     f"prediction; networks trained to classify have less than {_THRESHOLD:g}, a shift as long as their own gradient "
     "adds up to a half.",
     measure=_measure,
+    obstacle=no_softmax,
     findings=_findings,
 )

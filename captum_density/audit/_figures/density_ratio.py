@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from captum_density import metrics
 from captum_density.audit._figures.figure import Figure, of_examples
+from captum_density.audit._figures.obstacles import no_density
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
 
@@ -56,5 +57,6 @@ DENSITY_RATIO = Figure(
     meaning="log p(x + noise | y) - log p(x | y) of the density in the logits; above 0, it takes noise for likelier "
     "than the data, and its gradients point towards noise.",
     measure=_measure,
+    obstacle=no_density,
     findings=_findings,
 )

@@ -15,6 +15,7 @@ from captum_density._cache.identity import described, identity_of_model
 from captum_density._model.generators import seeded
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel
+from captum_density.audit._figures.obstacles import of_one_tensor_and_logits
 from captum_density.audit._figures.words import listed, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method
 from captum_density.audit._setting import Setting
@@ -84,6 +85,7 @@ DIFF_ROAR = Figure(
     meaning="Accuracy of models retrained on what ranks highest minus that of models retrained on what ranks lowest, "
     "mean over the fractions kept; below 0 the method points away from what matters.",
     measure=_measure,
+    obstacle=of_one_tensor_and_logits,
     findings=_findings,
     priority=4,
     needs="retraining",

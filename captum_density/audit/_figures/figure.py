@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_density._display.intervals import mean_interval
 from captum_density._model.refusals import on_host
 from captum_density.audit._results import Finding, Measured, Results
-from captum_density.audit._setting import Setting
+from captum_density.audit._setting import Setting, Task
 
 __all__ = ["Figure", "Panel", "measured_share", "of_examples"]
 
@@ -80,6 +80,10 @@ def _nothing(_: Any) -> tuple[()]:
     return ()
 
 
+def _no_obstacle(_: Any) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Figure(Generic[Subject]):
     """A number that an audit measures, of the model or of each method.
@@ -91,6 +95,8 @@ class Figure(Generic[Subject]):
         meaning: One sentence.
         measure: Measures it, of a model's `Setting` or of a method's `Explanation`; whatever it raises is reported as
             the figure's failure.
+        task: Which task it is of; None for any.
+        obstacle: What keeps it from being measured of this model and these data, in words; empty if nothing does.
         findings: What follows from it, in words, given everything that was measured.
         priority: Findings of methods' figures are told in this order, the highest first.
         needs: The argument of `audit` that it needs beside a model and data; such a figure is measured only where it
@@ -106,6 +112,8 @@ class Figure(Generic[Subject]):
     better: str
     meaning: str
     measure: Callable[[Subject], Measured]
+    task: Task | None = None
+    obstacle: Callable[[Setting], str] = _no_obstacle
     findings: Callable[[Results], Iterable[Finding]] = _nothing
     priority: int = 0
     needs: Literal["proxy", "retraining"] | None = None

@@ -11,8 +11,10 @@ import torch
 from captum_density import metrics
 from captum_density._cache.identity import described, rounded
 from captum_density.audit._figures.figure import Figure, measured_share
+from captum_density.audit._figures.obstacles import of_one_tensor_and_logits
 from captum_density.audit._results import Finding, Measured, Results
-from captum_density.audit._setting import Setting, logits_of
+from captum_density.audit._setting import Setting
+from captum_density.audit._subject import logits_of
 from captum_density.samplers import ActivationMaximization
 
 __all__ = ["GAN_TEST"]
@@ -72,6 +74,7 @@ GAN_TEST = Figure(
     measure=_measure,
     findings=_findings,
     needs="proxy",
+    obstacle=of_one_tensor_and_logits,
     identity=_identity,
     reference="the other classifier on the data",
 )

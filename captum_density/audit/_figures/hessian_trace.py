@@ -1,6 +1,7 @@
 """Whether data lie on peaks or in valleys of the density in the logits; told beside the density ratio."""
 
 from captum_density.audit._figures.figure import Figure, of_examples
+from captum_density.audit._figures.obstacles import no_density
 from captum_density.audit._results import Measured
 from captum_density.audit._setting import Setting
 from captum_density.density import hessian_trace
@@ -29,4 +30,5 @@ HESSIAN_TRACE = Figure(
     meaning="Trace of the explained logit's Hessian by the input, at the scale of the noise; below 0 data lie on "
     "peaks of the density, above 0 in its valleys.",
     measure=_measure,
+    obstacle=no_density,
 )

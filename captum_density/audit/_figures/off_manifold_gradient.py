@@ -6,6 +6,7 @@ from typing import Any
 from captum_density import metrics
 from captum_density._cache.identity import described
 from captum_density.audit._figures.figure import Figure, of_examples
+from captum_density.audit._figures.obstacles import no_softmax
 from captum_density.audit._figures.words import judged
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
@@ -23,7 +24,7 @@ _THRESHOLD = 0.38
 def _measure(setting: Setting) -> Measured:
     if len(setting.inputs) < _FEW:
         return Measured(None, note=f"fewer than {_FEW} examples do not tell a common direction from chance")
-    model = setting.model if setting.classes == 1 else CenteredLogits(setting.model)
+    model = setting.model if no_softmax(setting) else CenteredLogits(setting.model)
     try:
         shares = metrics.off_manifold_gradient(
             model,

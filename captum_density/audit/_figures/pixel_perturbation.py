@@ -28,8 +28,10 @@ from captum_density.audit._controls import (
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
 from captum_density.audit._figures.words import listed, verb
+from captum_density.audit._kept import prediction_of
 from captum_density.audit._results import Finding, Measured, Results, by_method
 from captum_density.audit._setting import Setting
+from captum_density.audit._subject import ELEMENTS
 
 __all__ = ["PIXEL_PERTURBATION", "TOO_FEW", "compared_methods"]
 
@@ -39,10 +41,10 @@ TOO_FEW = 10  # examples: below, an interval means little
 
 def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
-    if setting.classes == 1:
-        return Measured(None, note="one output has no softmax")
     if len(setting.inputs) == 1:
-        return Measured(None, note="one example is its own mean, which removed pixels take")
+        return Measured(None, note=f"one example is its own mean, which removed {ELEMENTS[setting.kind]} take")
+    if prediction_of(setting).is_constant:
+        return Measured(None, note="the outputs are all the same")
     at_random = setting.shared((_NAME, "random"), lambda: _random_area(setting))
     gain = _area(setting, explanation.attributions) - at_random
     compare = _Comparison(setting, gain, at_random)
@@ -120,18 +122,18 @@ def _area(setting: Setting, attributions: Tensor) -> Tensor:
 def _kept(setting: Setting, ranking: Tensor, fractions: tuple[float, ...]) -> Tensor:
     """(fractions, N) float64 the explained class's probability when so many pixels are kept."""
     x, fill = setting.inputs, setting.inputs.mean(dim=0, keepdim=True)
-    together = setting.has_channels
+    together, prediction = setting.has_channels, prediction_of(setting)
     parts = [
         metrics.pixel_perturbation(
-            setting.model,
+            prediction.model,
             x[at],
             ranking[at] if together else ranking[at].expand_as(x[at]),
             fill,
-            target=setting.target[at],
+            target=prediction.target[at],
             channels="together" if together else "singly",
             fractions=fractions,
             max_examples_per_batch=setting.batch,
-            **setting.arguments(at),
+            **prediction.arguments(at),
         ).probability
         for at in setting.chunks()
     ]

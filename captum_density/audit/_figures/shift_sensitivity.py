@@ -19,6 +19,7 @@ from torch import Tensor
 from captum_density import metrics
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, of_examples
+from captum_density.audit._figures.obstacles import no_softmax
 from captum_density.audit._figures.words import listed, span
 from captum_density.audit._methods import CENTERED
 from captum_density.audit._results import Finding, Measured, Results, values_by_method
@@ -35,8 +36,6 @@ _MOVED, _STILL = 0.01, 1e-6
 
 def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
-    if setting.classes == 1:
-        return Measured(None, note="one output has no softmax to shift")
     shift = setting.shared((_NAME, "shift"), lambda: _shift(setting))
     spared = setting.effort.spares(explanation.passes)  # the first look at the attributions: before anything is drawn
     if spared and not _is_linear(explanation):
@@ -121,6 +120,7 @@ SHIFT_SENSITIVITY = Figure(
     meaning="1 - cosine of the attributions before and after a term is added to all logits, which changes no "
     "prediction; what moves says nothing about predictions. Small is not 0: maps of positive values look alike.",
     measure=_measure,
+    obstacle=no_softmax,
     findings=_findings,
     priority=6,
 )
