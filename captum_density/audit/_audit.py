@@ -88,16 +88,20 @@ def audit(
     `density_ratio`, the squared norm of `captum_density.density.class_score`, `hessian_trace` and `gan_test`.
 
     Args:
-        model: Maps (N, ...) to (N, classes), logits. A module is put into evaluation mode for the time of the call.
-        data: Inputs (N, ...), floating-point; a pair (inputs, labels); a data set of such items; or a `DataLoader`.
+        model: Maps (N, ...) to (N, classes), logits; to numbers (N,) or (N, outputs); or to (N, classes, H, W) of
+            segmentation, of which logits are averaged over the pixels where the explained class is predicted: the
+            target of Captum's tutorial on segmentation, over its size. A module is put into evaluation mode for the
+            time of the call.
+        data: Inputs (N, ...), floating-point, or a tuple of such, as the model takes them; a pair (inputs, labels); a
+            data set of such items; or a `DataLoader`. Labels are classes (N,), of segmentation (N, H, W), or numbers.
             Examples of a data set that raise when they are read are skipped and named in the report.
         attributions: Name to a function that makes the attribution for a model, which a Captum class is
             (``{"IG": IntegratedGradients}``), to an attribution of this model (``Saliency(model)``), or to a `Method`
             where options are needed; or names that the report knows (``["Saliency", "FullGrad, centered"]``); None for
             ten of them.
         metrics: Names of the figures; "default" for all but "diff_roar" and "gan_test", "all" for all.
-        target: Which output to explain: that of the predicted class, of the label, or those in a tensor (N,), one for
-            each audited example.
+        target: Which output to explain: that of the predicted class (of segmentation the one of the most pixels), of
+            the label, that of a number, or those in a tensor (N,), one for each audited example.
         limit: At most so many examples, drawn at random where there are more, of a loader the first; None for all.
         seed: Of all perturbations and of methods that draw noise, from PyTorch, NumPy or Python; the global random
             states are left as they were.
@@ -117,6 +121,21 @@ def audit(
             and gives the report that it would have given.
         show_progress: Whether to show a progress bar.
         name: Of the model in the report; None for its class.
+        layer: A module of the model whose output is explained in place of its inputs, as ``model.embeddings`` of a
+            model of token ids (N, L), whose tokens are then ranked.
+        additional_forward_args: As Captum's: what the model takes beside its inputs, such as attention masks. Tensors
+            of as many rows as the data, which are tensors then, hold one for each example.
+        task: Whether outputs are logits of classes or numbers; None to go by outputs and labels: numbers are (N,)
+            without labels, and what has floating-point labels.
+        channel_dim: Which dimension of the inputs holds channels, which are ranked together: -1 of what recurrent
+            networks and transformers take, (N, length, channels).
+        standardize: Whether features, of a table or several inputs, or channels of signals are counted in their own
+            deviations, from their means; baselines of zeros are then means. None to do so where one of them varies by
+            less than a tenth of the deviation of all values.
+        class_names: Names of the outputs, for pictures.
+        feature_names: Names of a table's columns; of several inputs those of each in a list.
+        tokens: Texts of each example's tokens, or a function of its ids, such as
+            ``tokenizer.convert_ids_to_tokens``.
 
     Returns:
         An `AuditReport`.
