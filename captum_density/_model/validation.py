@@ -118,7 +118,10 @@ def picked(output: Any) -> str:
         names = [f"[{i}]" for i, item in enumerate(output) if isinstance(item, Tensor)] or ["[0]"]
     else:
         names = [".logits"]
-    return f"model(x){next((name for name in names if 'logits' in name), names[0])}"
+    name = next((name for name in names if "logits" in name), names[0])
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    of_each_position = "logits" in name and isinstance(logits, Tensor) and logits.ndim == 3  # a decoder's
+    return f"model(x){name}{'[:, -1]' if of_each_position else ''}"
 
 
 def returned_tensor(output: Any) -> Tensor:

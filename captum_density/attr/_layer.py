@@ -41,7 +41,9 @@ def check_layers(layer: Any, several: bool = True) -> None:
     layers = layer if several and isinstance(layer, list) else [layer]
     if not layers or not all(isinstance(one, nn.Module) for one in layers):
         of = "an nn.Module of the model, or a non-empty list of such," if several else "one nn.Module of the model"
-        raise TypeError(f"layer must be {of} but is {layer!r}; pass a module such as model.features")
+        name = next((one for one in layers if isinstance(one, str)), None)
+        module = "a module such as model.features" if name is None else f"model.get_submodule({name!r})"
+        raise TypeError(f"layer must be {of} but is {layer!r}; pass {module}")
 
 
 def layers_of(attribution: Any) -> list[nn.Module]:
@@ -342,20 +344,22 @@ def _form(shape: torch.Size, alone: torch.Size | None, n: int) -> _Form:
     Raises:
         ValueError: Its shape does not tell them apart.
     """
+    if not shape:
+        raise ValueError("the layer's tensor is one number for all examples, which has no shares; pass another layer")
     if alone is not None and len(alone) == len(shape):
         differ = [d for d in range(len(shape)) if shape[d] != alone[d]]
-        if not differ and shape:
+        if not differ:
             return _Form(None, leads=shape[0] == 1)
         if len(differ) == 1 and shape[differ[0]] == n * alone[differ[0]]:
             each = alone[differ[0]]
             return _Form(differ[0], None if each == 1 else each)
         if differ and (shape[0], alone[0]) == (n, 1):  # the others' size may depend on the longest example
             return _Form()
-    elif shape and shape[0] == n:
+    elif shape[0] == n:
         return _Form()
     elif len(shape) > 1 and shape[1] == n:
         return _Form(1)
-    elif shape and shape[0] % n == 0:
+    elif shape[0] % n == 0:
         return _Form(0, shape[0] // n)
     raise ValueError(
         f"the layer's tensor of shape {tuple(shape)} does not tell the {n} examples apart; pass them one at a time, or "

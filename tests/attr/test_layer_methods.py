@@ -387,7 +387,7 @@ def test_layers_and_paths_that_are_none():
     model, x = through_identity()
     for make in (LayerPathIntegratedGradients, LayerCompleteDeepLift, LayerFullGrad):
         with pytest.raises(TypeError, match="pass a module"):
-            make(model, "0")
+            make(model, 0)
     with pytest.raises(TypeError, match="must be made"):
         LayerPathIntegratedGradients(model, model[0], path=PowerPath)
     with pytest.raises(ValueError, match="leave it out"):
@@ -395,3 +395,15 @@ def test_layers_and_paths_that_are_none():
     with pytest.raises(ValueError, match="contain NaN"):
         infinite = nn.Sequential(nn.Threshold(1e3, torch.inf), nn.Tanh())
         LayerFullGrad(infinite, infinite[0]).attribute(torch.ones(1, 2), 0)
+
+
+@pytest.mark.parametrize("kind", [LayerFullGrad, LayerCompleteDeepLift, LayerPathIntegratedGradients])
+@pytest.mark.parametrize("n", [1, 3])
+def test_one_number_for_all_examples_is_refused(kind, n):
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean()
+
+    scale, linear = Mean(), nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="pass another layer"):
+        kind(lambda x: linear(x) * scale(x), scale).attribute(torch.randn(n, 3), target=0)

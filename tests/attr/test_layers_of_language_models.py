@@ -177,3 +177,14 @@ class TestBalancedGradients:
         (gradient,) = torch.autograd.grad(BalancedGradients(view.model[1:])(leaf)[:, 1].sum(), leaf)
         assert_close(own, gradient * z)
         assert_close(path, gradient)
+
+
+def test_what_to_pick_of_a_decoders_output_is_said(llama):
+    with pytest.raises(TypeError, match=r"model\(x\)\['logits'\]\[:, -1\]"):
+        LayerFullGrad(llama, llama.model.embed_tokens).attribute(torch.tensor([[1, 2, 3]]), target=1)
+
+
+@pytest.mark.parametrize("layer", ["model.embed_tokens", ["model.embed_tokens"]])
+def test_a_layers_name_is_refused_with_how_to_find_it(llama, layer):
+    with pytest.raises(TypeError, match=r"pass model.get_submodule\('model.embed_tokens'\)"):
+        LayerFullGrad(llama, layer)

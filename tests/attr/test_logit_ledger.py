@@ -13,6 +13,7 @@ from captum.attr import InputXGradient
 from torch import nn
 from torch.testing import assert_close
 
+from captum_density._model.calls import map_tensors
 from captum_density.attr import FullGrad, LogitLedger
 from captum_density.rules import BalancedGradients
 from tests.attr.language_models import language_model, padded, prompts
@@ -496,3 +497,27 @@ def test_a_decoder_that_classifies_answers_at_the_last_token_that_is_no_padding(
     assert_close(ledger.inputs[1, :4], alone.inputs[0])
     assert not ledger.inputs[1, 4:].any()
     assert not model.get_input_embeddings()._forward_hooks
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("rules", "options"),
+    [(None, {}), ("libragrad", {}), (None, {"baselines": 4})],
+    ids=["none", "libragrad", "baselines"],
+)
+@pytest.mark.parametrize("first", ["cpu", "cuda"])
+def test_a_model_whose_layers_lie_on_two_devices(first, rules, options):
+    model, ids = language_model("llama"), prompts(2, 6)
+    expected = LogitLedger(model, rules=rules).attribute(ids, targets=7, **options)
+    second = "cpu" if first == "cuda" else "cuda"
+    model.to(first)
+    layer = model.model.layers[1].to(second)
+
+    def moved(tree, device):
+        return map_tensors(lambda t: t.to(device), tree)
+
+    layer.register_forward_pre_hook(lambda _, *given: moved(given, second), with_kwargs=True)
+    layer.register_forward_hook(lambda _, args, output: moved(output, first))
+    ledger = LogitLedger(model, rules=rules).attribute(ids.to(first), targets=7, **options)
+    assert ledger.inputs.device.type == first
+    assert_close(ledger.table().cpu(), expected.table())
