@@ -802,3 +802,57 @@ def test_the_report_says_how_many_examples_were_run(inputs, target):
     assert AuditReport.from_json(report.to_json()).cost == report.cost
     assert "forward on 10 examples" in str(report) and "forward on 10 examples" in report.to_html()
     assert audit(lambda x: model(x), inputs, methods, target=target, metrics=["seconds"]).cost == {}
+
+
+def image_model():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(36, 3))
+
+
+def test_a_full_audit_runs_little_twice():
+    # What is left: the gradient methods' and FullGrads' own forward passes, and samples that figures share by chance.
+    cost = audit(image_model(), torch.rand(4, 1, 8, 8), infidelity_samples=20, sensitivity_samples=2).cost
+    assert cost["forward_examples"] <= 1.6 * cost["different_forward_examples"]
+    assert cost["backward_examples"] <= 1.6 * cost["different_backward_examples"]
+
+
+class Middling(nn.Module):
+    """Two logits by the signs of values near 1; larger ones, which the input's own map ranks first, are passed over."""
+
+    def forward(self, x):
+        score = (x**3 * (-(x**2)).exp()).flatten(1).sum(1)
+        return torch.stack([10 * score, -10 * score], dim=1)
+
+
+def spots():
+    """Images of size 4 throughout, but for one value of size 1 and either sign."""
+    x = torch.full((24, 64), 4.0)
+    x[torch.arange(24), torch.randperm(64, generator=torch.Generator().manual_seed(0))[:24]] = torch.tensor(
+        [1.0, -1.0]
+    ).repeat(12)
+    return x.view(24, 1, 8, 8)
+
+
+@pytest.mark.parametrize("finds", [True, False])
+def test_a_large_models_audit_costs_less_and_comes_to_the_same(finds, monkeypatch):
+    model, x = (Middling(), spots()) if finds else (image_model(), torch.rand(12, 1, 8, 8))
+    few = {"metrics": ["infidelity", "sensitivity_max", "pixel_perturbation"], "max_examples_per_batch": 128}
+    thorough = audit(model, x, effort="thorough", **few)
+    monkeypatch.setattr("captum_density.audit._effort._LARGE", -1)  # any model is large
+    default = audit(model, x, **few)
+    assert default.cost["forward_examples"] < 0.3 * thorough.cost["forward_examples"]
+    assert set(default.methods) < set(thorough.methods)
+    for report in (thorough, default):
+        assert (report.recommendation().method is not None) == finds
+    spared = default.methods["IntegratedGradients"]["sensitivity_max"]
+    assert spared.value is None and not spared.failed and 'effort="thorough"' in spared.note
+    assert thorough.methods["IntegratedGradients"]["sensitivity_max"].value is not None
+    if not finds:  # a control that is as good ends the comparison, before the dear one
+        names = {each.name for each in default.methods["IntegratedGradients"]["pixel_perturbation"].controls}
+        assert "a constant map" in names and "its map at random weights" not in names
+
+
+def test_an_effort_that_there_is_not(inputs):
+    with pytest.raises(ValueError, match="'default' or 'thorough'"):
+        audit(TwoProducts(), inputs, effort="quick")
