@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any(metric in row for rows in table.values.values() for row in rows.values()):
             print(f"\n{metric}\n\n{table.table(metric)}")
     print(f"\nrank correlation of each metric with the known order\n\n{examination.table()}")
+    print(f"\nthe same of each example alone\n\n{examination.table(by_example=True)}")
     for task, rows in table.failures.items():
         for method, reason in rows.items():
             print(f"\n{method} does not run on {task}: {reason}")

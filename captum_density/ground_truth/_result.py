@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_density._display.intervals import Bootstrap, interval
 from captum_density._display.tables import markdown
+from captum_density.ground_truth._methods import CONTROLS
 from captum_density.ground_truth._metrics import rank_correlation
 
 __all__ = ["Examination", "GroundTruthTable"]
@@ -71,6 +72,9 @@ class GroundTruthTable:
     def table(self, metric: str = "relevance rank") -> str:
         """Write a line for each method and a column for each task, in Markdown: means with 95% intervals.
 
+        In bold are methods whose difference to each control that was measured, "random", "the input itself" and
+        "InputXGradient, random weights", has an interval above 0.
+
         Args:
             metric: Its name.
 
@@ -86,16 +90,31 @@ class GroundTruthTable:
             raise KeyError(f"{metric!r} was not measured on any task")
         lines = [["", *tasks]]
         for method in methods:
-            cells = [self.values[task].get(method, {}) for task in tasks]
-            lines.append([method, *(_cell(_mean(row[metric])) if metric in row else "" for row in cells)])
+            lines.append([method, *(self._text(task, method, metric) for task in tasks)])
         return markdown(lines)
+
+    def _text(self, task: str, method: str, metric: str) -> str:
+        if metric not in self.values[task].get(method, {}):
+            return ""
+        text = _cell(self.mean(task, method, metric))
+        return f"**{text}**" if self._beats_controls(task, method, metric) else text
+
+    def _beats_controls(self, task: str, method: str, metric: str) -> bool:
+        controls = [name for name in CONTROLS if name in self.values[task]]
+        if not controls or method in CONTROLS:
+            return False
+        return all(self.difference(task, method, control, metric)[1] > 0 for control in controls)
 
     def to_dict(self) -> dict[str, Any]:
         """What `json` can write: for each task, method and metric the mean, its interval, and each seed's mean."""
         rows = {
             task: {
                 method: {
-                    metric: {"mean": _rounded(_mean(values)), "seeds": _rounded(values.mean(1).tolist())}
+                    metric: {
+                        "mean": _rounded(_mean(values)),
+                        "seeds": _rounded(values.mean(1).tolist()),
+                        "above controls": self._beats_controls(task, method, metric),
+                    }
                     for metric, values in row.items()
                 }
                 for method, row in methods.items()
@@ -167,14 +186,25 @@ class Examination:
         """
         return self.recovery(metric, task)[1] >= _RECOVERED
 
-    def table(self) -> str:
-        """Write a line for each metric and a column for each task, in Markdown: `recovery`, in bold where it passes."""
+    def table(self, *, by_example: bool = False) -> str:
+        """Write a line for each metric and a column for each task, in Markdown, in bold where the metric passes.
+
+        Args:
+            by_example: Whether to show `recovery_by_example` instead of `recovery`.
+
+        Returns:
+            The table; a cell is empty where the metric does not apply.
+
+        Raises:
+            KeyError: Nothing was measured.
+        """
+        recovery = self.recovery_by_example if by_example else self.recovery
         tasks = dict.fromkeys(task for rows in self.values.values() for task in rows)
         lines = [["", *tasks]]
         for metric, rows in self.values.items():
             cells = []
             for task in tasks:
-                text = _cell(self.recovery(metric, task)) if task in rows else ""
+                text = _cell(recovery(metric, task)) if task in rows else ""
                 cells.append(f"**{text}**" if text and self.passes(metric, task) else text)
             lines.append([metric, *cells])
         return markdown(lines)

@@ -25,6 +25,7 @@ from captum_density.ground_truth._trial import Trial, attributed, identity_of_tr
 __all__ = ["Work", "degradations", "examined", "measured"]
 
 Row = dict[str, Any]
+_JITTER = 0.01
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def examined(work: Work) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     maps: list[Tensor] = []
     for name, metric in work.functions.items():
-        what = [name, described(metric), work.steps]
+        what = [name, described(metric), work.steps, described(degradations)]
         identity = work.identity(kind="examination", what=what) if store is not None else {}
         row = None if store is None else store.read(identity, dict)
         if row is None:
@@ -146,6 +147,8 @@ def degradations(trial: Trial, steps: int) -> list[Tensor]:
     scores = trial.scores(trial.answer).cpu()
     random = np.random.RandomState(derived_seed(trial.seed, trial.task.name, "degradation") % 2**32)
     n, d = scores.shape
+    # Units that the answer does not tell apart get an order, or metrics would order them by position.
+    scores += _JITTER * scores.abs().amax(1, keepdim=True) * torch.from_numpy(random.random_sample((n, d))).float()
     order = torch.from_numpy(random.random_sample((n, d)).argsort(1))
     places = torch.from_numpy(random.random_sample((n, d)).argsort(1))
     versions = []

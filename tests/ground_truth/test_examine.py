@@ -39,6 +39,7 @@ def test_an_example_alone_tells_less(examination):
 
 def test_tables_mark_who_passes(examination):
     lines = {line.split("|")[1].strip(): line for line in examination.table().splitlines()[2:]}
+    assert f"{examination.recovery_by_example('good', 'small')[0]:.2f}" in examination.table(by_example=True)
     assert "**" in lines["good"] and "**" not in lines["constant"] + lines["backwards"]
     row = json.loads(json.dumps(examination.to_dict()))["rows"]["good"]["small"]
     assert row["passes"] and len(row["seeds"]) == 5 and len(row["steps"]) == 6
@@ -54,14 +55,15 @@ def test_degradations_move_the_answers_values_step_by_step(make):
     seen = []
     examine({"spy": lambda trial, a: seen.append((trial, a))}, [Quick()], seeds=[0], examples=40, steps=5)
     maps = torch.stack([attributions for _, attributions in seen])
-    assert torch.equal(maps[0], seen[0][0].answer)
+    largest = seen[0][0].answer.abs().amax(1, keepdim=True)
+    assert ((maps[0] - seen[0][0].answer).abs() <= 0.011 * largest).all()  # the answer, its ties broken
     assert torch.equal(maps.sort(2)[0], maps[:1].sort(2)[0].expand_as(maps))  # the same values
     moved = [(maps[step] != maps[0]).double().mean().item() for step in range(5)]
     assert moved[0] == 0 and moved == sorted(moved) and moved[-1] > 0.1
-    # At last, nothing is left of the answer: what decides has no more than its share.
+    # At last, what decides has no more than its share.
     decides = seen[0][0].decides
-    share = decides.double().mean().item()
-    assert abs((maps[-1].abs() > maps[-1].abs().median(1, keepdim=True)[0])[decides].double().mean() - share) < 0.4
+    share = (maps.abs() * decides).flatten(1).sum(1) / maps.abs().flatten(1).sum(1)
+    assert share[0] > 0.9 and abs(share[-1] - decides.double().mean()) < 0.15
 
 
 def test_finished_examinations_are_not_made_again(tmp_path):

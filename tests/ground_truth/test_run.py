@@ -184,9 +184,23 @@ def test_tables_have_a_line_for_each_method_and_a_column_for_each_task(table):
     assert "small" in lines[0] and "1.00 [1.00, 1.00]" in lines[2]
     assert set(table.checks["small"]) == {"accuracy", "changed", "unchanged"}
     content = json.loads(json.dumps(table.to_dict()))
-    assert content["rows"]["small"]["wrong"]["pointing game"] == {"mean": [0, 0, 0], "seeds": [0, 0, 0]}
+    assert content["rows"]["small"]["wrong"]["pointing game"] == {
+        "mean": [0, 0, 0],
+        "seeds": [0, 0, 0],
+        "above controls": False,
+    }
     with pytest.raises(KeyError, match="not measured"):
         table.table("effects")
+
+
+def test_tables_have_in_bold_what_is_above_every_control():
+    methods = {**dict.fromkeys(["random", "the input itself"]), "right": right, "wrong": wrong}
+    methods = {name: make or METHODS[name] for name, make in methods.items()}
+    result = run(methods, [Small()], ["relevance mass"], seeds=[0, 1], examples=8)
+    lines = {line.split("|")[1].strip(): line for line in result.table("relevance mass").splitlines()[2:]}
+    assert [name for name, line in lines.items() if "**" in line] == ["right"]
+    rows = result.to_dict()["rows"]["small"]
+    assert [name for name in methods if rows[name]["relevance mass"]["above controls"]] == ["right"]
 
 
 def test_a_trial_knows_units_and_answer():
