@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{seconds:.0f} seconds, {cpu:.0f} of a core")
     if parsed.out:
         content = {"table": table.to_dict(), "examination": examination.to_dict()}
-        parsed.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        # Lists of numbers in one line each.
+        text = re.sub(r"\[[^][{]*\]", lambda numbers: " ".join(numbers[0].split()), json.dumps(content, indent=1))
+        parsed.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
