@@ -17,7 +17,7 @@ __all__ = ["FEATURES", "draw_bars", "draw_signals", "draw_tokens"]
 # Of the features as many are drawn as people read: the strongest, by the methods' mean.
 FEATURES = 10
 _POSITIVE, _NEGATIVE = "#b35806", "#542788"  # orange and purple, as of images
-_CELL, _NAMES, _WIDTH = 1.5, 1.7, 18
+_CELL, _NAMES, _WIDTH = 1.6, 1.7, 20
 _TOKEN, _LINE = 0.34, 0.24
 
 
@@ -33,7 +33,7 @@ def draw_bars(maps: Maps) -> Picture:
         for axes, values in zip(grid[row], maps.maps.values(), strict=True):
             _bars(axes, values[row][order].tolist())
         names = [maps.names[i] if maps.names else f"feature {i}" for i in order]
-        texts = [f"{_short(name)} {maps.images[row, i]:.3g}" for name, i in zip(names, order, strict=True)]
+        texts = [f"{_short(name)} {maps.images[row, i]:.4g}" for name, i in zip(names, order, strict=True)]
         grid[row, 0].set_yticks(range(shown), [_plain(text) for text in texts], fontsize=7)
         grid[row, 0].set_ylim(shown - 0.5, -0.5)
     return _labelled(picture, grid, maps)

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from captum_density.audit._figures import FIGURES, LIES, METHOD_FIGURES, MODEL_FIGURES
+from captum_density.audit._figures import LIES, METHOD_FIGURES, MODEL_FIGURES, titled
 from captum_density.audit._figures.accuracy import predicts_better_than_chance
 from captum_density.audit._figures.figure import Figure
+from captum_density.audit._figures.r_squared import predicts_better_than_the_mean
 from captum_density.audit._figures.words import counted_examples, listed
 from captum_density.audit._recommendation import recommend
 from captum_density.audit._results import Finding, Results
@@ -37,6 +38,8 @@ def verdict(results: Results) -> str:
 
 def _answer(results: Results) -> str:
     """By what is found of the model first, then by whether a method can be relied on; then by what there is."""
+    if predicts_better_than_the_mean(results) is False:
+        return "No: it predicts these data no better than their mean, so that there is nothing to explain."
     if predicts_better_than_chance(results) is False:
         return "No: it predicts these data no better than chance, so that there is nothing to explain."
     lies = _counted(finding for figure in LIES for finding in figure.findings(results))["warning"]
@@ -79,17 +82,26 @@ def _not_without_care(kinds: Counter[str], about: str) -> str:
 
 def _of_outputs(results: Results) -> Iterator[Finding]:
     outputs = results.settings.get("outputs", "logits")
-    if outputs != "logits":
+    if outputs not in ("logits", "numbers"):
         yield Finding(
             "warning",
             f"The model's outputs look like {outputs}: figures of the density and of shifts are not of its logits.",
             "Audit the model without its last softmax.",
         )
-    elif results.settings["classes"] == 1:
+    elif results.settings["classes"] == 1 and outputs == "logits":
         yield Finding(
             "note",
-            "The model has one output, whose softmax is constant: shifts and pixels are not measured.",
-            "See it as two classes, by a module that returns the output beside a zero.",
+            "The model has one output, taken for the logit of the second of two classes: what a softmax ignores, and "
+            "another class's map, are not measured.",
+        )
+    if "scales" in results.settings:
+        what = "channels" if results.settings["kind"] == "signal" else "features"
+        yield Finding(
+            "note",
+            f"The {what} differ in scale, up to {results.settings['scales']:.1g} times: each was counted in its own "
+            "deviation, from its mean, here and in what the methods explain.",
+            "Do so where you explain, too: give methods standardised inputs, or baselines of means, and multiply "
+            "gradients by deviations.",
         )
 
 
@@ -97,14 +109,15 @@ def _failures(results: Results) -> Iterator[Finding]:
     for name, row in {**results.methods, "the model": results.model}.items():
         failures = {figure: measured.note for figure, measured in row.items() if measured.failed}
         for note in dict.fromkeys(failures.values()):
-            titles = [FIGURES[figure].title for figure, text in failures.items() if text == note]
+            titles = [titled(figure, results).title for figure, text in failures.items() if text == note]
             where = "" if len(titles) == len(row) else f" at {', '.join(titles)}"
             yield Finding("note", f"{name} failed{where}: {note}")
 
 
 def _of_examples(results: Results) -> Iterator[Finding]:
     examples, classes = results.settings["examples"], results.settings["classes"]
-    if results.settings.get("explained_classes") == 1 and min(classes, examples) > 1:
+    outputs = results.settings.get("outputs", "logits")
+    if results.settings.get("explained_classes") == 1 and min(classes, examples) > 1 and outputs != "numbers":
         yield Finding("note", "All examples are explained as one class.", "Audit examples of several classes.")
     if examples < _FEW:
         yield Finding(

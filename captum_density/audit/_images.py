@@ -75,7 +75,10 @@ class Images:
 def draw_images(results: Results) -> Images:
     """Draw what there is to draw."""
     panels = [
-        _image(draw_figures(results.methods, [figure.name], panel=2.2), panel_text(results.methods, figure.name))
+        _image(
+            draw_figures(results.methods, [figure.name], panel=2.2, elements=results.elements),
+            panel_text(results.methods, figure.name, results.elements),
+        )
         for figure in columns(results)
         if by_method(results, figure.name)
     ]

@@ -32,7 +32,9 @@ _SMALLEST = 1e-8  # where rounding begins
 Rows = Mapping[str, Mapping[str, Measured]]
 
 
-def draw_figures(methods: Rows, names: Sequence[str], columns: int = 3, panel: float = _PANEL) -> Picture:
+def draw_figures(
+    methods: Rows, names: Sequence[str], columns: int = 3, panel: float = _PANEL, elements: str = "pixels"
+) -> Picture:
     """Draw panels that share their rows, the methods.
 
     Args:
@@ -40,6 +42,7 @@ def draw_figures(methods: Rows, names: Sequence[str], columns: int = 3, panel: f
         names: The figures to draw; those without a value in any method are left out.
         columns: Panels side by side, at most.
         panel: Width of a panel in inches, without the methods' names.
+        elements: What inputs consist of.
 
     Raises:
         ValueError: There is nothing to draw.
@@ -56,7 +59,7 @@ def draw_figures(methods: Rows, names: Sequence[str], columns: int = 3, panel: f
     picture = Picture(figsize=size, layout="constrained")
     grid = picture.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, figure in zip(grid.flat, figures, strict=False):
-        _draw_panel(axes, figure, dict(zip(places, methods.values(), strict=True)))
+        _draw_panel(axes, figure, dict(zip(places, methods.values(), strict=True)), elements)
     for axes in list(grid.flat)[len(figures) :]:
         axes.set_visible(False)
     # Shared by all panels: methods from top to bottom.
@@ -80,7 +83,7 @@ def _has(row: Mapping[str, Measured], name: str) -> bool:
     return name in row and row[name].value is not None
 
 
-def _draw_panel(axes: Axes, figure: Figure[Any], rows: Mapping[float, Mapping[str, Measured]]) -> None:
+def _draw_panel(axes: Axes, figure: Figure[Any], rows: Mapping[float, Mapping[str, Measured]], elements: str) -> None:
     panel, name = figure.panel, figure.name
     ends = {place: _ends(row[name], panel) for place, row in rows.items() if _has(row, name)}
     smallest = min(value for value, _, _ in ends.values())
@@ -110,7 +113,8 @@ def _draw_panel(axes: Axes, figure: Figure[Any], rows: Mapping[float, Mapping[st
         beside = any(row[name].controls for row in rows.values() if name in row)
         also = "\nbars: maps that know nothing" if beside else ""
         axes.set_xlabel(f"dashed: {text}{also}", fontsize="small")  # a legend would lie on the dots of many methods
-    title = f"{figure.title} / that of {figure.reference}" if panel.relative else figure.title
+    title = figure.title.format(elements=elements)
+    title = f"{title} / that of {figure.reference}" if panel.relative else title
     axes.set_title(f"{title}\n({figure.better})", fontsize="small")
     axes.tick_params(labelsize="small")
     axes.grid(axis="x", alpha=0.3)
@@ -126,7 +130,7 @@ def _ends(measured: Measured, panel: Panel) -> tuple[float, float, float]:
     return value / unit, low / unit, high / unit
 
 
-def panel_text(methods: Rows, name: str) -> str:
+def panel_text(methods: Rows, name: str, elements: str = "pixels") -> str:
     """What a panel shows, in words, for those who do not see it."""
     figure = FIGURES[name]
     texts = []
@@ -140,7 +144,7 @@ def panel_text(methods: Rows, name: str) -> str:
             )
             beside = f" (strongest control: {measured.controls[0].text()})" if measured.controls else ""
             texts.append(f"{method} {measured.text()}{unit}{beside}")
-    return f"{figure.title} by method, {figure.better}: {'; '.join(texts)}"
+    return f"{figure.title.format(elements=elements)} by method, {figure.better}: {'; '.join(texts)}"
 
 
 def draw_maps(maps: Maps | None, caption: bool = True) -> Picture:

@@ -144,8 +144,8 @@ class AuditReport(Results):
                 for method, row in self.methods.items()
             },
             "figures": {
-                name: {"title": FIGURES[name].title, "better": FIGURES[name].better, "meaning": FIGURES[name].meaning}
-                for name in (*self.model, *(figure.name for figure in columns(self)))
+                figure.name: {"title": figure.title, "better": figure.better, "meaning": figure.meaning}
+                for figure in (*(FIGURES[name] for name in self.model), *columns(self))
             },
             "skipped": list(self.skipped),
             "cost": dict(self.cost),
@@ -212,7 +212,7 @@ class AuditReport(Results):
             ValueError: None of them was measured.
         """
         names = [figure.name for figure in columns(self)] if metrics is None else list(metrics)
-        return draw_figures(self.methods, names)
+        return draw_figures(self.methods, names, elements=self.elements)
 
     def maps(self) -> Picture:
         """Draw some of the examples beside their attributions by each method, each map on a scale of its own.
@@ -221,7 +221,7 @@ class AuditReport(Results):
             A figure free of pyplot's state.
 
         Raises:
-            ValueError: The inputs are no images, or every method failed.
+            ValueError: The inputs are nothing that can be drawn, or every method failed.
         """
         return draw_maps(self.shown)
 

@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from captum_density.audit._maps import Maps
+from captum_density.audit._subject import ELEMENTS
 
 __all__ = [
     "Control",
@@ -216,7 +217,16 @@ class Results:
     @property
     def elements(self) -> str:
         """What an input consists of, in words."""
-        return "pixels" if len(self.settings["shape"]) == 3 else "features"
+        kind = self.settings.get("kind", "image" if len(self.settings["shape"]) == 3 else "table")
+        return ELEMENTS.get(kind, "features")
+
+    @property
+    def prediction(self) -> str:
+        """What is kept of a prediction where parts of the input are removed, in words."""
+        if self.settings.get("task") != "regression":
+            return "the explained class's probability"
+        moved = "how many deviations of the outputs the output has moved from that of the whole input"
+        return f"exp(-d^2 / 2), d being {moved},"
 
 
 def has_controls(results: Results, figure: str) -> bool:

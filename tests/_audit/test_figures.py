@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captum_density.audit import Measured
-from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
+from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected, titled
 from captum_density.audit._figures.figure import of_examples
 from tests.audit.reports import report_of, row
 
@@ -76,7 +76,11 @@ def test_the_legend_explains_what_is_shown_and_nothing_else():
     model = {"gan_test": Measured(0.5, reference=0.75)}
     legend = " ".join(report_of(methods, model, settings={"examples": 17}).table().split("\n\n")[-1].split())
     assert legend.startswith("Means over 17 examples, ") and "noise 0.12, sensitivity radius 0.046," in legend
-    in_legend = {name for name, measure in FIGURES.items() if f". {measure.title}, {measure.better}: " in f". {legend}"}
+    in_legend = {
+        name
+        for name, measure in FIGURES.items()
+        if f". {measure.title.format(elements='pixels')}, {measure.better}: " in f". {legend}"
+    }
     assert in_legend == {"infidelity", "gan_test"}
     assert "For a map of zeros: 2 or 3, by what is explained." in legend
     assert "For the other classifier on the data: 0.75." in legend
@@ -86,4 +90,4 @@ def test_the_legend_explains_what_is_shown_and_nothing_else():
 
 def test_the_page_says_what_each_figure_means():
     page = report_of().to_html()
-    assert all(html.escape(FIGURES[name].meaning) in page for name in row())
+    assert all(html.escape(titled(name, report_of()).meaning) in page for name in row())

@@ -136,7 +136,10 @@ def test_described_holds_the_figures():
     methods = {"a": row(), "b": row(0.25), "c": {"seconds": failed()}}
     for measure in ("sensitivity_max", "pixel_perturbation", "seconds"):
         text = "; ".join(f"{name} {methods[name][measure].text()}" for name in "ab")
-        assert panel_text(methods, measure) == f"{FIGURES[measure].title} by method, {FIGURES[measure].better}: {text}"
+        assert (
+            panel_text(methods, measure)
+            == f"{FIGURES[measure].title.format(elements='pixels')} by method, {FIGURES[measure].better}: {text}"
+        )
     assert "a 0.25 ± 0.1 (a map of zeros 2)" in panel_text(methods, "infidelity")
 
 

@@ -26,7 +26,7 @@ from captum_density.audit._figures.shift_sensitivity import SHIFT_SENSITIVITY
 from captum_density.audit._results import Results
 from captum_density.audit._setting import Setting
 
-__all__ = ["FIGURES", "LIES", "METHOD_FIGURES", "MODEL_FIGURES", "columns", "selected"]
+__all__ = ["FIGURES", "LIES", "METHOD_FIGURES", "MODEL_FIGURES", "columns", "selected", "titled"]
 
 # In the order of tables and pictures.
 METHOD_FIGURES: tuple[Figure[Explanation], ...] = (
@@ -79,4 +79,9 @@ def selected(metrics: Iterable[str] | None) -> tuple[str, ...]:
 def columns(results: Results) -> list[Figure[Explanation]]:
     """The figures of methods that were measured, in the order of a table's columns."""
     names = {name for row in results.methods.values() for name in row}
-    return [figure for figure in METHOD_FIGURES if figure.name in names]
+    return [figure.worded(results) for figure in METHOD_FIGURES if figure.name in names]
+
+
+def titled(name: str, results: Results) -> Figure[Any]:
+    """The figure of this name, in the words of the inputs."""
+    return FIGURES[name].worded(results)

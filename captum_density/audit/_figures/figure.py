@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Generic, Literal, TypeVar
 
@@ -121,3 +121,8 @@ class Figure(Generic[Subject]):
     reference: str = ""
     panel: Panel = Panel()
     shows_note: bool = False
+
+    def worded(self, results: Results) -> Figure[Subject]:
+        """The same in the words of the inputs: "pixels", "tokens", "features"."""
+        words = {"elements": results.elements, "prediction": results.prediction}
+        return replace(self, title=self.title.format(**words), meaning=self.meaning.format(**words))

@@ -206,12 +206,12 @@ def _findings(results: Results) -> Iterator[Finding]:
 
 PIXEL_PERTURBATION = Figure(
     name=_NAME,
-    title="pixels beyond chance",
+    title="{elements} beyond chance",
     better="higher is better",
-    meaning="Area under the explained class's probability when only the pixels of the largest attributions, by "
-    "absolute value, are kept, minus the same for random rankings. Beside it stand controls, maps that know nothing of "
-    "the model's reasons; a method in favour is better than each, in pairs of the same example. The other pixels take "
-    "the mean of the examples, so that a method that multiplies by the input loses where pixels of value 0 matter.",
+    meaning="Area under {prediction} when only the {elements} of the largest attributions, by absolute value, are "
+    "kept, minus the same for random rankings. Beside it stand controls, maps that know nothing of the model's "
+    "reasons; a method in favour is better than each, in pairs of the same example. The other {elements} take the mean "
+    "of the examples, so that a method that multiplies by the input loses where {elements} of value 0 matter.",
     measure=_measure,
     findings=_findings,
     priority=5,
