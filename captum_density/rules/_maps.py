@@ -88,11 +88,12 @@ def _slope(u: Tensor, y: Tensor, probe: Tensor) -> Tensor:
     """
     at_zero, above, below = probe.tolist()
     first, second = (above - below) / (2 * _STEP), (above + below - 2 * at_zero) / (2 * _STEP**2)
-    # No derivative at 0, as of a square root, or a corner there.
-    first = first if abs(first) < 1e6 else 0.0
-    second = second if first and abs(second) < 1e4 else 0.0
+    # No derivative at 0, as of a square root, or a corner there, or a curve as narrow as that of 1 / sqrt(u + 1e-5).
+    first, is_smooth = (first if abs(first) < 1e6 else 0.0), abs(first) < 1e6 and abs(second) < 1e4
+    second = second if first and is_smooth else 0.0
     # A quotient of u itself is exact to rounding; a difference loses what sigma(0) is larger than it.
-    near = u.abs() <= (torch.finfo(u.dtype).eps ** (1 / 3) if at_zero else torch.finfo(u.dtype).tiny)
+    precision = torch.finfo(u.dtype)
+    near = u.abs() <= (precision.eps ** (1 / 3) if at_zero and is_smooth else precision.tiny)
     slope = (y.sub_(at_zero) if at_zero else y).div_(u)
     if not second:
         return slope.masked_fill_(near, first)

@@ -384,9 +384,7 @@ class RuleMode(TorchFunctionMode):
         assert probe is not None
         at_zero = float(probe[0])
         of_origin = _Call(call.name, call.func, call.args, call.kwargs, [origin], call.rules)
-        return self._told(
-            of_origin, result, own, lambda: result.new_full((1,) * result.ndim, at_zero) if at_zero else None
-        )
+        return self._told(of_origin, result, own, lambda: _left_of_secant(origin, result, at_zero))
 
     def _function(self, call: _Call, u: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The call as a function of u, which it does not keep; None where it would not give the same value again."""
@@ -569,6 +567,15 @@ def _bias(call: _Call) -> Tensor | None:
     """What a dense layer or a convolution adds."""
     position = {"linear": 2, "bilinear": 3}.get(call.name, 2 if call.name.startswith("conv") else None)
     return None if position is None else call.argument(position, "bias")
+
+
+def _left_of_secant(u: Tensor, y: Tensor, at_zero: float) -> Tensor | None:
+    """y - A u with A = (y - sigma(0)) / u, broadcastable to y; where u is infinite, as a masked score is, A is 0."""
+    if not at_zero:
+        return None
+    infinite = u.detach().isinf()
+    left = y.new_full((1,) * y.ndim, at_zero)
+    return torch.where(infinite, y.detach(), left) if bool(infinite.any()) else left
 
 
 def _summand(call: _Call, added: Tensor, result: Tensor) -> Tensor:

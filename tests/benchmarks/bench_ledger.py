@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--continued", nargs="*", type=int, default=(2, 8), help="layers of models that go on")
     parser.add_argument("--width", type=int, default=256, help="in heads of 64")
     parser.add_argument("--rules", nargs="+", default=("jacobian", "libragrad"))
+    parser.add_argument("--baselines", action="store_true", help="the ledger against a baseline, too")
     parser.add_argument("--runs", type=int, default=5, help="timed rounds")
     parser.add_argument("--threads", type=int, default=1, help="threads in one operation")
     parser.add_argument("--shared", action="store_true", help="time of the process, where others share the machine")
@@ -53,6 +54,8 @@ def main() -> None:
                     if rules != "jacobian":
                         cases[f"{REFERENCE}, {rules}"] = partial(plain, rules, *setting)
                     cases[f"ledger, {rules}"] = partial(ledger, rules, *setting)
+                if arguments.baselines:
+                    cases["ledger, baselines"] = partial(ledger, "jacobian", *setting, baselines=0)
                 comparisons.append(
                     _compared(f"{family}, {layers} layers, {length} tokens", cases, REFERENCE, arguments)
                 )
@@ -114,10 +117,10 @@ def plain(rules: str | None, family: str, layers: int, length: int, width: int) 
     return lambda: method.attribute(embeddings, target=7).sum(2)
 
 
-def ledger(rules: str, family: str, layers: int, length: int, width: int) -> Call:
+def ledger(rules: str, family: str, layers: int, length: int, width: int, baselines: int | None = None) -> Call:
     model, ids = decoder(family, layers, length, width)
     method = LogitLedger(model, rules=None if rules == "jacobian" else rules)
-    return lambda: method.attribute(ids, targets=7)
+    return lambda: method.attribute(ids, targets=7, baselines=baselines)
 
 
 def together(family: str, layers: int, length: int, width: int) -> Call:

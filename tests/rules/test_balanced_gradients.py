@@ -582,3 +582,20 @@ def test_a_custom_function_has_its_own_derivative_and_is_named():
         found = gradient(BalancedGradients(lambda x: F.gelu(Cube.apply(x * 1)) * 1), x)
     cubed = x**3
     torch.testing.assert_close(found, F.gelu(cubed) / cubed * 3 * x**2)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda u: torch.exp(u.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf)) * u,
+        lambda u: torch.rsqrt(u.square() + 1e-5) * (1 + u),
+        lambda u: torch.sigmoid(100 * u) * u,
+    ],
+    ids=["masked", "a narrow curve", "a steep gate"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_secants_leave_of_masked_and_of_narrow_functions(function, dtype):
+    torch.manual_seed(0)
+    x = 10.0 ** -torch.arange(8).view(2, 1, 4).to(dtype) * torch.randn(2, 4, 4, dtype=dtype)
+    terms = FullGrad(BalancedGradients(lambda x: function(x).sum((1, 2)), {"mul": "share"})).decompose(x)
+    assert float(terms.gap().max()) < (1e-5 if dtype == torch.float32 else 1e-12)
