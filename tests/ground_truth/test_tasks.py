@@ -73,6 +73,15 @@ def test_the_rest_is_changed_outside_the_masks_and_the_class_stays(task):
     assert (same.inputs != examples.inputs).flatten(1).any(1).double().mean() > 0.9
 
 
+@pytest.mark.parametrize("part", ["deciding", "rest"])
+def test_a_recalled_key_stays_the_only_one_of_its_kind(part):
+    task = AssociativeRecall()
+    tokens = task.intervene(task.examples(200), part).inputs.argmax(2)
+    keys = tokens[:, 0:-1:2].sort(1)[0]
+    assert (keys.diff(dim=1) > 0).all()
+    assert ((tokens[:, 0:-1:2] == tokens[:, -1:]).sum(1) == 1).all()
+
+
 def test_an_intervention_is_of_what_decides_or_of_the_rest():
     with pytest.raises(ValueError, match="'deciding' or 'rest'"):
         SignalBlock().intervene(SignalBlock().examples(2), "all")
