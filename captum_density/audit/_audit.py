@@ -111,9 +111,10 @@ def audit(
         infidelity_samples: Perturbations per example of infidelity, at most.
         sensitivity_samples: Perturbations per example of sensitivity_max, at most.
         effort: "thorough" measures everything of every method. "default" does so of models that take at most 2e8
-            operations for an example, and of larger ones leaves out what tells least for its price: three of the ten
-            methods; the figures by which a method of several runs for an example would have to be run again; and
-            samples where few are enough. The report says so in each place.
+            operations for an example. Of larger ones it leaves out what tells least for its price, and says so in each
+            place: of the ten methods those that average over a path or noise; of methods of several runs for an example
+            the figures for which they would have to run again; controls that cannot change the answer; and samples
+            where few are enough.
         max_examples_per_batch: Most examples, copies included, that run at once, where a method lets itself be told.
         proxy: Another classifier of the same classes, for "gan_test".
         retraining: What "diff_roar" retrains, and on what.
@@ -205,8 +206,8 @@ def audit(
         )
         methods = methods_of(attributions, inputs)
         amount = effort_for(effort, subject.model, inputs[:1], *([] if subject.rows is None else [subject.rows[:1]]))
-        if attributions is None:
-            methods = {title: method for title, method in methods.items() if title not in amount.left_out}
+        left_out = amount.left_out if attributions is None else ()
+        methods = {title: method for title, method in methods.items() if title not in left_out}
         setting = Setting(
             model=subject.model,
             inputs=inputs,
@@ -231,7 +232,7 @@ def audit(
             effort=amount,
             runs=runs if layer is None else None,  # which sees ids, not what is put in their place
         )
-        settings = {"model": name or _name_of(model), **_settings(setting)}
+        settings = {"model": name or _name_of(model), **_settings(setting), "left_out": list(left_out)}
         if subject.scales is not None:
             settings["scales"] = subject.scales
         rows, row, maps = _measure(setting, methods, names, None if store is None else Store(Path(store)))

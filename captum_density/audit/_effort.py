@@ -24,7 +24,7 @@ class Effort:
     Args:
         few_passes: Methods of more runs of the model for an example are measured by what they show, and not by how that
             changes with the input, the model or the class; None for no such limit.
-        left_out: Of the default methods.
+        left_out: Of the default methods, those that average over a path or over noise.
         fractions: Of the pixels kept in pixel perturbation.
         random_rankings: That pixels are compared with.
         sensitivity_samples: At most.
@@ -57,7 +57,7 @@ class Effort:
 THOROUGH = Effort()
 ECONOMICAL = Effort(
     few_passes=1,
-    left_out=("SmoothGrad", "SimpleFullGrad", "SmoothFullGrad"),
+    left_out=("IntegratedGradients", "SmoothGrad", "SmoothFullGrad"),
     fractions=(0.0, 0.05, 0.15, 0.35, 0.65, 1.0),
     random_rankings=3,
     sensitivity_samples=2,

@@ -119,6 +119,13 @@ def _of_examples(results: Results) -> Iterator[Finding]:
     outputs = results.settings.get("outputs", "logits")
     if results.settings.get("explained_classes") == 1 and min(classes, examples) > 1 and outputs != "numbers":
         yield Finding("note", "All examples are explained as one class.", "Audit examples of several classes.")
+    left_out = results.settings.get("left_out")
+    if left_out:
+        yield Finding(
+            "note",
+            f"{listed(left_out)} were left out, as they run this large model 20 to 50 times for each example.",
+            'Ask for them by name, or for everything by effort="thorough" (--thorough).',
+        )
     if examples < _FEW:
         yield Finding(
             "note",
