@@ -11,11 +11,12 @@ from typing import Any
 from captum_density.audit._figures import FIGURES, columns
 from captum_density.audit._figures.figure import Figure
 from captum_density.audit._figures.words import beside_controls, cost_in_words, counted_examples
-from captum_density.audit._findings import KINDS, findings, verdict
+from captum_density.audit._findings import KINDS, verdict
 from captum_density.audit._images import Image, Images, draw_images
 from captum_density.audit._pictures import CAPTION
+from captum_density.audit._questions import answers, unanswered
 from captum_density.audit._recommendation import recommend
-from captum_density.audit._results import Measured, Results, by_method, has_controls, number
+from captum_density.audit._results import Finding, Measured, Results, by_method, has_controls, number
 
 __all__ = ["fragment", "page"]
 
@@ -28,6 +29,7 @@ _STYLE = """
   margin: 0 auto; padding: .1rem 1rem 2rem; overflow-wrap: anywhere; color-scheme: light; text-align: left}
 .captum-density h1 {font-size: 1.5rem; line-height: 1.25; margin: 1rem 0 .25rem; color: inherit}
 .captum-density h2 {font-size: 1.15rem; margin: 2rem 0 .5rem; color: inherit}
+.captum-density h3 {font-size: 1rem; margin: 1rem 0 .25rem; color: inherit}
 .captum-density .verdict {font-size: 1.15rem; font-weight: 600; margin: .25rem 0}
 .captum-density .recommendation {margin: .25rem 0 .75rem}
 .captum-density .about, .captum-density .small {color: #4d4d4d; font-size: .9rem}
@@ -79,7 +81,7 @@ _STYLE = """
   .captum-density .scroll {overflow: visible}
   .captum-density .scroll img {max-width: 100%; max-height: 4.2in; width: auto}
   .captum-density tr, .captum-density li {break-inside: avoid}
-  .captum-density h2, .captum-density dt {break-after: avoid}
+  .captum-density h2, .captum-density h3, .captum-density dt {break-after: avoid}
 }
 """
 
@@ -116,6 +118,7 @@ def _body(results: Results, images: Images) -> str:
         _panels(images),
         _maps(images),
         _meanings(results),
+        _unanswered(results),
         _skipped(results),
         "</div>",
     ]
@@ -145,13 +148,23 @@ def _with_code(text: str) -> str:
 
 
 def _findings(results: Results) -> str:
-    items = []
-    for finding in findings(results):
-        code = _with_code(finding.advice)
-        advice = f' <span class="advice">{code}</span>' if code else ""
-        kind = f'<span class="kind">{KINDS[finding.kind]}:</span>'
-        items.append(f'<li class="{finding.kind}">{kind} {escape(finding.text)}{advice}</li>')
-    return f'<ul class="findings">\n{chr(10).join(items)}\n</ul>'
+    parts = []
+    for question, told, measured in answers(results):
+        items = "\n".join(map(_item, told)) or f'<li class="note">{escape(measured[0].upper() + measured[1:])}.</li>'
+        parts.append(f'<h3>{escape(question)}</h3>\n<ul class="findings">\n{items}\n</ul>')
+    return "\n".join(parts)
+
+
+def _item(finding: Finding) -> str:
+    code = _with_code(finding.advice)
+    advice = f' <span class="advice">{code}</span>' if code else ""
+    kind = f'<span class="kind">{KINDS[finding.kind]}:</span>'
+    return f'<li class="{finding.kind}">{kind} {escape(finding.text)}{advice}</li>'
+
+
+def _unanswered(results: Results) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in unanswered(results))
+    return f"<h2>What was not measured, and what no figure finds</h2>\n<ul>{items}</ul>" if items else ""
 
 
 def _model(results: Results) -> str:
