@@ -135,9 +135,9 @@ def make_parser() -> Parser:
         nargs="+",
         metavar="NAME",
         help="figures: completeness_gap, infidelity, sensitivity_max, shift_sensitivity, pixel_perturbation, "
-        "randomisation, class_likeness, diff_roar, seconds; accuracy, common_gradient, off_manifold_gradient, "
-        "finite_difference_gap, density_ratio, gradient_norm, hessian_trace, gan_test; 'all', or 'default', which is "
-        "all but diff_roar and gan_test",
+        "randomisation, class_likeness, diff_roar, seconds; accuracy, r_squared, common_gradient, "
+        "off_manifold_gradient, finite_difference_gap, density_ratio, gradient_norm, hessian_trace, gan_test; "
+        "'all', or 'default', which is all but diff_roar and gan_test",
     )
     parser.add_argument("--limit", type=_count, metavar="N", help="how many examples to audit; 64 without it")
     parser.add_argument(

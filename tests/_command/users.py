@@ -99,10 +99,6 @@ def a_tuple():
     return Returning(lambda logits: (logits, None))
 
 
-def one_number():
-    return Returning(lambda logits: logits[:, 0])
-
-
 def nan():
     return Returning(lambda logits: logits * float("nan"))
 
