@@ -85,7 +85,7 @@ def test_links_lead_to_files_and_headings(page):
     """Those within the repository, as GitHub reads them; the documentation's build checks its own."""
     for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", page.read_text(encoding="utf-8")):
         path, _, heading = link.partition("#")
-        aim = (page.parent / path).resolve()
+        aim = (page.parent / path).resolve() if path else page
         assert aim.exists(), f"{page.name} links to {link}"
         if heading:
             titles = re.findall(r"^#+ (.*)$", aim.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -238,7 +238,7 @@ def test_a_layer_has_to_run_once(layer, remedy):
 
 def test_bad_arguments():
     net = network("convolutional")
-    with pytest.raises(TypeError, match=r"pass a module"):
+    with pytest.raises(TypeError, match=r"pass model\.get_submodule\('0'\)"):
         LayerFullGrad(net.model, "0")
     with pytest.raises(TypeError, match=r"pass a module"):
         NeuronFullGrad(net.model, [net.model[0]])
