@@ -161,3 +161,23 @@ def table(results: Mapping[str, Any]) -> str:
             cells = (over_seeds([row[key] for row in rows], places.get(key, 2)) for key in FIGURES)
             lines.append([name, kind, f"{weight:g}", *cells, f"{PUBLISHED[kind]:.1f}%"])
     return markdown(["data", "network", "weight", *FIGURES.values(), "published GAN-test, CIFAR-100"], lines)
+
+
+def choice_table(results: Mapping[str, Any]) -> str:
+    """What each weight came to on validation images, the chosen one in bold, in Markdown."""
+    lines = []
+    for name, result in results.items():
+        for kind, choice in result["choices"].items():
+            for at, weight in enumerate(choice["weights"]):
+                shown = f"{weight:g}"
+                lines.append(
+                    [
+                        name,
+                        kind,
+                        f"**{shown}**" if weight == choice["weight"] else shown,
+                        f"{choice['accuracies'][at]:.3f}",
+                        f"{choice['gan_tests'][at]:.2f}",
+                        f"{choice['traces'][at]:.0f}",
+                    ]
+                )
+    return markdown(["data", "loss", "weight", "accuracy", "GAN-test", "Hessian trace"], lines)
