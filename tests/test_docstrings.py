@@ -49,6 +49,7 @@ MADE_BY = dict(
     FractionToFlip:fraction_to_flip FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist
     LayerFullGradients:LayerFullGrad.decompose
     Ledger:LogitLedger Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation
+    GroupPerturbation:group_perturbation ParameterRandomisation:parameter_randomisation
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
     WeightChoice:choose_weight
     TaskExamples:Task Verification:Task Examination:examine GroundTruthTable:run Trial:run
@@ -63,6 +64,7 @@ NO_PAPER = {
         "attention_erasure_scatter density_ratio_curves fraction_to_flip_boxes pixel_perturbation_curves saliency_grid "
         "sample_grid".split()
     ),
+    "a helper of a metric": {"patch_mask"},
     "a tool for tests": {"attribution_checks", "check_attribution", "networks"},
 }
 # Takes arguments, and refuses none: why, and what.

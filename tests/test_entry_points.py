@@ -42,6 +42,7 @@ TOKENS, PLANE = torch.randn(3, 5, 8), torch.randn(30, 2) @ torch.randn(2, 6)
 EACH, OTHERS, AGAIN, ONE = torch.tensor([0, 1, 2]), torch.tensor([1, 0, 2]), torch.tensor([0, 1, 1]), torch.tensor(1)
 PAIR, TWO, BLOCK = torch.tensor([[0, 1]]), torch.tensor([0, 2]), torch.tensor([0.6, 0.8, 0.0])
 FRACTIONS, RADII = torch.tensor([0.0, 0.5]), torch.tensor([0.1, 0.2])
+HALVES = torch.tensor([[0, 0, 0, 1, 1, 1]])
 GROUPS, RANKS = torch.arange(16).view(1, 4, 4), torch.arange(16).repeat(6, 1)
 COLUMNS, SENTENCE = torch.rand(4, 10), ground_truth.SubjectVerbAgreement().examples(1).inputs[0]
 NETWORK = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
@@ -199,6 +200,14 @@ CALLS = {
     "pixel_perturbation": lambda t: metrics.pixel_perturbation(
         model, t(X), t(NEAR), t(0 * X[:1]), t(SCALE), t(Y), channels="singly", fractions=t(FRACTIONS)
     ),
+    "group_perturbation": lambda t: metrics.group_perturbation(
+        model, t(X), t(NEAR), t(0 * X[:1]), t(SCALE), t(Y), feature_mask=t(HALVES), fractions=t(FRACTIONS)
+    ),
+    "patch_mask": lambda t: metrics.patch_mask(t(IMAGES), 2),
+    "parameter_randomisation": lambda t: metrics.parameter_randomisation(Saliency, model, t(X), t(Y), t(SCALE)),
+    "pointing_game": lambda t: metrics.pointing_game(t(IMAGES), t(KEPT)),
+    "relevance_mass": lambda t: metrics.relevance_mass(t(IMAGES), t(KEPT)),
+    "relevance_rank": lambda t: metrics.relevance_rank(t(IMAGES), t(KEPT)),
     "shift_sensitivity": lambda t: metrics.shift_sensitivity(Saliency, model, t(X), None, t(Y), t(SCALE)),
     "signal_block_share": lambda t: metrics.signal_block_share(t(IMAGES), t(KEPT)),
     "density_ratio_curves": lambda t: drawn(
@@ -561,6 +570,7 @@ ELSEWHERE = {
     "results, settings and errors": {
         "FullGradients", "LayerFullGradients", "Ledger", "AuditReport", "Control", "Finding", "Measured", "Method",
         "Recommendation", "AttentionErasure", "AxiomTable", "FractionToFlip", "GanTest", "PixelPerturbation",
+        "GroupPerturbation", "ParameterRandomisation",
         "RetrainingResult", "ShiftSensitivity", "FitConfig", "JobResult", "StoppedError", "Samples", "Failure",
         "Problem", "ConformanceError", "Shift", "FunctionPath", "StraightPath",
     },

@@ -50,9 +50,15 @@ class RandomWeights:
         return len(self._layers)
 
     @contextmanager
-    def drawn_anew(self, top: int | None = None) -> Iterator[None]:
-        """Within, so many layers, those nearest to the output, have other weights; None for all."""
-        layers = self._layers[0 if top is None else len(self) - top :]
+    def drawn_anew(self, top: int | None = None, *, alone: bool = False) -> Iterator[None]:
+        """Within, layers have other weights.
+
+        Args:
+            top: How many, those nearest to the output; None for all.
+            alone: Whether of these only the one that is furthest from the output.
+        """
+        first = 0 if top is None else len(self) - top
+        layers = self._layers[first : first + 1] if alone else self._layers[first:]
         with _substituted([(module, self._new[module]) for layer in layers for module in layer]):
             yield
 

@@ -8,11 +8,18 @@ import torch
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
+from captum_density._display.rank_correlation import rank_correlation
 from captum_density._model.generators import derived_seed, seeded
 from captum_density.ground_truth._trial import Trial
-from captum_density.metrics import completeness_gap, pixel_perturbation, signal_block_share
+from captum_density.metrics import (
+    completeness_gap,
+    pixel_perturbation,
+    pointing_game,
+    relevance_mass,
+    relevance_rank,
+)
 
-__all__ = ["AGAINST_THE_ANSWER", "METRICS", "rank_correlation"]
+__all__ = ["AGAINST_THE_ANSWER", "METRICS"]
 
 _PARTS = 8  # of a perturbation curve
 _ERASED = 0.2
@@ -22,21 +29,17 @@ Metric = Callable[[Trial, Tensor], Tensor | None]
 
 def _relevance_mass(trial: Trial, attributions: Tensor) -> Tensor:
     """The share of units' absolute scores on those that decide."""
-    return signal_block_share(trial.scores(attributions), trial.decides)
+    return relevance_mass(trial.scores(attributions), trial.decides)
 
 
 def _relevance_rank(trial: Trial, attributions: Tensor) -> Tensor:
     """Of as many units with the largest absolute scores as decide, the share that does."""
-    order = trial.scores(attributions).abs().argsort(dim=1, descending=True, stable=True)
-    count = trial.decides.sum(1, keepdim=True)
-    top = torch.arange(order.shape[1], device=order.device) < count
-    return (trial.decides.gather(1, order) & top).sum(1) / count.squeeze(1)
+    return relevance_rank(trial.scores(attributions), trial.decides)
 
 
 def _pointing_game(trial: Trial, attributions: Tensor) -> Tensor:
     """Whether the unit with the largest absolute score decides."""
-    top = trial.scores(attributions).abs().argmax(1, keepdim=True)
-    return trial.decides.gather(1, top).squeeze(1).to(attributions)
+    return pointing_game(trial.scores(attributions), trial.decides).to(attributions)
 
 
 def _effects(trial: Trial, attributions: Tensor) -> Tensor | None:
@@ -150,19 +153,3 @@ METRICS: Mapping[str, Metric] = {
     "sensitivity_max": _sensitivity_max,
     "completeness gap": _completeness,
 }
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """(N,) C. Spearman's rank correlation of each row, equal values sharing their ranks; 0 where a row is constant."""
-    ranks = [_ranks(values) for values in (one, other)]
-    centred = [rank - rank.mean(1, keepdim=True) for rank in ranks]
-    lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
-    return (centred[0] * centred[1]).sum(1) / torch.where(lengths > 0, lengths, 1)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    ordered = values.double().sort(1)[0]
-    below, through = (
-        torch.searchsorted(ordered, values.double().contiguous(), side=side) for side in ("left", "right")
-    )
-    return (below + through).double() / 2

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from captum_density._display.intervals import Bootstrap, interval
+from captum_density._display.rank_correlation import rank_correlation
 from captum_density._display.tables import markdown
 from captum_density.ground_truth._methods import CONTROLS
-from captum_density.ground_truth._metrics import rank_correlation
 
 __all__ = ["Examination", "GroundTruthTable"]
 

@@ -18,8 +18,16 @@ from captum_density.metrics._fraction_to_flip import FractionToFlip as FractionT
 from captum_density.metrics._fraction_to_flip import fraction_to_flip as fraction_to_flip
 from captum_density.metrics._gan_test import GanTest as GanTest
 from captum_density.metrics._gan_test import gan_test as gan_test
+from captum_density.metrics._group_perturbation import GroupPerturbation as GroupPerturbation
+from captum_density.metrics._group_perturbation import group_perturbation as group_perturbation
+from captum_density.metrics._group_perturbation import patch_mask as patch_mask
 from captum_density.metrics._kernel_stein import kernel_stein_discrepancy as kernel_stein_discrepancy
+from captum_density.metrics._known_masks import pointing_game as pointing_game
+from captum_density.metrics._known_masks import relevance_mass as relevance_mass
+from captum_density.metrics._known_masks import relevance_rank as relevance_rank
 from captum_density.metrics._off_manifold_gradient import off_manifold_gradient as off_manifold_gradient
+from captum_density.metrics._parameter_randomisation import ParameterRandomisation as ParameterRandomisation
+from captum_density.metrics._parameter_randomisation import parameter_randomisation as parameter_randomisation
 from captum_density.metrics._pixel_perturbation import PixelPerturbation as PixelPerturbation
 from captum_density.metrics._pixel_perturbation import pixel_perturbation as pixel_perturbation
 from captum_density.metrics._retraining_result import RetrainingResult as RetrainingResult
@@ -32,6 +40,8 @@ __all__ = [
     "AxiomTable",
     "FractionToFlip",
     "GanTest",
+    "GroupPerturbation",
+    "ParameterRandomisation",
     "PixelPerturbation",
     "RetrainingResult",
     "ShiftSensitivity",
@@ -44,11 +54,17 @@ __all__ = [
     "finite_difference_gap",
     "fraction_to_flip",
     "gan_test",
+    "group_perturbation",
     "implementation_gap",
     "kar",
     "kernel_stein_discrepancy",
     "off_manifold_gradient",
+    "parameter_randomisation",
+    "patch_mask",
     "pixel_perturbation",
+    "pointing_game",
+    "relevance_mass",
+    "relevance_rank",
     "roar",
     "sensitivity_gap",
     "shift_sensitivity",

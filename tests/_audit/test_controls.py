@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from captum_density import metrics
+from captum_density._display.rank_correlation import rank_correlation
 from captum_density.audit import audit
 from captum_density.audit._controls import another_examples_map, common_maps, compared, of_same_spectrum
-from captum_density.audit._figures.randomisation import rank_correlation
 
 PIXELS = ["pixel_perturbation"]
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
+from captum_density._display.rank_correlation import rank_correlation
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
 from captum_density.audit._figures.obstacles import no_softmax
-from captum_density.audit._figures.randomisation import FEW_PASSES, rank_correlation
+from captum_density.audit._figures.randomisation import FEW_PASSES
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
 

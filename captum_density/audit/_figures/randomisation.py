@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from captum_density._display.rank_correlation import rank_correlation
 from captum_density._model.refusals import on_host
 from captum_density.audit._controls import NO_WEIGHTS, RANDOM_WEIGHTS, importance, map_at_random_weights, random_weights
 from captum_density.audit._explanation import Explanation
@@ -16,7 +17,7 @@ from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
 
-__all__ = ["FEW_PASSES", "RANDOMISATION", "rank_correlation", "unchanged_by_random_weights"]
+__all__ = ["FEW_PASSES", "RANDOMISATION", "unchanged_by_random_weights"]
 
 _NAME = "randomisation"
 _UNCHANGED = 0.5  # rank correlation
@@ -50,36 +51,6 @@ def _measure(explanation: Explanation) -> Measured:
 
 def _mean(values: Tensor) -> float:
     return values.mean().item()
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """(N,) C. Spearman's rank correlation of the values of each example.
-
-    Where all values of a map are equal it is 0; where those of both are, 1, as for any map and itself.
-
-    Args:
-        one: (N, ...).
-        other: (N, ...), of as many values.
-    """
-    ranks = [_ranks(values.flatten(1)) for values in (one, other)]
-    centred = [rank - rank.mean(dim=1, keepdim=True) for rank in ranks]
-    lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
-    correlation = (centred[0] * centred[1]).sum(dim=1) / torch.where(lengths > 0, lengths, 1)
-    return correlation.masked_fill((centred[0] == 0).all(dim=1) & (centred[1] == 0).all(dim=1), 1)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """(N, d) float64 places from the smallest on; equal values share the mean of theirs."""
-    ordered, order = values.sort(dim=1)
-    n = values.shape[1]
-    places = torch.arange(n, device=values.device).expand_as(order)
-    differs = ordered.diff(dim=1) != 0
-    end = torch.ones_like(order[:, :1], dtype=torch.bool)
-    first = torch.where(torch.cat([end, differs], dim=1), places, 0).cummax(dim=1)[0]
-    last = torch.where(torch.cat([differs, end], dim=1), places, n).flip(1).cummin(dim=1)[0].flip(1)
-    return torch.empty(values.shape, dtype=torch.float64, device=values.device).scatter_(
-        1, order, (first + last + 1).double() / 2
-    )
 
 
 def unchanged_by_random_weights(results: Results) -> dict[str, float]:
