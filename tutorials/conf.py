@@ -54,10 +54,9 @@ myst_heading_anchors = 3
 
 def _comment(name: str) -> list[str]:
     """The lines of the comment above a constant, in the private module that defines it."""
-    (module,) = (
-        m for m in sys.modules if m.startswith("captum_density.") and "._" in m and name in vars(sys.modules[m])
-    )
-    lines: list[str] = ModuleAnalyzer.for_module(module).find_attr_docs()["", name]
+    modules = [m for m in sys.modules if m.startswith("captum_density.") and "._" in m and name in vars(sys.modules[m])]
+    documented = [ModuleAnalyzer.for_module(module).find_attr_docs() for module in modules]
+    (lines,) = (comments["", name] for comments in documented if ("", name) in comments)  # others import it
     return lines
 
 

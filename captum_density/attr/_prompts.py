@@ -278,7 +278,8 @@ class Outputs:
         is_padded = not bool(prompt.mask[:, -1].all())
         if others or ids is None or table is None or not is_padded or "" in prompt.embeddings:
             return None
-        if "logits_to_keep" in _arguments(model):  # whose logits are of each position
+        arguments = _arguments(model)
+        if "input_ids" not in arguments or "logits_to_keep" in arguments:  # the latter has logits of each position
             return None
         with torch.no_grad():
             of_ids = _logits(model(input_ids=ids, **prompt.others), prompt.n)

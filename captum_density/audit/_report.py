@@ -41,7 +41,7 @@ class AuditReport(Results):
         skipped: A line for each example that could not be read.
         shown: What is drawn of images and attributions.
         cost: How many examples the model was run on, copies included, in this run of the audit: "forward_examples" and
-            "backward_examples", and "different_" followed by each, without what was run before on the same values, the
+            "backward_examples", and ``different_`` before each, without what was run before on the same values, the
             least for these figures. Empty where it cannot be counted. Two reports with the same figures are equal
             whatever they cost.
 

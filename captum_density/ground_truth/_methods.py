@@ -132,6 +132,7 @@ CONTROLS: Mapping[str, Callable[[nn.Module], Any]] = {
     "InputXGradient, random weights": _at_random_weights,
 }
 _SETS = ("libragrad", "attnlrp", "cp-lrp")
+#: The methods of the table, by name: each makes an attribution, or a control, for a model.
 METHODS: Mapping[str, Callable[[nn.Module], Any]] = {
     **CONTROLS,
     "Saliency": Saliency,

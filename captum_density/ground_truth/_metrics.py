@@ -143,6 +143,8 @@ AGAINST_THE_ANSWER: Mapping[str, Metric] = {
     "pointing game": _pointing_game,
     "effects": _effects,
 }
+#: The metrics of the table and of their examination, by name: each maps a `Trial` and attributions (N, ...) to (N,),
+#: of which higher is better, or to None where it does not apply.
 METRICS: Mapping[str, Metric] = {
     **AGAINST_THE_ANSWER,
     "symmetric gain": _symmetric_gain,

@@ -41,6 +41,7 @@ _TASKS = (
     Creatures,
     PlantedMotif,
 )
+#: The tasks of the table, by name, but for those that need data: each makes a task.
 TASKS: Mapping[str, Callable[[], Task]] = {task.name: task for task in _TASKS}
 
 Method = Callable[[nn.Module], Any]

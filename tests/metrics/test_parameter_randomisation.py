@@ -86,3 +86,11 @@ def test_batch_norm_stays_as_it_is():
     parameter_randomisation(Saliency, net, X, 0)
     assert_close(net.state_dict(), before)
     assert net.training
+
+
+@pytest.mark.cuda
+def test_on_a_gpu():
+    net, x = copy.deepcopy(NET).to("cuda"), X.to("cuda")
+    result = parameter_randomisation(Saliency, net, x, 0)
+    assert result.similarity.is_cuda
+    assert (result.similarity < 0.9).all()
