@@ -22,8 +22,8 @@ from captum_density._model.evaluation import differentiable
 from captum_density._model.fixed_modules import evaluation_mode
 from captum_density._model.generators import replayable
 from captum_density._model.validation import check_limit, check_model
+from captum_density.audit._budget import THOROUGH, budget_for, check_effort
 from captum_density.audit._catalogue import methods_of
-from captum_density.audit._effort import THOROUGH, check_effort, effort_for
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
 from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
@@ -205,8 +205,8 @@ def audit(
             sample, subject, class_titles(class_names, sample, logits.shape[1], task), feature_names, tokens
         )
         methods = methods_of(attributions, inputs)
-        amount = effort_for(effort, subject.model, inputs[:1], *([] if subject.rows is None else [subject.rows[:1]]))
-        left_out = amount.left_out if attributions is None else ()
+        budget = budget_for(effort, subject.model, inputs[:1], *([] if subject.rows is None else [subject.rows[:1]]))
+        left_out = budget.left_out if attributions is None else ()
         methods = {title: method for title, method in methods.items() if title not in left_out}
         setting = Setting(
             model=subject.model,
@@ -223,13 +223,13 @@ def audit(
             noise_std=_NOISE * deviation(inputs) if noise_std is None else noise_std,
             perturb_radius=_RADIUS * deviation(inputs) if perturb_radius is None else perturb_radius,
             infidelity_samples=infidelity_samples,
-            sensitivity_samples=min(sensitivity_samples, amount.sensitivity_samples or sensitivity_samples),
+            sensitivity_samples=min(sensitivity_samples, budget.sensitivity_samples or sensitivity_samples),
             batch=max_examples_per_batch,
             proxy=proxy,
             retraining=retraining,
             jobs=None if store is None else Path(store) / "retraining",
             show_progress=show_progress,
-            effort=amount,
+            budget=budget,
             runs=runs if layer is None else None,  # which sees ids, not what is put in their place
         )
         settings = {"model": name or _name_of(model), **_settings(setting), "left_out": list(left_out)}
@@ -320,7 +320,7 @@ def _settings(setting: Setting) -> dict[str, Any]:
         "perturb_radius": setting.perturb_radius,
         "infidelity_samples": setting.infidelity_samples,
         "sensitivity_samples": setting.sensitivity_samples,
-        "effort": "thorough" if setting.effort == THOROUGH else "default",
+        "effort": "thorough" if setting.budget == THOROUGH else "default",
         "torch": torch.__version__,
     }
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _SCHEMA = 4
 _GROUND = (
     "model inputs rows labels no_labels target task kind seed noise_std perturb_radius infidelity_samples "
-    "sensitivity_samples batch effort"
+    "sensitivity_samples batch budget"
 ).split()
 
 

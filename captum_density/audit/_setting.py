@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.generators import derived_seed, seed_generators
 from captum_density._model.validation import are_probabilities
-from captum_density.audit._effort import THOROUGH, Effort
+from captum_density.audit._budget import THOROUGH, Budget
 from captum_density.audit._retraining import Retraining
 from captum_density.audit._runs import Runs
 from captum_density.density import class_score
@@ -54,7 +54,7 @@ class Setting:
         retraining: What DiffROAR needs, or None.
         jobs: Where DiffROAR keeps finished models.
         show_progress: Whether long work shows a bar of its own.
-        effort: How much is measured.
+        budget: How much is measured.
         runs: What counts the examples that the model runs, or None.
     """
 
@@ -78,7 +78,7 @@ class Setting:
     retraining: Retraining | None
     jobs: Path | None
     show_progress: bool
-    effort: Effort = THOROUGH
+    budget: Budget = THOROUGH
     runs: Runs | None = None
     _shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from captum_density._cache.dispatch import each_done_anywhere
 from captum_density._model.errors import describe
 from captum_density.ground_truth._agreement import SubjectVerbAgreement
+from captum_density.ground_truth._assignment import Assignment, examined, measured
 from captum_density.ground_truth._block_digits import BlockDigits
 from captum_density.ground_truth._creatures import Creatures
 from captum_density.ground_truth._known_function import KnownFunction
@@ -27,7 +28,6 @@ from captum_density.ground_truth._signal_block import SignalBlock
 from captum_density.ground_truth._task import Task
 from captum_density.ground_truth._trial import Trial
 from captum_density.ground_truth._watermark import Watermark
-from captum_density.ground_truth._work import Work, examined, measured
 
 __all__ = ["TASKS", "examine", "run"]
 
@@ -108,10 +108,10 @@ def run(
         True
     """
     named, chosen, functions = _tasks(tasks), _named(methods, METHODS, "methods"), _metrics(metrics, AGAINST_THE_ANSWER)
-    works = _works(named, seeds, examples, chosen, functions, 0, store, device)
+    assignments = _assignments(named, seeds, examples, chosen, functions, 0, store, device)
     by_task: dict[str, list[dict[str, Any]]] = {name: [{}] * len(seeds) for name in named}
-    for i, done in _done(measured, works, executor, show_progress):
-        by_task[works[i].task.name][i % len(seeds)] = done
+    for i, done in _done(measured, assignments, executor, show_progress):
+        by_task[assignments[i].task.name][i % len(seeds)] = done
     failures = {
         task: {name: row[name]["failure"] for row in rows for name in chosen if "failure" in row[name]}
         for task, rows in by_task.items()
@@ -183,10 +183,10 @@ def examine(
     if not isinstance(steps, int) or steps < 3:
         raise ValueError(f"steps must be an integer of at least 3, but is {steps!r}")
     named, functions = _tasks(tasks), _metrics(metrics, METRICS)
-    works = _works(named, seeds, examples, {}, functions, steps, store, device)
+    assignments = _assignments(named, seeds, examples, {}, functions, steps, store, device)
     by_task: dict[str, list[dict[str, Any]]] = {name: [{}] * len(seeds) for name in named}
-    for i, done in _done(examined, works, executor, show_progress):
-        by_task[works[i].task.name][i % len(seeds)] = done
+    for i, done in _done(examined, assignments, executor, show_progress):
+        by_task[assignments[i].task.name][i % len(seeds)] = done
     return Examination(
         list(seeds),
         {
@@ -204,7 +204,7 @@ def _stacked(rows: list[Any]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
-def _works(
+def _assignments(
     tasks: Mapping[str, Task],
     seeds: Sequence[int],
     examples: int,
@@ -213,24 +213,27 @@ def _works(
     steps: int,
     store: str | Path | None,
     device: str | torch.device,
-) -> list[Work]:
+) -> list[Assignment]:
     if not seeds:
         raise ValueError("there is nothing to train: give at least one seed")
     if not isinstance(examples, int) or examples < 1:
         raise ValueError(f"examples must be an integer of at least 1, but is {examples!r}")
     folder = None if store is None else Path(store).absolute()
     return [
-        Work(task, int(seed), examples, methods, metrics, steps, folder, str(device))
+        Assignment(task, int(seed), examples, methods, metrics, steps, folder, str(device))
         for task in tasks.values()
         for seed in seeds
     ]
 
 
 def _done(
-    function: Callable[[Work], dict[str, Any]], works: Sequence[Work], executor: Executor | None, show: bool
+    function: Callable[[Assignment], dict[str, Any]],
+    assignments: Sequence[Assignment],
+    executor: Executor | None,
+    show: bool,
 ) -> Iterable[tuple[int, dict[str, Any]]]:
-    with tqdm(total=len(works), desc="networks", unit="network", disable=not show) as bar:
-        for i, rows in each_done_anywhere(function, works, executor):
+    with tqdm(total=len(assignments), desc="networks", unit="network", disable=not show) as bar:
+        for i, rows in each_done_anywhere(function, assignments, executor):
             bar.update()
             yield i, rows
 

@@ -14,7 +14,7 @@ from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_density._model.refusals import looked_at_together, refuse_where
 from captum_density._model.validation import expanded_baselines
-from captum_density.metrics._masks import ranks
+from captum_density.metrics._masks import ranks, top_counts
 
 __all__ = ["GroupPerturbation", "group_perturbation", "patch_mask"]
 
@@ -127,8 +127,7 @@ def group_perturbation(
         curves = []
         with torch.no_grad(), batch.evaluation(comparison=True):
             for fraction in gone:
-                # As `top_count`, of as many groups as each example has.
-                count = ((1 - (1 - fraction)) * sizes + 0.5 + 1e-6).long()
+                count = top_counts(fraction, sizes)
                 points = [
                     tuple(
                         torch.where(away.gather(1, at).view_as(x), fill, x.detach())

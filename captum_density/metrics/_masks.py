@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-__all__ = ["ranks", "top_count"]
+__all__ = ["ranks", "top_count", "top_counts"]
+
+D = TypeVar("D", float, Tensor)
 
 
 def ranks(importance: Tensor) -> Tensor:
@@ -28,6 +32,16 @@ def top_count(fraction: float, d: int) -> int:
 
     `top_count(f, d) + (d - top_count(1 - (1 - f), d)) == d` for every float f: what 1 - f cannot tell is left out.
     """
+    return int(_rounded_up(fraction, d))
+
+
+def top_counts(fraction: float, sizes: Tensor) -> Tensor:
+    """`top_count` of each of several numbers of elements, int64."""
+    return _rounded_up(fraction, sizes.double()).long()
+
+
+def _rounded_up(fraction: float, d: D) -> D:
+    """What to cut the decimals off."""
     # For f below 1/2, 1 - f is rounded to a multiple of 2^-53 and what f has beyond is lost; 1 - (1 - f) drops it here
     # too. The margin is above the rounding of the product, and far below what one element makes of a fraction.
-    return int((1 - (1 - fraction)) * d + 0.5 + 1e-6)
+    return (1 - (1 - fraction)) * d + 0.5 + 1e-6

@@ -839,7 +839,7 @@ def test_a_large_models_audit_costs_less_and_comes_to_the_same(finds, monkeypatc
     model, x = (Middling(), spots()) if finds else (image_model(), torch.rand(12, 1, 8, 8))
     few = {"metrics": ["infidelity", "sensitivity_max", "pixel_perturbation"], "max_examples_per_batch": 128}
     thorough = audit(model, x, effort="thorough", **few)
-    monkeypatch.setattr("captum_density.audit._effort._LARGE", -1)  # any model is large
+    monkeypatch.setattr("captum_density.audit._budget._LARGE", -1)  # any model is large
     default = audit(model, x, **few)
     assert default.cost["forward_examples"] < 0.3 * thorough.cost["forward_examples"]
     assert set(thorough.methods) - set(default.methods) == set(default.settings["left_out"])

@@ -94,3 +94,10 @@ def test_patches():
 def test_bad_arguments(change, remedy):
     with pytest.raises(ValueError, match=remedy):
         group_perturbation(**{"forward_func": NET, "inputs": X, "attributions": MAPS, "target": 0, **change})
+
+
+def test_counts_are_those_of_pixel_perturbation_however_many_groups_there_are():
+    x = torch.arange(1.0, 1001)[None]
+    gone = [0.0, 0.0005, 0.25, 0.3335, 0.9995, 1.0]
+    left = group_perturbation(lambda x: (x > 0).double().sum(1), x, x, fractions=gone).most_relevant_first
+    assert left[:, 0].tolist() == [1000 - count for count in (0, 1, 250, 334, 1000, 1000)]

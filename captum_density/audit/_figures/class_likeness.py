@@ -22,7 +22,7 @@ _ALIKE = 0.9  # rank correlation
 
 def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
-    if spared := setting.effort.spares(explanation.passes):
+    if spared := setting.budget.spares(explanation.passes):
         return Measured(None, note=spared)
     if explanation.passes > FEW_PASSES:
         return Measured(None, note=f"only of methods that take at most {FEW_PASSES} passes")

@@ -20,7 +20,7 @@ def _measure(setting: Setting) -> Measured:
     shares = metrics.common_gradient(
         setting.model,
         setting.inputs,
-        n_samples=setting.effort.common_samples,
+        n_samples=setting.budget.common_samples,
         generator=setting.generator(),
         max_examples_per_batch=setting.batch,
         **setting.arguments(),

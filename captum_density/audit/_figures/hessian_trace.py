@@ -14,7 +14,7 @@ def _measure(setting: Setting) -> Measured:
         setting.model,
         setting.inputs,
         setting.target,
-        n_samples=setting.effort.trace_samples,
+        n_samples=setting.budget.trace_samples,
         noise_std=setting.noise_std,
         generator=setting.generator(),
         max_examples_per_batch=setting.batch,

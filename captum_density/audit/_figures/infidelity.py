@@ -78,11 +78,11 @@ def _erasures(setting: Setting) -> Iterator[_Erasure]:
 
 def _are_enough(setting: Setting, squares: list[Tensor]) -> bool:
     """Whether more samples of the same examples would hardly change the mean square, (N, samples) each."""
-    if not setting.effort.enough or sum(each.shape[1] for each in squares) < _FEWEST:
+    if not setting.budget.enough or sum(each.shape[1] for each in squares) < _FEWEST:
         return False
     values = torch.cat(squares, dim=1).double()
     error = (values.var(dim=1) / values.shape[1]).sum().sqrt() / len(values)
-    return bool(error <= setting.effort.enough * values.mean())
+    return bool(error <= setting.budget.enough * values.mean())
 
 
 def _drawn(generator: torch.Generator, inputs: Tensor, samples: int) -> Tensor:

@@ -54,7 +54,7 @@ def _measure(explanation: Explanation) -> Measured:
     compare.add(common)
     note = ""
     for name, maps in _own_maps(explanation).items():
-        if not setting.effort.needless_controls and (cheaper := compare.settled()):
+        if not setting.budget.needless_controls and (cheaper := compare.settled()):
             note = f"not compared with {name} and what costs more, as {cheaper}"
             break
         try:
@@ -113,7 +113,7 @@ def _own_maps(explanation: Explanation) -> dict[str, Callable[[], Tensor]]:
 def _area(setting: Setting, attributions: Tensor) -> Tensor:
     """(N,) float64 area under the explained class's probability when the highest-ranking pixels are kept."""
     ends = setting.shared((_NAME, "ends"), lambda: _kept(setting, setting.inputs[:, :1], (0.0, 1.0)))
-    fractions = setting.effort.fractions
+    fractions = setting.budget.fractions
     within = _kept(setting, _ranking(setting, attributions), fractions[1:-1])
     curve = torch.cat([ends[:1], within, ends[1:]])
     return torch.trapezoid(curve, torch.tensor(fractions, dtype=curve.dtype, device=curve.device), dim=0)
@@ -158,7 +158,7 @@ def _ranked_shape(setting: Setting) -> tuple[int, ...]:
 def _random_rankings(setting: Setting) -> Tensor:
     """(K, N, ...) values in [0, 1], which have no ties."""
     generator = torch.Generator().manual_seed(derived_seed(setting.seed, "random rankings"))
-    shape = (setting.effort.random_rankings, *_ranked_shape(setting))
+    shape = (setting.budget.random_rankings, *_ranked_shape(setting))
     return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 

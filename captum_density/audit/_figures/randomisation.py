@@ -32,7 +32,7 @@ def _measure(explanation: Explanation) -> Measured:
     # The map at random weights is there where it was the last control to be beaten.
     beside = explanation.row.get(PIXEL_PERTURBATION.name)
     is_there = beside is not None and any(control.name == RANDOM_WEIGHTS for control in beside.controls)
-    if (spared := setting.effort.spares(explanation.passes)) and not is_there:
+    if (spared := setting.budget.spares(explanation.passes)) and not is_there:
         return Measured(None, note=spared)
     own = importance(setting, explanation.attributions)
 

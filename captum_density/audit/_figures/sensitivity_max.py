@@ -20,7 +20,7 @@ _UNSTEADY = 0.5  # of a map's own length
 
 def _measure(explanation: Explanation) -> Measured:
     setting, attributions = explanation.setting, explanation.attributions
-    if spared := setting.effort.spares(explanation.passes):
+    if spared := setting.budget.spares(explanation.passes):
         return Measured(None, note=spared)
     setting.reseed()
     values = [

@@ -37,7 +37,7 @@ _MOVED, _STILL = 0.01, 1e-6
 def _measure(explanation: Explanation) -> Measured:
     setting = explanation.setting
     shift = setting.shared((_NAME, "shift"), lambda: _shift(setting))
-    spared = setting.effort.spares(explanation.passes)  # the first look at the attributions: before anything is drawn
+    spared = setting.budget.spares(explanation.passes)  # the first look at the attributions: before anything is drawn
     if spared and not _is_linear(explanation):
         return Measured(None, note=spared)
 
@@ -53,7 +53,7 @@ def _measure(explanation: Explanation) -> Measured:
             **explanation.options,
         ).cosine_distance
 
-    examples = setting.effort.shift_examples
+    examples = setting.budget.shift_examples
     parts = setting.chunks() if examples is None else [slice(0, min(examples, setting.batch))]
     return of_examples(torch.cat([distance(at) for at in parts]))
 

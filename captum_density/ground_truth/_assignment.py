@@ -22,14 +22,14 @@ from captum_density.ground_truth._metrics import METRICS
 from captum_density.ground_truth._task import Task, TaskExamples, Verification
 from captum_density.ground_truth._trial import Trial, attributed, identity_of_trial, trained
 
-__all__ = ["Work", "degradations", "examined", "measured"]
+__all__ = ["Assignment", "degradations", "examined", "measured"]
 
 Row = dict[str, Any]
 _JITTER = 0.01
 
 
 @dataclass(frozen=True)
-class Work:
+class Assignment:
     """What is measured of one network. It is what crosses process borders.
 
     Args:
@@ -70,21 +70,21 @@ class Work:
         return {**identity_of_trial(self.task, self.seed), **own, **more}
 
 
-def measured(work: Work) -> dict[str, Row]:
+def measured(assignment: Assignment) -> dict[str, Row]:
     """Each method's row: values by metric, (N,) numbers or None, seconds, or why it does not run; and "" the check."""
-    store = None if work.store is None else Store(work.store)
+    store = None if assignment.store is None else Store(assignment.store)
     trial: Trial | None = None
     rows: dict[str, Row] = {}
-    for name in ("", *work.methods):
-        make = (work.methods[name] or METHODS[name]) if name else None
-        what = [name, described(make), described(work.functions)] if name else "check"
-        identity = work.identity(kind="row", what=what) if store is not None else {}
+    for name in ("", *assignment.methods):
+        make = (assignment.methods[name] or METHODS[name]) if name else None
+        what = [name, described(make), described(assignment.functions)] if name else "check"
+        identity = assignment.identity(kind="row", what=what) if store is not None else {}
         row = None if store is None else store.read(identity, dict)
         if row is None:
-            trial = trial or work.trial(store)
+            trial = trial or assignment.trial(store)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of attributions and metrics that are told in a table
-                row = _row(trial, name, make, work.functions) if make else _check(trial)
+                row = _row(trial, name, make, assignment.functions) if make else _check(trial)
             if store is not None:
                 store.write(identity, row)
         rows[name] = row
@@ -110,20 +110,20 @@ def _numbers(values: Tensor | None) -> list[float] | None:
     return None if values is None else values.double().cpu().tolist()
 
 
-def examined(work: Work) -> dict[str, Row]:
+def examined(assignment: Assignment) -> dict[str, Row]:
     """Each metric's values of the known answer, degraded step by step: (steps, N) numbers, or None."""
-    store = None if work.store is None else Store(work.store)
+    store = None if assignment.store is None else Store(assignment.store)
     trial: Trial | None = None
     rows: dict[str, Row] = {}
     maps: list[Tensor] = []
-    for name, metric in work.functions.items():
-        what = [name, described(metric), work.steps, described(degradations)]
-        identity = work.identity(kind="examination", what=what) if store is not None else {}
+    for name, metric in assignment.functions.items():
+        what = [name, described(metric), assignment.steps, described(degradations)]
+        identity = assignment.identity(kind="examination", what=what) if store is not None else {}
         row = None if store is None else store.read(identity, dict)
         if row is None:
             if trial is None:
-                trial = work.trial(store)
-                maps = degradations(trial, work.steps)
+                trial = assignment.trial(store)
+                maps = degradations(trial, assignment.steps)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 values = [_numbers(metric(trial, each)) for each in maps]

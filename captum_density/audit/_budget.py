@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["ECONOMICAL", "THOROUGH", "Effort", "check_effort", "effort_for"]
+__all__ = ["ECONOMICAL", "THOROUGH", "Budget", "budget_for", "check_effort"]
 
 # Multiplications and additions of a forward pass of one example: of a ResNet-18 at 32 x 32 it has 7e7, at 224 x 224
 # 4e9, and thousands of passes take minutes.
@@ -18,7 +18,7 @@ _LARGE = 2e8
 
 
 @dataclass(frozen=True)
-class Effort:
+class Budget:
     """How much is measured.
 
     Args:
@@ -54,8 +54,8 @@ class Effort:
         return f'not measured of a method of {passes} runs for each example, as effort="thorough" does'
 
 
-THOROUGH = Effort()
-ECONOMICAL = Effort(
+THOROUGH = Budget()
+ECONOMICAL = Budget(
     few_passes=1,
     left_out=("IntegratedGradients", "SmoothGrad", "SmoothFullGrad"),
     fractions=(0.0, 0.05, 0.15, 0.35, 0.65, 1.0),
@@ -79,7 +79,7 @@ def check_effort(name: str) -> None:
         raise ValueError(f"effort must be 'default' or 'thorough', but is {name!r}")
 
 
-def effort_for(name: Literal["default", "thorough"], model: Callable[..., Any], *example: Tensor) -> Effort:
+def budget_for(name: Literal["default", "thorough"], model: Callable[..., Any], *example: Tensor) -> Budget:
     """How much to measure of a model, by what it takes to run it on one example."""
     return ECONOMICAL if name == "default" and _operations(model, *example) > _LARGE else THOROUGH
 
