@@ -134,8 +134,9 @@ def parameter_randomisation(
             values = attribution_rows(attribute(batch.in_form(copies), **options), batch.n)
             return values if signed else values.abs()
 
-        with torch.no_grad():
-            batch.selected()  # for what it refuses of outputs and targets
+        if target is not None:  # some methods need none
+            with torch.no_grad():
+                batch.selected()  # for what it refuses
         own = attributions()
         first, *others = batch.inputs_of(slice(0, 1))
         weights = RandomWeights(model, first, seed, (*others, *(batch.args_of(slice(0, 1)) or ())))
