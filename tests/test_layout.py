@@ -18,7 +18,7 @@ ROOT = Path(captum_density.__file__).parent
 
 # A folder may import from those before it, and from within itself.
 FOLDERS = (
-    *("_display", "_model", "_cache", "_linear", "_density", "_attention"),
+    *("_display", "_model", "_controls", "_cache", "_linear", "_density", "_attention"),
     *("rules", "softmax_shift", "density", "losses", "samplers", "rewriting", "datasets"),
     *("attr", "retraining", "metrics", "plots", "testing", "ground_truth", "audit", "_command", "__main__"),
 )

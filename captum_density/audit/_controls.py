@@ -8,11 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
-from captum_density._display.intervals import Bootstrap, interval
+from captum_density._controls.comparison import gains_over
+from captum_density._controls.maps import (
+    ANOTHER_EXAMPLE,
+    BLOB,
+    CONSTANT,
+    EDGES,
+    INPUT,
+    RANDOM_WEIGHTS,
+    SPECTRUM,
+    centred_blob,
+    edges,
+    other_examples,
+    same_spectrum,
+)
 from captum_density._model.generators import derived_seed
 from captum_density._model.random_weights import RandomWeights
 from captum_density._model.refusals import looked_at_together, refuse_where
@@ -39,17 +50,7 @@ __all__ = [
     "random_weights",
 ]
 
-# As they end a sentence: "no better than a blob in the centre".
-CONSTANT = "a constant map"
-BLOB = "a blob in the centre"
-EDGES = "an edge detector"
-INPUT = "the input itself"
-SPECTRUM = "a random map of its spectrum"
-ANOTHER_EXAMPLE = "another example's map"
-RANDOM_WEIGHTS = "its map at random weights"
 NO_WEIGHTS = "the model has no weights that can be drawn anew"
-
-_RESAMPLES, _LEVEL = 2000, 0.95
 
 
 def common_maps(setting: Setting) -> dict[str, Tensor]:
@@ -59,12 +60,8 @@ def common_maps(setting: Setting) -> dict[str, Tensor]:
     magnitude, of images; and the inputs' absolute values.
     """
     x = setting.inputs
-    maps = {INPUT: x.abs()}
-    if x.ndim > 2:
-        maps[BLOB] = _blob(x)
-    if x.ndim == 4 and min(x.shape[2:]) > 1:
-        maps[EDGES] = _edges(x)
-    return maps
+    maps = {INPUT: x.abs(), BLOB: centred_blob(x), EDGES: edges(x)}
+    return {name: each for name, each in maps.items() if each is not None}
 
 
 def importance(setting: Setting, attributions: Tensor) -> Tensor:
@@ -74,35 +71,14 @@ def importance(setting: Setting, attributions: Tensor) -> Tensor:
 
 
 def of_same_spectrum(setting: Setting, attributions: Tensor) -> Tensor:
-    """Maps at random with the power spectrum of each map's absolute values, so as smooth or as rough; none below 0.
-
-    The phases of the Fourier transform over all dimensions of space are those of white noise.
-    """
-    values = importance(setting, attributions)
-    dims = tuple(range(2, values.ndim))
-    generator = torch.Generator().manual_seed(derived_seed(setting.seed, "phases"))
-    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64, device="cpu").to(values.device)
-    phases = torch.fft.rfftn(noise, dim=dims)
-    spectrum = torch.fft.rfftn(values, dim=dims).abs() * phases / phases.abs()
-    drawn = torch.fft.irfftn(spectrum, s=values.shape[2:], dim=dims)
-    return drawn - drawn.amin(dim=tuple(range(1, drawn.ndim)), keepdim=True)
+    """Maps at random with the power spectrum of each map's absolute values, as `same_spectrum`."""
+    return same_spectrum(importance(setting, attributions), derived_seed(setting.seed, "phases"))
 
 
 def another_examples_map(setting: Setting, attributions: Tensor) -> Tensor:
     """Each example's map from another example, of another explained class wherever there are enough of them."""
-    return attributions[setting.shared("another example", lambda: _partners(setting))]
-
-
-def _partners(setting: Setting) -> Tensor:
-    n, target = len(setting.inputs), setting.target
-    generator = torch.Generator().manual_seed(derived_seed(setting.seed, "another example"))
-    shuffled = torch.randperm(n, generator=generator, device="cpu").to(target.device)
-    order = shuffled[target[shuffled].argsort(stable=True)]
-    # In the order of classes, as many places further as the largest class has examples is another class.
-    largest = int(target.unique(return_counts=True)[1].max())
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(largest if largest < n else 1)
-    return partner
+    seed = derived_seed(setting.seed, "another example")
+    return attributions[setting.shared("another example", lambda: other_examples(setting.target, seed))]
 
 
 def random_weights(setting: Setting) -> RandomWeights:
@@ -156,44 +132,5 @@ def _other_weights(runs: Runs | None, layers: int) -> Iterator[None]:
 def compared(
     values: Tensor, controls: dict[str, Tensor], seed: int, *, lower_is_better: bool = False
 ) -> tuple[Control, ...]:
-    """A method's figure beside those of the controls, the strongest first.
-
-    The interval is of the mean over examples of what the method has beyond the control: a bootstrap of pairs, the same
-    resamples for all.
-
-    Args:
-        values: (N,) the method's figure.
-        controls: (N,) the same of each control, by name.
-        seed: Of the bootstrap.
-        lower_is_better: Whether a control's larger value counts for the method.
-    """
-    own, *others = torch.stack([values.double(), *(each.double() for each in controls.values())]).cpu()
-    stacked = torch.stack(others)
-    gains = own - stacked
-    gains = -gains if lower_is_better else gains
-    ends = interval(Bootstrap(1, gains.shape[1], _RESAMPLES, seed).means(gains[:, None]), _LEVEL)
-    beside = [
-        Control(name, value, gain, low, high)
-        for name, value, gain, (low, high) in zip(
-            controls, stacked.mean(dim=1).tolist(), gains.mean(dim=1).tolist(), ends.tolist(), strict=True
-        )
-    ]
-    return tuple(sorted(beside, key=lambda control: control.gain))
-
-
-def _blob(x: Tensor) -> Tensor:
-    """(N, ...), or (N, 1, H, W) of images."""
-    square = torch.zeros((), dtype=torch.float64, device="cpu")
-    for dim, side in enumerate(x.shape[2:]):
-        at = (torch.arange(side, dtype=torch.float64, device="cpu") + 0.5) / side - 0.5
-        square = square.unsqueeze(-1) + (at / 0.25).square() if dim else (at / 0.25).square()
-    blob = (-square / 2).exp().to(x.device)
-    return blob.expand(len(x), 1 if x.ndim == 4 else x.shape[1], *x.shape[2:])
-
-
-def _edges(x: Tensor) -> Tensor:
-    """(N, 1, H, W) the length of the gradient of brightness, by I. Sobel's filter."""
-    grey = pad(x.double().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    sobel = [[-1.0, -2.0, -1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 1.0]]
-    down = torch.tensor(sobel, dtype=grey.dtype, device=grey.device)
-    return torch.hypot(conv2d(grey, down[None, None]), conv2d(grey, down.T[None, None]))
+    """A method's figure beside those of the controls, the strongest first. See `gains_over`."""
+    return tuple(Control(*gain) for gain in gains_over(values, controls, seed, lower_is_better=lower_is_better))

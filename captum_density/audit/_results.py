@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
 from typing import Any, Literal
 
+from captum_density._controls.comparison import widened
 from captum_density.audit._maps import Maps
 from captum_density.audit._subject import ELEMENTS
 
@@ -23,8 +23,6 @@ __all__ = [
     "number",
     "values_by_method",
 ]
-
-_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ class Control:
         Returns:
             A number below `low`, or `low` of one method.
         """
-        wider = _NORMAL.inv_cdf(1 - 0.025 / max(1, methods)) / _NORMAL.inv_cdf(0.975)
-        return self.gain - wider * (self.gain - self.low)
+        return widened(self.gain, self.low, methods)
 
 
 @dataclass(frozen=True)
