@@ -81,8 +81,9 @@ def audit(
     fails is reported in its row, and the others go on. `AuditReport` says in words what follows from the figures.
 
     The methods' figures are Captum's `infidelity` (Yeh et al., equation 1; values set to 0 with probability 0.2,
-    ``normalize=True``) and `sensitivity_max`, and `captum_density.metrics`' `shift_sensitivity`, `pixel_perturbation`
-    (beside controls, maps that know nothing of the model's reasons, see `Measured`) and `diff_roar`; and rank
+    ``normalize=True``, so that scale and sign of a map do not count) and `sensitivity_max`, and
+    `captum_density.metrics`' `shift_sensitivity`, `pixel_perturbation` and `diff_roar`, infidelity and pixel
+    perturbation beside controls, maps that know nothing of the model's reasons, see `Measured`; and rank
     correlations (Spearman) of each map with the same method's map when weights of the model are drawn anew
     ("randomisation", Adebayo et al.) and with that of the second class ("class_likeness"). The model's are
     `density_ratio`, the squared norm of `captum_density.density.class_score`, `hessian_trace` and `gan_test`.

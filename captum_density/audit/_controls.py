@@ -5,9 +5,11 @@ Common ones are measured once for all methods; others are made of a method's own
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from captum_density._controls.comparison import gains_over
@@ -24,9 +26,10 @@ from captum_density._controls.maps import (
     other_examples,
     same_spectrum,
 )
+from captum_density._model.errors import one_line
 from captum_density._model.generators import derived_seed
 from captum_density._model.random_weights import RandomWeights
-from captum_density._model.refusals import looked_at_together, refuse_where
+from captum_density._model.refusals import looked_at_together, on_host, refuse_where
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._results import Control
 from captum_density.audit._runs import Runs
@@ -41,26 +44,31 @@ __all__ = [
     "NO_WEIGHTS",
     "RANDOM_WEIGHTS",
     "SPECTRUM",
+    "TOO_FEW",
+    "Comparison",
     "another_examples_map",
     "common_maps",
     "compared",
     "importance",
     "map_at_random_weights",
     "of_same_spectrum",
+    "own_maps",
     "random_weights",
 ]
 
 NO_WEIGHTS = "the model has no weights that can be drawn anew"
+
+TOO_FEW = 10  # examples: below, an interval means little
 
 
 def common_maps(setting: Setting) -> dict[str, Tensor]:
     """Maps that no method made, (N, ...) or (N, 1, H, W) each, by name.
 
     A Gaussian in the centre, whose deviation is a quarter of each side, of images and signals; the Sobel filter's
-    magnitude, of images; and the inputs' absolute values.
+    magnitude, of images; and the inputs.
     """
     x = setting.inputs
-    maps = {INPUT: x.abs(), BLOB: centred_blob(x), EDGES: edges(x)}
+    maps = {INPUT: x, BLOB: centred_blob(x), EDGES: edges(x)}
     return {name: each for name, each in maps.items() if each is not None}
 
 
@@ -134,3 +142,69 @@ def compared(
 ) -> tuple[Control, ...]:
     """A method's figure beside those of the controls, the strongest first. See `gains_over`."""
     return tuple(Control(*gain) for gain in gains_over(values, controls, seed, lower_is_better=lower_is_better))
+
+
+def own_maps(explanation: Explanation) -> dict[str, Callable[[], Tensor]]:
+    """The controls that are made of a method's own map, the cheapest first."""
+    setting, attributions = explanation.setting, explanation.attributions
+    maps = {ANOTHER_EXAMPLE: partial(another_examples_map, setting, attributions)}
+    if attributions.ndim > 2:
+        spectrum = partial(of_same_spectrum, setting, attributions)
+        maps[SPECTRUM] = partial(explanation.shared, SPECTRUM, spectrum)
+    return {**maps, RANDOM_WEIGHTS: partial(map_at_random_weights, explanation)}
+
+
+class Comparison:
+    """A method's figure beside those of controls, which are added until it is settled.
+
+    Args:
+        setting: What all methods share.
+        values: (N,) the method's figure.
+        reference: (N,) that of `Measured`.
+        lower_is_better: As `compared`'s.
+
+    Attributes:
+        note: What was not compared, and why.
+    """
+
+    def __init__(self, setting: Setting, values: Tensor, reference: Tensor, *, lower_is_better: bool = False) -> None:
+        self._setting, self._lower_is_better = setting, lower_is_better
+        self._values, self._reference = values, reference
+        self._controls: dict[str, Tensor] = {}
+        self.note = ""
+
+    def add(self, controls: dict[str, Tensor]) -> None:
+        """Compare with further controls, (N,) each."""
+        self._controls |= controls
+
+    def add_own(self, maps: dict[str, Callable[[], Tensor]], measure: Callable[[Tensor], Tensor]) -> None:
+        """Compare with controls made of the method's own map, one by one, unless the budget spares what is needless.
+
+        Args:
+            maps: By name, the cheapest first.
+            measure: (N,) the figure of such a map.
+        """
+        for name, make in maps.items():
+            if not self._setting.budget.needless_controls and (settled := self._settled()):
+                self.note = f"not compared with {name} and what costs more, as {settled}"
+                return
+            try:
+                self.add({name: measure(make())})
+            except Exception as error:  # whatever a model or a method does with other weights
+                if name != RANDOM_WEIGHTS:
+                    raise
+                self.note = f"not compared with {RANDOM_WEIGHTS}: {one_line(error)}"
+
+    def _settled(self) -> str:
+        """Why further controls cannot bring the method in favour; empty where they may."""
+        if len(self._values) < TOO_FEW:
+            return f"{len(self._values)} examples do not tell"
+        level = [control.name for control in self.result()[2] if control.low <= 0]
+        return f"{level[0]} is as good" if level else ""
+
+    def result(self) -> tuple[Tensor, Tensor, tuple[Control, ...]]:
+        """The method's figure and the reference, (N,) on the CPU, and the controls."""
+        own, reference, *others = on_host(torch.stack([self._values, self._reference, *self._controls.values()]))
+        controls = dict(zip(self._controls, others, strict=True))
+        seed = self._setting.seed
+        return own, reference, compared(own, controls, seed, lower_is_better=self._lower_is_better)

@@ -25,7 +25,7 @@ from captum_density.density import class_score
 __all__ = ["Measurements"]
 
 T = TypeVar("T")
-_SCHEMA = 4
+_SCHEMA = 5
 _GROUND = (
     "model inputs rows labels no_labels target task kind seed noise_std perturb_radius infidelity_samples "
     "sensitivity_samples batch budget"

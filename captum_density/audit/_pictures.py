@@ -95,7 +95,8 @@ def _draw_panel(axes: Axes, figure: Figure[Any], rows: Mapping[float, Mapping[st
             value, low, high = ends[place]
             axes.plot([low, high], [place, place], color=COLORS[0], linewidth=1.5, alpha=0.5)
             axes.plot([value], [place], "o", color=COLORS[0], markersize=5)
-            controls = [control.value for control in row[name].controls]
+            unit = _unit(row[name], panel)
+            controls = [control.value / unit for control in row[name].controls]
             axes.scatter(controls, [place] * len(controls), marker="|", s=30, linewidth=1, color=COLORS[1])
         elif name in row and row[name].failed:
             axes.text(0.02, place, "failed", transform=axes.get_yaxis_transform(), va="center", fontsize="small")
@@ -126,8 +127,12 @@ def _ends(measured: Measured, panel: Panel) -> tuple[float, float, float]:
     low = value - spread if measured.low is None else measured.low
     high = value + spread if measured.high is None else measured.high
     low = low if panel.signed else max(0.0, low)
-    unit = (panel.relative and measured.reference) or 1.0
+    unit = _unit(measured, panel)
     return value / unit, low / unit, high / unit
+
+
+def _unit(measured: Measured, panel: Panel) -> float:
+    return (panel.relative and measured.reference) or 1.0
 
 
 def panel_text(methods: Rows, name: str, elements: str = "pixels") -> str:

@@ -118,7 +118,7 @@ class Measured:
             ValueError: There are no controls.
         """
         if not self.controls:
-            raise ValueError("this figure has no controls; those of audit's pixel_perturbation have")
+            raise ValueError("this figure has no controls; those of audit's pixel_perturbation and infidelity have")
         return next((each for each in self.controls if each.lower_end(methods) <= 0), self.controls[0])
 
     def text(self) -> str:

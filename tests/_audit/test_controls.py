@@ -3,6 +3,8 @@
 Of private parts where a control is a map that an audit shows the figure of only.
 """
 
+import itertools
+
 import pytest
 import torch
 from captum.attr import GuidedBackprop, InputXGradient, Saliency
@@ -11,10 +13,11 @@ from torch import nn
 
 from captum_density import metrics
 from captum_density._display.rank_correlation import rank_correlation
-from captum_density.audit import audit
+from captum_density.audit import Method, audit
 from captum_density.audit._controls import another_examples_map, common_maps, compared, of_same_spectrum
 
 PIXELS = ["pixel_perturbation"]
+OF_METHODS = ["completeness_gap", "infidelity", "sensitivity_max", *PIXELS, "randomisation", "class_likeness"]
 
 
 class SettingStub:
@@ -32,11 +35,28 @@ class SettingStub:
 def a_map(make):
     """A method that returns the same map for whatever model there is."""
 
-    class Method(Saliency):
+    class Map(Saliency):
         def attribute(self, inputs, target=None):
-            return make(inputs)
+            # Captum's sensitivity_max gives a tuple.
+            return tuple(map(make, inputs)) if isinstance(inputs, tuple) else make(inputs)
 
-    return Method
+    return Map
+
+
+def summing(make):
+    """The same, scaled to the sum that it promises."""
+
+    class Summing(a_map(make)):
+        def has_convergence_delta(self):
+            return True
+
+        def attribute(self, inputs, target=None, return_convergence_delta=False):
+            x = inputs[0] if isinstance(inputs, tuple) else inputs
+            ought = self.forward_func(x).gather(1, target[:, None])[:, 0]
+            values = make(x) * (ought / make(x).flatten(1).sum(1)).view(-1, 1, 1, 1)
+            return (values, torch.zeros(len(x))) if return_convergence_delta else values
+
+    return Summing
 
 
 def blob(width):
@@ -71,17 +91,21 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_constant_and_a_blob_are_never_in_favour(name, seed):
     # The narrower blob finds the centre better than the control does; still it knows nothing of the example.
     x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     methods = {"constant": a_map(torch.ones_like), "blob": a_map(blob(0.25)), "narrower": a_map(blob(0.1))}
-    report = audit(MODELS[name](seed), x, methods, metrics=PIXELS, seed=seed)
+    methods["contributions"] = Method(a_map(blob(0.1)), multiplies_by_inputs=True)
+    methods["sum"] = Method(summing(blob(0.1)), multiplies_by_inputs=True)
+    few = {"infidelity_samples": 30, "sensitivity_samples": 1}
+    report = audit(MODELS[name](seed), x, methods, metrics=OF_METHODS, seed=seed, **few)
+    assert not [figure.note for row in report.methods.values() for figure in row.values() if figure.failed]
     assert not any(finding.kind == "good" for finding in report.findings)
     assert report.recommendation().method is None and report.recommendation().measured
-    for title, row in report.methods.items():
-        gains = {control.name: (control.low, control.high) for control in row["pixel_perturbation"].controls}
+    for (title, row), figure in itertools.product(report.methods.items(), ("infidelity", "pixel_perturbation")):
+        gains = {control.name: (control.low, control.high) for control in row[figure].controls}
         assert gains["another example's map"] == (0, 0), title
     assert report.methods["blob"]["pixel_perturbation"].strongest_control().gain <= 0
 
@@ -131,6 +155,48 @@ def test_a_map_that_knows_beats_every_control_and_is_recommended():
     # What a user gives as a method is the control itself.
     (same,) = (c for c in report.methods["input"]["pixel_perturbation"].controls if c.name == "the input itself")
     assert (same.gain, same.low, same.high) == (0, 0, 0)
+
+
+def test_infidelity_is_in_favour_of_a_map_that_knows():
+    x, label = quarters(40)
+    methods = {
+        "grad": Saliency,
+        "product": InputXGradient,
+        "input": Method(a_map(torch.clone), multiplies_by_inputs=True),
+        "edges": a_map(lambda x: x - x.roll(1, -1)),
+    }
+    report = audit(Quarters(), (x, label), methods, metrics=["infidelity"], infidelity_samples=50)
+    good, bad = report.findings
+    assert (good.kind, bad.kind) == ("good", "warning")
+    assert "grad and product foretell" in good.text and "better than every control" in good.text
+    assert "input and edges are no better than a" in bad.text
+    figures = {name: row["infidelity"] for name, row in report.methods.items()}
+    assert {control.name for control in figures["product"].controls} == {
+        *("a constant map", "a blob in the centre", "an edge detector", "the input itself"),
+        *("another example's map", "a random map of its spectrum", "its map at random weights"),
+    }
+    values = {name: {each.name: each.value for each in figure.controls} for name, figure in figures.items()}
+    # As contributions the input foretells what a constant slope does, and as a method what it does as a control.
+    assert values["product"]["the input itself"] == pytest.approx(figures["input"].value, rel=1e-4)
+    assert values["product"]["the input itself"] == pytest.approx(values["grad"]["a constant map"], rel=1e-4)
+    assert values["product"]["a constant map"] != pytest.approx(values["grad"]["a constant map"], rel=1e-2)
+    assert figures["product"].controls[0].gain > 0 > figures["edges"].controls[0].gain
+
+
+def test_a_maps_scale_and_sign_do_not_count_for_infidelity():
+    x, label = quarters(12)
+    methods = {"one": Saliency, "other": lambda model: Scaled(model)}
+    figures = audit(Quarters(), (x, label), methods, metrics=["infidelity"], infidelity_samples=20).methods
+    one, other = (figures[name]["infidelity"] for name in methods)
+    assert other.value == pytest.approx(one.value, rel=1e-4)
+    assert {each.name: each.value for each in other.controls} == pytest.approx(
+        {each.name: each.value for each in one.controls}, rel=1e-3
+    )
+
+
+class Scaled(Saliency):
+    def attribute(self, inputs, target=None):
+        return -1000 * super().attribute(inputs, target)
 
 
 def test_a_controls_figure_is_that_of_its_map():

@@ -227,7 +227,7 @@ def test_every_control_has_to_be_beaten():
     figure = Measured(0.2, controls=(weak, beaten))
     assert figure.beats_every_control() and figure.strongest_control() == weak
     assert not Measured(0.2).beats_every_control()
-    with pytest.raises(ValueError, match="pixel_perturbation have"):
+    with pytest.raises(ValueError, match="pixel_perturbation and infidelity"):
         Measured(0.2).strongest_control()
 
 
@@ -250,8 +250,8 @@ def test_another_class():
 
 def test_retrained():
     high, low = Measured(0.2, low=0.1, high=0.3), Measured(-0.2, low=-0.3, high=-0.1)
-    only(findings_of(of("diff_roar", high)), "good", "predict better from what A ranks high than what low.")
-    only(findings_of(of("diff_roar", high, high)), "good", "predict better from what A and B rank high than what low.")
+    only(findings_of(of("diff_roar", high)), "note", "predict better from what A ranks high than what low.")
+    only(findings_of(of("diff_roar", high, high)), "note", "predict better from what A and B rank high than what low.")
     only(findings_of(of("diff_roar", low)), "warning", "predict worse from what A ranks high", "adversarial_fit")
     assert findings_of(of("diff_roar", Measured(0.1, low=0.0, high=0.2), Measured(-0.1, low=-0.2, high=0.0))) == ()
 
@@ -271,8 +271,8 @@ def test_complete():
         "A and B miss part",
         "(gap 0.051 to 0.2)",
     )
-    only(findings_of(of("completeness_gap", whole, none)), "good", "A accounts for what is explained (gap 0.05).")
-    only(findings_of(of("completeness_gap", whole, Measured(0.0))), "good", "A and B account for", "(gap 0 to 0.05).")
+    only(findings_of(of("completeness_gap", whole, none)), "note", "A accounts for what is explained (gap 0.05).")
+    only(findings_of(of("completeness_gap", whole, Measured(0.0))), "note", "A and B account for", "(gap 0 to 0.05).")
     only(findings_of(of("completeness_gap", none, none)), "note", "None of the methods promises a sum.")
     # Of what failed it is not known.
     only(findings_of(of("completeness_gap", none, failed())), "note", "B failed: RuntimeError")
@@ -301,6 +301,21 @@ def test_unfaithful():
     assert findings_of(of("infidelity", good, Measured(5.0), Measured(0.0, reference=0.0))) == ()
     # What is explained can differ, and with it the scale.
     only(findings_of(of("infidelity", bad, good, Measured(5.0, reference=10.0))), "warning", "C does best here.")
+
+
+def test_infidelity_beside_controls():
+    def figure(low, high, value=0.5):
+        return dataclasses.replace(beside(low, high, value), low=None, high=None, reference=1.0)
+
+    better, level = figure(0.1, 0.3), figure(-0.1, 0.3)
+    only(findings_of(of("infidelity", better)), "good", "A foretells what erasing", "every control", "0.5 of that of")
+    only(findings_of(of("infidelity", better, figure(0.1, 0.3, 0.2))), "good", "A and B foretell", "best: B", "0.2 of")
+    only(findings_of(of("infidelity", level)), "warning", "A is no better than a blob in the centre, as far as")
+    good, bad = findings_of(of("infidelity", level, better))
+    assert (good.kind, bad.kind) == ("good", "warning") and "B does best here." in bad.advice
+    # Hardly better than zeros is in favour of nothing, whatever the controls.
+    only(findings_of(of("infidelity", figure(0.1, 0.3, 0.95))), "warning", "hardly better than a map of zeros")
+    assert findings_of(of("infidelity", better, level), examples=9)[:-1] == ()
 
 
 def test_failures_are_said_once_each():
@@ -344,7 +359,7 @@ def test_names_with_a_comma_are_quoted():
     )
 
 
-GOOD = {"A": {"completeness_gap": Measured(0.0)}}
+GOOD = {"A": {"infidelity": dataclasses.replace(beside(0.1, 0.3), reference=1.0)}}
 BEST = GOOD | {"C": {"pixel_perturbation": beside(0.1, 0.3)}}
 NONE = GOOD | {"C": {"pixel_perturbation": beside(-0.1, 0.3)}}
 BAD = {"D": {"sensitivity_max": Measured(0.9)}}

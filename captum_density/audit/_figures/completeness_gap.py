@@ -35,9 +35,10 @@ def _findings(results: Results) -> Iterator[Finding]:
             "Give integrated gradients more n_steps, or use FullGrad(complete=True), which is exact for any model.",
         )
     if complete:
-        yield Finding(
-            "good",
+        yield Finding(  # in favour of nothing, as there is no control that could not be scaled to the sum
+            "note",
             f"{listed([*complete])} {verb('account', complete)} for what is explained (gap {span(complete.values())}).",
+            "Any map can be scaled to the right sum: whether its parts are right, other figures tell.",
         )
     elif rows and not incomplete and not any(measured.failed for measured in rows):
         yield Finding(
@@ -52,7 +53,7 @@ COMPLETENESS_GAP = Figure(
     title="completeness gap",
     better="lower is better",
     meaning="Share of what the attributions ought to sum to that is missing or too much; '-' where a method promises "
-    "no sum.",
+    "no sum. Any map can be scaled to have none.",
     measure=_measure,
     findings=_findings,
     priority=3,

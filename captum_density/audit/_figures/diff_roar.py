@@ -68,7 +68,10 @@ def _findings(results: Results) -> Iterator[Finding]:
     low = [name for name, (_, high_end) in intervals.items() if high_end < 0]
     if high:
         yield Finding(
-            "good", f"Retrained models predict better from what {listed(high)} {verb('rank', high)} high than what low."
+            "note",
+            f"Retrained models predict better from what {listed(high)} {verb('rank', high)} high than what low.",
+            "So they may by a map that knows nothing of the model, such as a blob where objects are: give such a map "
+            "among the attributions, and compare.",
         )
     if low:
         yield Finding(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from captum_density.audit._controls import CONSTANT, RANDOM_WEIGHTS, Comparison, common_maps, own_maps
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
-from captum_density.audit._figures.words import listed, verb
+from captum_density.audit._figures.words import compared_by, level_in_words, listed, verb
 from captum_density.audit._results import Finding, Measured, Results, by_method
 from captum_density.audit._setting import Setting
 from captum_density.softmax_shift import CenteredLogits
@@ -21,6 +22,7 @@ _NAME = "infidelity"
 _ERASED = 0.2
 # Of a map of zeros: where little of a map is left to read.
 _NO_BETTER = 0.9
+_ROUNDING = 1e-4  # of a map of zeros: below, a difference may be one of rounding
 _FEWEST = 25  # samples, before they may be enough
 
 
@@ -46,14 +48,40 @@ class _Erasure:
 
 
 def _measure(explanation: Explanation) -> Measured:
-    setting, view = explanation.setting, explanation.method.view
+    setting, view, reading = explanation.setting, id(explanation.method.view), explanation.multiplies_by_inputs
     erasures = setting.shared((_NAME, "erasures"), lambda: list(_erasures(setting)))
-    changes = setting.shared((_NAME, id(view)), lambda: [_changes(explanation, erasure) for erasure in erasures])
+    changes = setting.shared((_NAME, view), lambda: [_changes(explanation, erasure) for erasure in erasures])
     # A contribution vanishes with its feature, and a slope acts on its change, as Captum's decorator has it.
-    x = setting.inputs
-    effects = explanation.attributions * ((x != 0).to(x.dtype) if explanation.multiplies_by_inputs else x)
-    zero = setting.shared((_NAME, id(view), "zero"), lambda: _infidelities(setting, erasures, changes, None))
-    return of_examples(_infidelities(setting, erasures, changes, effects), reference=zero)
+    factor = (setting.inputs != 0).to(setting.inputs.dtype) if reading else setting.inputs
+
+    def foretold(maps: Iterable[Tensor]) -> list[Tensor]:
+        return _foretold(setting, erasures, [each.to(factor.dtype) * factor for each in maps])
+
+    def infidelities(maps: Iterable[Tensor]) -> Tensor:
+        return _infidelities(erasures, changes, foretold(maps))
+
+    own_controls = own_maps(explanation)
+    cheap = {name: own_controls.pop(name)() for name in [*own_controls] if name != RANDOM_WEIGHTS}
+    values, *others = infidelities([explanation.attributions, *cheap.values()])
+    zero = setting.shared(
+        (_NAME, view, "zero"),
+        lambda: _infidelities(erasures, changes, [torch.zeros_like(each)[:, :, None] for each in changes])[0],
+    )
+    if len(values) == 1:
+        return of_examples(values, reference=zero)
+    # Whatever the method, maps that are read alike foretell alike.
+    common = {CONSTANT: torch.ones_like(factor), **common_maps(setting)}
+    of_common = setting.shared((_NAME, "common maps", reading), lambda: foretold(common.values()))
+    others += setting.shared((_NAME, view, reading), lambda: _infidelities(erasures, changes, of_common)).unbind()
+
+    def beside(other: Tensor) -> Tensor:
+        return torch.where((other - values).abs() > _ROUNDING * zero, other, values)
+
+    comparison = Comparison(setting, values, zero, lower_is_better=True)
+    comparison.add(dict(zip([*cheap, *common], map(beside, others), strict=True)))
+    comparison.add_own(own_controls, lambda each: beside(infidelities([each])[0]))
+    values, zero, controls = comparison.result()
+    return replace(of_examples(values, reference=zero), note=comparison.note, controls=controls)
 
 
 def _erasures(setting: Setting) -> Iterator[_Erasure]:
@@ -123,24 +151,37 @@ def _changes(explanation: Explanation, erasure: _Erasure) -> Tensor:
         return _explained(setting, at, before) - _explained(setting, at, viewed(erasure.logits, erased))
 
 
-def _infidelities(setting: Setting, erasures: list[_Erasure], changes: list[Tensor], effects: Tensor | None) -> Tensor:
-    """(N,) Captum's, normalised: the mean of (beta a - c)^2, c the change and a what the effects foretell of it.
+def _foretold(setting: Setting, erasures: list[_Erasure], effects: list[Tensor]) -> list[Tensor]:
+    """What maps foretell of each erasure, (N, samples, maps).
 
     Args:
         setting: What all figures share.
         erasures: Of the examples.
+        effects: (N, ...) of each map, what erasing a value takes from the output.
+    """
+    foretold = []
+    for erasure in erasures:
+        masks = erasure.masks(setting.inputs).unflatten(0, (-1, erasure.samples)).flatten(2)
+        columns = torch.stack([each[erasure.at].flatten(1) for each in effects], dim=2)
+        foretold.append(masks.to(columns.dtype) @ columns)
+    return foretold
+
+
+def _infidelities(erasures: list[_Erasure], changes: list[Tensor], foretold: list[Tensor]) -> Tensor:
+    """(maps, N) Captum's, normalised: the mean of (beta a - c)^2, c the change and a what is foretold of it.
+
+    The factor beta is the best one for each map and example, as in the code of Yeh et al. (2019), so that neither scale
+    nor sign counts: without it, a map in another unit than the output's would lose to zeros, whatever it shows.
+
+    Args:
+        erasures: Of the examples.
         changes: (N, samples) of each of them.
-        effects: (N, ...) what erasing a value takes from the output; None of a map of zeros.
+        foretold: (N, samples, maps) of each of them.
     """
     sums: dict[int, Tensor] = {}  # by the first example
     counts: dict[int, int] = {}
-    for erasure, change in zip(erasures, changes, strict=True):
-        if effects is None:
-            foretold = torch.zeros_like(change)
-        else:
-            masks = erasure.masks(setting.inputs).unflatten(0, (-1, erasure.samples)).flatten(2)
-            foretold = (masks.to(effects.dtype) @ effects[erasure.at].flatten(1)[:, :, None])[:, :, 0]
-        a, c = foretold.double(), change.double()
+    for erasure, change, each in zip(erasures, changes, foretold, strict=True):
+        a, c = each.double(), change.double()[:, :, None].expand_as(each)
         products = torch.stack([(a * a).sum(1), (a * c).sum(1), (c * c).sum(1)])
         start = erasure.at.start
         sums[start] = sums[start] + products if start in sums else products
@@ -149,7 +190,7 @@ def _infidelities(setting: Setting, erasures: list[_Erasure], changes: list[Tens
     for start, (aa, ac, cc) in sums.items():
         beta = ac / torch.where(aa != 0, aa, 1)
         parts.append((beta * beta * aa - 2 * beta * ac + cc) / counts[start])
-    return torch.cat(parts)
+    return torch.cat(parts).T
 
 
 def _findings(results: Results) -> Iterator[Finding]:
@@ -159,15 +200,35 @@ def _findings(results: Results) -> Iterator[Finding]:
         for name, measured in by_method(results, _NAME).items()
         if measured.reference
     }
+    compared = compared_by(results, _NAME)
     unfaithful = [name for name, share in shares.items() if share >= _NO_BETTER]
-    others = [name for name, share in shares.items() if share < _NO_BETTER]
+    others = {name: each for name, each in compared.items() if shares.get(name, 1) < _NO_BETTER}
+    better = [name for name, each in others.items() if each.beats_every_control(len(compared))]
+    level = {name: each for name, each in others.items() if name not in better}
+    able = better if compared else [name for name in shares if name not in unfaithful]
+    best = min(able, key=shares.__getitem__, default="")
+    advice = f"For such questions, {listed([best])} does best here." if best else ""
+    if better:
+        which = f"best: {listed([best])}, " if len(better) > 1 else ""
+        yield Finding(
+            "good",
+            f"{listed(better)} {verb('foretell', better)} what erasing part of the input does better than every "
+            f"control, maps that know nothing of the model ({which}infidelity {shares[best]:.2g} of that of a map of "
+            "zeros).",
+        )
     if unfaithful:
-        best = min(others, key=shares.__getitem__, default="")
         yield Finding(
             "warning",
             f"{listed(unfaithful)} {verb('foretell', unfaithful)} what erasing part of the input does hardly better "
             "than a map of zeros.",
-            f"For such questions, {listed([best])} does best here." if best else "",
+            advice,
+        )
+    if level:
+        yield Finding(
+            "warning",
+            f"At foretelling what erasing part of the input does, {level_in_words(level, len(compared))}, as far as "
+            "these examples tell.",
+            advice,
         )
 
 
@@ -176,8 +237,10 @@ INFIDELITY = Figure(
     title="infidelity",
     better="lower is better",
     meaning="Mean squared error of the change in output that the attributions foretell, in squared units of the "
-    "output, when a random fifth of the input is set to 0, the attributions' scale and sign fitted; a map of zeros is "
-    "what to compare with.",
+    "output, when a random fifth of the input is set to 0, scale and sign of each map fitted to each example; a map "
+    "of zeros is what to compare with. Controls, maps that know nothing of the model's reasons, are read as the "
+    "method's are, as contributions or as slopes; a method in favour is better than each, in pairs of the same "
+    "example.",
     measure=_measure,
     findings=_findings,
     priority=1,

@@ -13,6 +13,7 @@ from captum_density._model.refusals import on_host
 from captum_density.audit._controls import NO_WEIGHTS, RANDOM_WEIGHTS, importance, map_at_random_weights, random_weights
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
+from captum_density.audit._figures.infidelity import INFIDELITY
 from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
@@ -30,8 +31,8 @@ def _measure(explanation: Explanation) -> Measured:
     if not layers:
         return Measured(None, note=NO_WEIGHTS)
     # The map at random weights is there where it was the last control to be beaten.
-    beside = explanation.row.get(PIXEL_PERTURBATION.name)
-    is_there = beside is not None and any(control.name == RANDOM_WEIGHTS for control in beside.controls)
+    beside = [explanation.row[name] for name in (INFIDELITY.name, PIXEL_PERTURBATION.name) if name in explanation.row]
+    is_there = any(control.name == RANDOM_WEIGHTS for measured in beside for control in measured.controls)
     if (spared := setting.budget.spares(explanation.passes)) and not is_there:
         return Measured(None, note=spared)
     own = importance(setting, explanation.attributions)

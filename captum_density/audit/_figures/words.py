@@ -1,10 +1,21 @@
 """Names, verbs and numbers as findings say them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from captum_density.audit._results import Finding, Measured, Results, number
+from captum_density.audit._controls import TOO_FEW
+from captum_density.audit._results import Finding, Measured, Results, by_method, number
 
-__all__ = ["beside_controls", "cost_in_words", "counted_examples", "judged", "listed", "span", "verb"]
+__all__ = [
+    "beside_controls",
+    "compared_by",
+    "cost_in_words",
+    "counted_examples",
+    "judged",
+    "level_in_words",
+    "listed",
+    "span",
+    "verb",
+]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -57,6 +68,29 @@ def beside_controls(measured: Measured, methods: int) -> str:
     if level.low > 0:
         return f"not surely better than {level.name}: {gain}, where the best of {methods} is looked for"
     return f"{'worse' if level.high < 0 else 'no better'} than {level.name}: {gain}"
+
+
+def compared_by(results: Results, figure: str) -> dict[str, Measured]:
+    """The methods whose figure stands beside controls; none where there are too few examples for a word."""
+    if results.settings["examples"] < TOO_FEW:
+        return {}
+    return {name: each for name, each in by_method(results, figure).items() if each.controls}
+
+
+def level_in_words(level: Mapping[str, Measured], methods: int) -> str:
+    """Which methods no better than which control are: "A and B are no better than a constant map; C is ...".
+
+    Args:
+        level: The methods, at least one.
+        methods: Among how many the best is looked for.
+    """
+    by_control: dict[str, list[str]] = {}
+    for name, each in level.items():
+        by_control.setdefault(each.strongest_control(methods).name, []).append(name)
+    return "; ".join(
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} no better than {control}"
+        for control, names in by_control.items()
+    )
 
 
 def judged(figure: Measured, threshold: float, *, above: tuple[str, str], unclear: str, below: str) -> Finding:
