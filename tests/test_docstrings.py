@@ -50,6 +50,7 @@ MADE_BY = dict(
     LayerFullGradients:LayerFullGrad.decompose
     Ledger:LogitLedger Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation
     GroupPerturbation:group_perturbation ParameterRandomisation:parameter_randomisation
+    ControlComparison:compare_with_controls
     Problem:networks Samples:LangevinSampler ShiftSensitivity:shift_sensitivity StoppedError:fit_many
     WeightChoice:choose_weight
     TaskExamples:Task Verification:Task Examination:examine GroundTruthTable:run Trial:run

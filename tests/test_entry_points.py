@@ -207,6 +207,15 @@ CALLS = {
     "parameter_randomisation": lambda t: metrics.parameter_randomisation(
         Saliency, model, t(X), t(Y), t(SCALE)
     ).layers,  # other weights are drawn on a GPU
+    "random_weights_map": lambda t: metrics.random_weights_map(
+        Saliency, model, t(X), t(Y), t(SCALE)
+    ).shape,  # as above
+    "control_maps": lambda t: [
+        *metrics.control_maps(t(IMAGES), t(IMAGES - 0.5), t(0 * IMAGES[:1]), t(LABELS)).values()
+    ],
+    "compare_with_controls": lambda t: metrics.compare_with_controls(
+        lambda maps: maps.flatten(1).mean(1), t(IMAGES), {"a": t(IMAGES - 0.5)}
+    ).values,
     "pointing_game": lambda t: metrics.pointing_game(t(IMAGES), t(KEPT)),
     "relevance_mass": lambda t: metrics.relevance_mass(t(IMAGES), t(KEPT)),
     "relevance_rank": lambda t: metrics.relevance_rank(t(IMAGES), t(KEPT)),
@@ -278,7 +287,7 @@ SPARED = {
     "a result, which its function makes": {
         "FullGradients.__init__", "Ledger.__init__", "LayerFullGradients.__init__", "RetrainingResult.__init__",
         "JobResult.__init__", "AuditReport.__init__", "Problem.__init__", "TaskExamples.__init__", "Effects.__init__",
-        "Examination.__init__", "GroundTruthTable.__init__",
+        "Examination.__init__", "GroundTruthTable.__init__", "ControlComparison.__init__",
     },
     "called by an attribution, with tensors": {
         f"{path}.{method}"
@@ -574,7 +583,7 @@ ELSEWHERE = {
     "results, settings and errors": {
         "FullGradients", "LayerFullGradients", "Ledger", "AuditReport", "Control", "Finding", "Measured", "Method",
         "Recommendation", "AttentionErasure", "AxiomTable", "FractionToFlip", "GanTest", "PixelPerturbation",
-        "GroupPerturbation", "ParameterRandomisation",
+        "GroupPerturbation", "ParameterRandomisation", "ControlComparison",
         "RetrainingResult", "ShiftSensitivity", "FitConfig", "JobResult", "StoppedError", "Samples", "Failure",
         "Problem", "ConformanceError", "Shift", "FunctionPath", "StraightPath",
     },

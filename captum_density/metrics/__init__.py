@@ -9,6 +9,9 @@ from captum_density.metrics._axioms._symmetry import symmetry_gap as symmetry_ga
 from captum_density.metrics._axioms._table import AxiomTable as AxiomTable
 from captum_density.metrics._axioms._table import axiom_table as axiom_table
 from captum_density.metrics._common_gradient import common_gradient as common_gradient
+from captum_density.metrics._control_comparison import ControlComparison as ControlComparison
+from captum_density.metrics._control_comparison import compare_with_controls as compare_with_controls
+from captum_density.metrics._control_maps import control_maps as control_maps
 from captum_density.metrics._density_ratio import density_ratio as density_ratio
 from captum_density.metrics._diff_roar import diff_roar as diff_roar
 from captum_density.metrics._diff_roar import kar as kar
@@ -30,6 +33,7 @@ from captum_density.metrics._parameter_randomisation import ParameterRandomisati
 from captum_density.metrics._parameter_randomisation import parameter_randomisation as parameter_randomisation
 from captum_density.metrics._pixel_perturbation import PixelPerturbation as PixelPerturbation
 from captum_density.metrics._pixel_perturbation import pixel_perturbation as pixel_perturbation
+from captum_density.metrics._random_weights_map import random_weights_map as random_weights_map
 from captum_density.metrics._retraining_result import RetrainingResult as RetrainingResult
 from captum_density.metrics._shift_sensitivity import ShiftSensitivity as ShiftSensitivity
 from captum_density.metrics._shift_sensitivity import shift_sensitivity as shift_sensitivity
@@ -38,6 +42,7 @@ from captum_density.metrics._signal_block_share import signal_block_share as sig
 __all__ = [
     "AttentionErasure",
     "AxiomTable",
+    "ControlComparison",
     "FractionToFlip",
     "GanTest",
     "GroupPerturbation",
@@ -48,7 +53,9 @@ __all__ = [
     "attention_erasure",
     "axiom_table",
     "common_gradient",
+    "compare_with_controls",
     "completeness_gap",
+    "control_maps",
     "density_ratio",
     "diff_roar",
     "finite_difference_gap",
@@ -63,6 +70,7 @@ __all__ = [
     "patch_mask",
     "pixel_perturbation",
     "pointing_game",
+    "random_weights_map",
     "relevance_mass",
     "relevance_rank",
     "roar",
