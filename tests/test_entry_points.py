@@ -80,6 +80,11 @@ def linear() -> nn.Linear:
     return nn.Linear(6, 3, device="cpu")
 
 
+def seeded_linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return linear()
+
+
 def call(loss: nn.Module, t: Any) -> Any:
     return loss(model, t(X), t(Y), t(SCALE))
 
@@ -203,6 +208,9 @@ CALLS = {
     "group_perturbation": lambda t: metrics.group_perturbation(
         model, t(X), t(NEAR), t(0 * X[:1]), t(SCALE), t(Y), feature_mask=t(HALVES), fractions=t(FRACTIONS)
     ),
+    "in_domain_single_deletion": lambda t: metrics.in_domain_single_deletion(
+        model, t(X), t(NEAR), t(0 * X[:1]), t(SCALE), t(Y), feature_mask=t(HALVES)
+    ),
     "patch_mask": lambda t: metrics.patch_mask(t(IMAGES), 2),
     "parameter_randomisation": lambda t: metrics.parameter_randomisation(
         Saliency, model, t(X), t(Y), t(SCALE)
@@ -233,6 +241,8 @@ CALLS = {
     "adversarial_fit": lambda t: retraining.adversarial_fit(
         linear, (t(X), t(Y)), radius=0.1, bounds=(t(X.amin(0)), t(X.amax())), fit=FIT
     ).weight,
+    "single_deletion": lambda t: retraining.single_deletion(t(X), t(HALVES), t(NEAR[0]), generator=generator()),
+    "random_deletion": lambda t: retraining.random_deletion(t(X), 0.5, t(HALVES), t(NEAR[0]), generator=generator()),
     "Examples.__init__": lambda t: (
         (examples := retraining.Examples(
             (t(IMAGES), t(LABELS)), (t(IMAGES), t(LABELS)), groups=t(GROUPS), fill=t(IMAGES[0]),
@@ -273,6 +283,9 @@ DATA = {
     "Examples": lambda data: retraining.Examples(data, data).splits,
     "adversarial_fit": lambda data: retraining.adversarial_fit(
         linear, data, radius=0.1, fit=FIT
+    ).weight,
+    "fine_tune": lambda data: retraining.fine_tune(
+        seeded_linear(), data, lambda x, generator: x + 1, fit=FIT
     ).weight,
     **{
         name: lambda data, metric=metric: metric(

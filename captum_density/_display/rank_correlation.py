@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["rank_correlation"]
 
 
-def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+def rank_correlation(one: Tensor, other: Tensor, among: Tensor | None = None) -> Tensor:
     """(N,) in [-1, 1], of the values of each example; equal values share their rank.
 
     Where all values of a map are equal it is 0; where those of both are, 1, as for any map and itself.
@@ -16,12 +16,23 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
     Args:
         one: (N, ...).
         other: (N, ...), of as many values.
+        among: (N, ...), bool: which values count; None for all.
     """
-    ranks = [_ranks(values.flatten(1)) for values in (one, other)]
-    centred = [rank - rank.mean(dim=1, keepdim=True) for rank in ranks]
+    centred = [_centred(values.flatten(1), among) for values in (one, other)]
     lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
     correlation = (centred[0] * centred[1]).sum(dim=1) / torch.where(lengths > 0, lengths, 1)
     return correlation.masked_fill((centred[0] == 0).all(dim=1) & (centred[1] == 0).all(dim=1), 1)
+
+
+def _centred(values: Tensor, among: Tensor | None) -> Tensor:
+    """(N, d) float64 places, less their mean; 0 for what does not count."""
+    if among is None:
+        ranks = _ranks(values)
+        return ranks - ranks.mean(dim=1, keepdim=True)
+    counts = among.flatten(1)
+    # Below all others, which moves these by as much each.
+    ranks = _ranks(values.masked_fill(~counts, -torch.inf)).masked_fill(~counts, 0)
+    return (ranks - ranks.sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True)).masked_fill(~counts, 0)
 
 
 def _ranks(values: Tensor) -> Tensor:

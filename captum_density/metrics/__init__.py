@@ -24,6 +24,7 @@ from captum_density.metrics._gan_test import gan_test as gan_test
 from captum_density.metrics._group_perturbation import GroupPerturbation as GroupPerturbation
 from captum_density.metrics._group_perturbation import group_perturbation as group_perturbation
 from captum_density.metrics._group_perturbation import patch_mask as patch_mask
+from captum_density.metrics._in_domain_single_deletion import in_domain_single_deletion as in_domain_single_deletion
 from captum_density.metrics._kernel_stein import kernel_stein_discrepancy as kernel_stein_discrepancy
 from captum_density.metrics._known_masks import pointing_game as pointing_game
 from captum_density.metrics._known_masks import relevance_mass as relevance_mass
@@ -63,6 +64,7 @@ __all__ = [
     "gan_test",
     "group_perturbation",
     "implementation_gap",
+    "in_domain_single_deletion",
     "kar",
     "kernel_stein_discrepancy",
     "off_manifold_gradient",

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.batch import ModelOnBatch
 from captum_density._model.captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_density._model.feature_masks import group_numbers, group_sums
 from captum_density._model.refusals import looked_at_together, refuse_where
 from captum_density._model.validation import expanded_baselines
 from captum_density.metrics._masks import ranks, top_counts
@@ -118,8 +119,8 @@ def group_perturbation(
             differentiable=False,
         )
         xs, fills = batch.inputs, expanded_baselines(baselines, batch.inputs)
-        groups, d = _groups(xs, feature_mask)
-        scores, present = _scores(xs, attributions, groups, d, signed=signed)
+        groups, d = group_numbers(xs, feature_mask)
+        scores, present = group_sums(xs, attributions, groups, d, signed=signed)
         # Groups that an example does not have come last, so that the others keep their places.
         order = ranks(scores.masked_fill(~present, -torch.inf))
         sizes = present.sum(1, keepdim=True)
@@ -179,55 +180,6 @@ def patch_mask(inputs: Tensor, size: int | tuple[int, ...]) -> Tensor:
         at = torch.arange(side, device=inputs.device) // step
         mask = mask * -(-side // step) + at.view([-1 if i == dim else 1 for i in range(len(sides))])
     return mask[None, None]
-
-
-def _groups(xs: tuple[Tensor, ...], feature_mask: Any) -> tuple[list[Tensor], int]:
-    """(N, elements) the group of each element of each input, numbered without gaps, and how many there are."""
-    if feature_mask is None:
-        first, masks = 0, []
-        for x in xs:
-            elements = x[0].numel()
-            masks.append(torch.arange(first, first + elements, device=x.device).view(1, *x.shape[1:]))
-            first += elements
-    else:
-        masks = list(feature_mask) if isinstance(feature_mask, tuple) else [feature_mask]
-    if len(masks) != len(xs):
-        raise ValueError(f"feature_mask must have a tensor for each of {len(xs)} inputs, but has {len(masks)}")
-    flat = []
-    for x, mask in zip(xs, masks, strict=True):
-        if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
-            raise ValueError("feature_mask must hold integers, the group of each element")
-        try:
-            flat.append(mask.to(x.device).expand_as(x).flatten(1))
-        except RuntimeError as error:
-            raise ValueError(
-                f"feature_mask must broadcast to the input {tuple(x.shape)}, but has shape {tuple(mask.shape)}"
-            ) from error
-    if feature_mask is None:
-        return flat, first
-    names, numbers = torch.cat(flat, dim=1).unique(return_inverse=True)
-    return list(numbers.split([part.shape[1] for part in flat], dim=1)), len(names)
-
-
-def _scores(
-    xs: tuple[Tensor, ...], attributions: Any, groups: list[Tensor], d: int, *, signed: bool
-) -> tuple[Tensor, Tensor]:
-    """(N, d) the sum of each group's attributions, and whether the example has the group."""
-    maps = attributions if isinstance(attributions, tuple) else (attributions,)
-    if len(maps) != len(xs):
-        raise ValueError(f"there must be attributions of each of {len(xs)} inputs, but there are {len(maps)}")
-    scores = torch.zeros(len(xs[0]), d, dtype=torch.float64, device=xs[0].device)
-    sizes = torch.zeros_like(scores)
-    for x, m, at in zip(xs, maps, groups, strict=True):
-        if not isinstance(m, Tensor) or not m.is_floating_point():
-            raise TypeError("attributions must be floating-point tensors")
-        if m.shape != x.shape:
-            raise ValueError(f"attributions must have shape {tuple(x.shape)}, but have {tuple(m.shape)}")
-        refuse_where(~m.isfinite().all(), partial(ValueError, "attributions contain NaN or infinity"))
-        values = m.detach().to(x.device, torch.float64).flatten(1)
-        scores.scatter_add_(1, at, values if signed else values.abs())
-        sizes.scatter_add_(1, at, torch.ones_like(values))
-    return scores, sizes > 0
 
 
 def _outputs(batch: ModelOnBatch, points: tuple[Tensor, ...]) -> Tensor:
