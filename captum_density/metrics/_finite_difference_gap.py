@@ -24,7 +24,8 @@ def finite_difference_gap(
     target: TargetType = None,
     additional_forward_args: object = None,
     *,
-    changes: float | Sequence[float] = 0.1,
+    changes: float | Sequence[float] | Tensor = 0.1,
+    signed: bool = False,
     max_examples_per_batch: int | None = None,
 ) -> Tensor:
     r"""How far the output's change along its own gradient is from what the gradient promises.
@@ -43,16 +44,19 @@ def finite_difference_gap(
         target: As Captum's.
         additional_forward_args: As Captum's.
         changes: delta, in the output's unit: larger than what waves would do to values, smaller than what matters; of
-            several the largest gap counts.
+            several the largest gap counts. A tensor (K, N) holds K for each example.
+        signed: Whether to return what is missing of each promise, 1 - (...) / (2 delta), in place of the largest
+            absolute value: positive where the output changes less than promised, as with waves, and negative where it
+            changes more, as a saturated output does.
         max_examples_per_batch: As Captum's.
 
     Returns:
-        (N,) >= 0, detached: 0 where the output changes as promised, and where the gradient is zero. In float32, outputs
-        of size F leave rounding of about 1e-7 F / delta.
+        (N,) >= 0, detached: 0 where the output changes as promised, and where the gradient is zero; or (K, N) for K
+        changes if `signed`. In float32, outputs of size F leave rounding of about 1e-7 F / delta.
 
     Raises:
-        ValueError: If a change is not positive and finite, or the model draws random numbers; as
-            `captum_density.density.class_log_density` otherwise.
+        ValueError: If a change is not positive and finite, or the model draws random numbers; if there are not as many
+            as examples; as `captum_density.density.class_log_density` otherwise.
         TypeError: As there.
         AssertionError: Captum's own, for a target that does not fit.
 
@@ -68,8 +72,9 @@ def finite_difference_gap(
         >>> [bool((finite_difference_gap(f, x, target=0) > 0.5).all()) for f in (model, waved)]
         [False, True]
     """
-    deltas = [float(delta) for delta in (changes if isinstance(changes, Sequence | Tensor) else [changes])]
-    if not deltas or not all(0 < delta < math.inf for delta in deltas):
+    deltas = torch.as_tensor(changes, dtype=torch.float64, device="cpu")
+    deltas = deltas if deltas.ndim == 2 else deltas.reshape(-1, 1)
+    if not deltas.numel() or not (deltas > 0).all() or not deltas.isfinite().all():
         raise ValueError(f"changes must be positive and finite, but are {changes!r}")
     density = LogDensity(
         forward_func,
@@ -79,21 +84,29 @@ def finite_difference_gap(
         max_examples_per_batch=max_examples_per_batch,
         marginal=False,
     )
+    if deltas.shape[1] not in (1, density.n):
+        raise ValueError(
+            f"changes must be numbers, or of shape (K, {density.n}) for {density.n} examples, but have shape "
+            f"{tuple(deltas.shape)}"
+        )
+    deltas = deltas.expand(-1, density.n)
     with density.evaluation(comparison=True):
-        return torch.cat([_gaps(density.at(rows), deltas) for rows in density.parts()])
+        missing = torch.cat([_missing(density.at(rows), deltas[:, rows]) for rows in density.parts()], dim=1)
+    return missing if signed else missing.abs().amax(dim=0)
 
 
-def _gaps(density: LogDensity, deltas: Sequence[float]) -> Tensor:
+def _missing(density: LogDensity, deltas: Tensor) -> Tensor:
+    """(K, N) what is missing of each promise."""
     _, gradients = density.scores(density.points())
     squared = squared_norm(tuple(g.detach() for g in gradients))[0]
-    moves = squared > 0
+    deltas = deltas.to(squared)
     steps = tuple(_over(g[0].detach(), squared.clamp(min=torch.finfo(squared.dtype).tiny)) for g in gradients)
-    gaps = torch.zeros_like(squared)
+    missing = torch.zeros_like(deltas)
     with torch.no_grad():
-        for delta in deltas:
+        for row, delta in zip(missing, deltas, strict=True):
             up, down = (density.values(_displaced(density, steps, sign * delta))[0] for sign in (1, -1))
-            gaps = torch.maximum(gaps, (1 - (up - down) / (2 * delta)).abs())
-    return torch.where(moves, gaps, 0.0)
+            row.copy_(1 - (up - down) / (2 * delta))
+    return torch.where(squared > 0, missing, 0.0)
 
 
 def _over(gradient: Tensor, squared: Tensor) -> Tensor:
@@ -101,5 +114,6 @@ def _over(gradient: Tensor, squared: Tensor) -> Tensor:
     return (gradient.to(squared.dtype) / squared.view(-1, *[1] * (gradient.ndim - 1))).to(gradient.dtype)
 
 
-def _displaced(density: LogDensity, steps: Points, by: float) -> Points:
-    return density.displaced(tuple((by * step)[None] for step in steps))
+def _displaced(density: LogDensity, steps: Points, by: Tensor) -> Points:
+    sizes = (by.to(step).view(-1, *[1] * (step.ndim - 1)) for step in steps)
+    return density.displaced(tuple((size * step)[None] for size, step in zip(sizes, steps, strict=True)))

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from captum_density._density.log_density import LogDensity
 from captum_density._model.arrays import takes_arrays
 from captum_density._model.captum import TargetType
 
-__all__ = ["off_manifold_gradient"]
+__all__ = ["OffManifold", "off_manifold_gradient", "off_manifold_gradients"]
 
 # Of their variance: what a subspace found in one half of the data must explain of the other half.
 _HELD_OUT = 0.9
+
+
+class OffManifold(NamedTuple):
+    """Gradients beside the directions in which data vary.
+
+    Args:
+        shares: (N,), as `off_manifold_gradient` returns them.
+        alike_off: How much the parts off the data are of one direction: the share of their squared length on it.
+        alike_on: The same of the parts along the data, each brought to length 1, and their own direction. 1 where all
+            gradients are one, as a linear model's with one output or two: then that parts are alike tells nothing.
+        directions: How many there are off the data.
+    """
+
+    shares: Tensor
+    alike_off: float
+    alike_on: float
+    directions: int
 
 
 @takes_arrays
@@ -74,6 +92,28 @@ def off_manifold_gradient(
         >>> [round(off_manifold_gradient(f, data[:16], data, 0).mean().item(), 3) for f in (honest, manipulated)]
         [0.0, 0.5]
     """
+    return off_manifold_gradients(
+        forward_func,
+        inputs,
+        data,
+        target,
+        additional_forward_args,
+        explained_variance=explained_variance,
+        max_examples_per_batch=max_examples_per_batch,
+    ).shares
+
+
+def off_manifold_gradients(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    data: Tensor,
+    target: TargetType = None,
+    additional_forward_args: object = None,
+    *,
+    explained_variance: float = 0.99,
+    max_examples_per_batch: int | None = None,
+) -> OffManifold:
+    """As `off_manifold_gradient`, and how alike gradients are, off the data and along them."""
     if not 0 < explained_variance < 1:
         raise ValueError(f"explained_variance must be in (0, 1), but is {explained_variance!r}")
     density = LogDensity(
@@ -92,14 +132,22 @@ def off_manifold_gradient(
     components = _components(data.detach().flatten(1).double(), explained_variance)
     with density.evaluation():
         gradients = torch.cat([_unit_gradients(density.at(rows)) for rows in density.parts()])
-    off = gradients - (gradients @ components) @ components.mT
-    _, _, directions = torch.linalg.svd(off, full_matrices=False)
-    return (off @ directions[0]).square().to(inputs.dtype)
+    along = gradients @ components
+    off = gradients - along @ components.mT
+    _, sizes, directions = torch.linalg.svd(off, full_matrices=False)
+    shares = (off @ directions[0]).square().to(inputs.dtype)
+    alike_on = _first_share(torch.linalg.svdvals(normalize(along, dim=1)))
+    return OffManifold(shares, _first_share(sizes), alike_on, components.shape[0] - components.shape[1])
+
+
+def _first_share(sizes: Tensor) -> float:
+    squares = sizes.square()
+    return (squares[0] / squares.sum().clamp(min=torch.finfo(squares.dtype).tiny)).item()
 
 
 def _unit_gradients(density: LogDensity) -> Tensor:
     _, (gradients,) = density.scores(density.points())
-    return torch.nn.functional.normalize(gradients[0].detach().flatten(1).double(), dim=1)
+    return normalize(gradients[0].detach().flatten(1).double(), dim=1)
 
 
 def _components(data: Tensor, explained: float) -> Tensor:
@@ -131,4 +179,4 @@ def _directions(data: Tensor, explained: float) -> Tensor:
     variances, vectors = variances.flip(0).clamp(min=0), vectors.flip(1)
     shares = variances.cumsum(0) / variances.sum().clamp(min=torch.finfo(variances.dtype).tiny)
     first = vectors[:, : int((shares < explained).sum()) + 1]
-    return torch.nn.functional.normalize(centred.mT @ first, dim=0) if are_few else first
+    return normalize(centred.mT @ first, dim=0) if are_few else first

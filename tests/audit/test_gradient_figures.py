@@ -25,7 +25,8 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(ON, 16), nn.Tanh(), nn.Linear(16, 4))
+        self.layers = nn.Sequential(nn.Linear(ON, 16), nn.Tanh(), nn.Linear(16, 8))
+        self.layers[0].weight.data *= 4  # gradients differ between examples
 
     def forward(self, x):
         logits = self.layers(x @ BASIS[:ON].mT)
@@ -44,7 +45,7 @@ def length(model, x):
 
 
 def off(model, size):
-    signs = size * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    signs = size * torch.tensor([1.0, -1.0]).repeat(4)
     return lambda x: model(x) + (x @ BASIS[-1])[:, None] * signs
 
 
@@ -82,10 +83,19 @@ def test_figures_are_the_metrics(network):
     target = network(x).argmax(1)
     common = metrics.common_gradient(network, x)
     off = metrics.off_manifold_gradient(CenteredLogits(network), x, x, target)
-    spread = network(x).std(unbiased=False).item()
-    gap = metrics.finite_difference_gap(network, x, target, changes=[c * spread for c in (0.003, 0.01, 0.03, 0.1)])
-    for name, values in zip(FIGURES, (common, off, gap), strict=True):
+    for name, values in zip(FIGURES, (common, off, missing(network, x, target)), strict=True):
         assert_close(torch.tensor(report.model[name].value), values.mean(), rtol=1e-3, atol=1e-5)
+
+
+def missing(model, x, target):
+    """Of what gradients promise in all, in steps as long as a typical gradient's."""
+    spread = model(x).std(unbiased=False).item()
+    gradients = torch.autograd.grad(model(x.requires_grad_()).gather(1, target[:, None]).sum(), x)[0]
+    lengths = gradients.norm(dim=1)
+    promises = (lengths / (lengths.square().sum() / lengths.sum())).clamp(max=1)
+    changes = spread * torch.tensor([0.003, 0.01, 0.03, 0.1])[:, None] * promises
+    gaps = metrics.finite_difference_gap(model, x.detach(), target, changes=changes, signed=True)
+    return ((gaps * promises).sum(1) / promises.sum()).max()
 
 
 @pytest.mark.parametrize("kind", ["tensors", "data set"])
@@ -130,3 +140,51 @@ def test_what_cannot_be_told_is_said(network):
 def test_a_constant_model_promises_nothing():
     report = audit(lambda x: 0 * x[:, :3], plane(), ["Saliency"], metrics=["finite_difference_gap"])
     assert report.model["finite_difference_gap"].note == "the outputs are all the same"
+
+
+def kind_of(figure, model, data):
+    """What a figure says of a model."""
+    report = audit(model, data, ["Saliency"], metrics=figure)
+    texts = {
+        "common_gradient": "all classes",
+        "off_manifold_gradient": "direction",
+        "finite_difference_gap": "as its gradient",
+    }
+    (kind,) = {f.kind for f in report.findings if texts[figure] in f.text or "cannot be told" in f.text}
+    return kind, report.model[figure]
+
+
+@pytest.mark.parametrize("scale", [3.0, 30.0])  # gradients of 1e-8 and zero
+def test_saturated_outputs_are_no_waves(scale):
+    x = scale * torch.randn(64, 4)
+    model = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
+    model[0].weight.data = torch.tensor([[2.0, 1.0, -1.0, 0.5]])
+    gaps = metrics.finite_difference_gap(model, x, 0, changes=0.03)
+    kind, gap = kind_of("finite_difference_gap", model, (x, (x @ model[0].weight[0] > 0).long()))
+    assert gaps.mean() > 0.4
+    assert (kind, abs(gap.value) < 0.05) == ("good", True)
+
+
+def test_rounding_is_no_wave():
+    weights, x = torch.randn(4), torch.randn(64, 4)
+    exact, gap = kind_of("finite_difference_gap", lambda x: 3e4 + x @ weights, x)
+    assert (exact, abs(gap.value) < 0.05) == ("good", True)
+    report = audit(lambda x: 1e7 + x @ weights, x, ["Saliency"], metrics="finite_difference_gap")
+    assert "rounded away" in report.model["finite_difference_gap"].note
+
+
+def test_least_squares_on_features_that_go_together_accuse_no_one():
+    x = torch.randn(300, 8)
+    x[:, 4:] = x[:, :4] + 0.02 * torch.randn(300, 4)
+    y = x[:, 0] + 0.1 * torch.randn(300)
+    weights = torch.linalg.lstsq(x, y).solution
+    kind, share = kind_of("off_manifold_gradient", lambda x: x @ weights, (x, y))
+    assert kind == "note"
+    assert share.low > 0.38
+
+
+@pytest.mark.parametrize(("size", "kind"), [(0.0, "good"), (1.0, "note"), (4.0, "warning")])
+def test_of_two_classes_first_weights_may_be_common(size, kind):
+    apart, common = BASIS[:1], size * BASIS[1:2]
+    verdict, _ = kind_of("common_gradient", lambda x: x @ torch.cat([apart + common, common - apart]).mT, plane())
+    assert verdict == kind

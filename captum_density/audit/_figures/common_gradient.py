@@ -1,5 +1,6 @@
 """Whether the model's gradients are mostly common to all logits, and so no reason for any class."""
 
+import math
 from collections.abc import Iterator
 
 from captum_density import metrics
@@ -14,6 +15,9 @@ __all__ = ["COMMON_GRADIENT"]
 _NAME = "common_gradient"
 # Networks trained to classify have less; a shift as long as their own gradients has more.
 _THRESHOLD = 0.3
+# Deviations of the share that logits which know nothing of each other have; of inputs of many elements, narrow layers
+# leave gradients about as many directions.
+_DEVIATIONS, _DIRECTIONS = 3, 64
 
 
 def _measure(setting: Setting) -> Measured:
@@ -28,13 +32,26 @@ def _measure(setting: Setting) -> Measured:
     return of_examples(shares, seed=setting.seed)
 
 
+def _by_chance(classes: int, elements: int) -> float:
+    """The largest share of gradients that have nothing to do with each other, as those of first weights.
+
+    Of C such gradients in d dimensions, 1 / C is common, with a standard deviation of sqrt(2 (1 - 1 / C) / d) / C. What
+    is trained a little keeps much of it, so that of few classes a large share may be of no one's making.
+    """
+    deviation = math.sqrt(2 * (1 - 1 / classes) / min(elements, _DIRECTIONS))
+    return (1 + _DEVIATIONS * deviation) / classes
+
+
 def _findings(results: Results) -> Iterator[Finding]:
     share = results.model.get(_NAME)
     if share is None or share.value is None:
         return
+    chance = _by_chance(results.settings["classes"], math.prod(results.settings["shape"]))
+    few = f": of {results.settings['classes']} classes it may be what is left of the first weights"
     yield judged(
         share,
         _THRESHOLD,
+        certain=max(_THRESHOLD, chance),
         above=(
             f"Of what the gradients of the logits show, {share.text()} is the same for all classes and changes no "
             "prediction, as softmax ignores it: it may be any picture, put there or not.",
@@ -42,7 +59,7 @@ def _findings(results: Results) -> Iterator[Finding]:
             "the model; what they show then is free of it.",
         ),
         unclear=f"Whether the gradients of the logits are mostly common to all classes cannot be told "
-        f"({share.text()}).",
+        f"({share.text()}{few if chance > _THRESHOLD else ''}).",
         below=f"Little of the logits' gradients is common to all classes ({share.text()}).",
     )
 

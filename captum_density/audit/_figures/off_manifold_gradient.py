@@ -1,15 +1,17 @@
 """Whether the model's gradients point where no data lie."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from captum_density import metrics
 from captum_density._cache.identity import described
 from captum_density.audit._figures.figure import Figure, of_examples
 from captum_density.audit._figures.obstacles import no_softmax
 from captum_density.audit._figures.words import judged
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
+from captum_density.metrics._off_manifold_gradient import off_manifold_gradients
 from captum_density.softmax_shift import CenteredLogits
 
 __all__ = ["OFF_MANIFOLD_GRADIENT"]
@@ -19,6 +21,10 @@ _FEW = 16  # gradients: of fewer, each lies on their common direction by chance
 # Networks trained on few data leave less of their first weights on one direction; a manipulation as long as the
 # gradient puts a half there.
 _THRESHOLD = 0.38
+# Times that gradients have to be more alike off the data than along them: those of a linear model with two classes are
+# one gradient, which points off the data wherever features go together, as its first weights or least squares leave it.
+_MORE_ALIKE = 2
+_ALIKE = "off the data these gradients are hardly more alike than along them, as a model with one output or two may have it"
 
 
 def _measure(setting: Setting) -> Measured:
@@ -26,7 +32,7 @@ def _measure(setting: Setting) -> Measured:
         return Measured(None, note=f"fewer than {_FEW} examples do not tell a common direction from chance")
     model = setting.model if no_softmax(setting) else CenteredLogits(setting.model)
     try:
-        shares = metrics.off_manifold_gradient(
+        off = off_manifold_gradients(
             model,
             setting.inputs,
             _pool(setting),
@@ -36,7 +42,9 @@ def _measure(setting: Setting) -> Measured:
         )
     except ValueError as error:
         return Measured(None, note=str(error))
-    return of_examples(shares, seed=setting.seed)
+    measured = of_examples(off.shares, seed=setting.seed)
+    chance = max(off.alike_on, 1 / max(1, off.directions))
+    return measured if off.alike_off >= _MORE_ALIKE * chance else replace(measured, note=_ALIKE)
 
 
 def _pool(setting: Setting) -> Any:
@@ -57,12 +65,14 @@ def _findings(results: Results) -> Iterator[Finding]:
     yield judged(
         share,
         _THRESHOLD,
+        certain=math.inf if share.note else None,
         above=(
             f"Of the explained gradients, {share.text()} lies on one direction in which the data do not vary: it "
             "decides nothing for data like these, and may have been put there.",
             "Project gradients on the principal components of the data, and compare: what is left is what data show.",
         ),
-        unclear=f"Whether the gradients mostly point off the data cannot be told ({share.text()}).",
+        unclear=f"Whether the gradients mostly point off the data cannot be told ({share.text()})"
+        f"{': ' if share.note else ''}{share.note}.",
         below=f"The gradients do not gather in a direction without data ({share.text()}).",
     )
 

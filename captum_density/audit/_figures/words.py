@@ -93,18 +93,27 @@ def level_in_words(level: Mapping[str, Measured], methods: int) -> str:
     )
 
 
-def judged(figure: Measured, threshold: float, *, above: tuple[str, str], unclear: str, below: str) -> Finding:
+def judged(
+    figure: Measured,
+    threshold: float,
+    *,
+    above: tuple[str, str],
+    unclear: str,
+    below: str,
+    certain: float | None = None,
+) -> Finding:
     """What follows from a figure of which less is better.
 
     Args:
         figure: With a value.
-        threshold: Where it speaks against the model.
-        above: What to say and to advise where the figure is above the threshold.
-        unclear: What to say where its interval holds the threshold.
-        below: What to say otherwise.
+        threshold: Below it, nothing speaks against the model.
+        above: What to say and to advise where the figure is above what is certain.
+        unclear: What to say between.
+        below: What to say below the threshold.
+        certain: From where on it speaks against the model; None for the threshold.
     """
     assert figure.value is not None
     low, high = figure.low, figure.high
-    if (figure.value if low is None else low) > threshold:
+    if (figure.value if low is None else low) > (threshold if certain is None else certain):
         return Finding("warning", *above)
     return Finding("good", below) if (figure.value if high is None else high) < threshold else Finding("note", unclear)
