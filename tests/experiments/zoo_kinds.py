@@ -1,8 +1,8 @@
 """The zoo's other kinds: tables, signals, token ids, other images, and other ways of training, honest and lying.
 
-`python -m tests.experiments.zoo_kinds --images FOLDER` audits them and writes ``results/zoo_kinds.json``: how often each
-figure speaks against an honest network, and how often it finds its own lie. FOLDER holds MNIST and Fashion-MNIST, as
-`tests.experiments.real_data` reads them; without it these are left out. Statistics were chosen on the seeds below
+`python -m tests.experiments.zoo_kinds --images FOLDER` audits them and writes ``results/zoo_kinds.json``: how often
+each figure speaks against an honest network, and how often it finds its own lie. FOLDER holds MNIST and Fashion-MNIST,
+as `tests.experiments.real_data` reads them; without it these are left out. Statistics were chosen on the seeds below
 `HELD_OUT`, and what is reported is of the others.
 """
 
@@ -401,9 +401,7 @@ def kinds(folder: Path | None) -> dict[str, Kind]:
         kind = Kind(group, partial(table_split, name), network, outputs, epochs)
         made[f"{name}, {which}"] = kind
         if name != "digits" and which in ("linear", "ReLU"):
-            made[f"{name}, raw, {which}"] = Kind(
-                f"{group}, raw", kind.data, network, outputs, epochs, units=raw(name)
-            )
+            made[f"{name}, raw, {which}"] = Kind(f"{group}, raw", kind.data, network, outputs, epochs, units=raw(name))
     made["diabetes, least squares"] = Kind(
         "tables, numbers", partial(table_split, "diabetes"), linear, "number", fit=least_squares
     )
@@ -434,9 +432,8 @@ def kinds(folder: Path | None) -> dict[str, Kind]:
     for which, network in dropped.items():
         made[which] = Kind("networks of other forms", ten, network, epochs=12)
     made["adversarially trained"] = Kind("trained otherwise", ten, layered, fit=robust)
-    made["score matching"] = Kind(
-        "trained otherwise", ten, layered, epochs=8, extra=plus(1e-3, partial(ScoreMatchingLoss, noise_std=0.3, stability=1e-3))
-    )
+    matching = partial(ScoreMatchingLoss, noise_std=0.3, stability=1e-3)
+    made["score matching"] = Kind("trained otherwise", ten, layered, epochs=8, extra=plus(1e-3, matching))
     made["gradient norm"] = Kind("trained otherwise", ten, layered, epochs=8, extra=plus(1e-3, GradientNormLoss))
     made["much weight decay"] = Kind("trained otherwise", ten, layered, epochs=12, decay=3.0)
     for which, network, data, epochs, rate in (
@@ -505,7 +502,7 @@ def zoo(seeds: range, chosen: dict[str, Kind], store: Store) -> list[Case]:
     """Every case of these seeds, those of the store as they are."""
     cases = []
     for seed, name in tqdm([*product(seeds, chosen)], unit="network", mininterval=10):
-        identity = {"zoo of kinds": 2, "kind": name, "seed": seed}
+        identity = {"zoo of kinds": 3, "kind": name, "seed": seed}
         content = store.read(identity, dict)
         if content is None:
             content = {"cases": [case._asdict() for case in cases_of(name, chosen[name], seed)]}
@@ -550,7 +547,7 @@ def summary(cases: list[Case]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, help="folder of MNIST and Fashion-MNIST")
-    parser.add_argument("--seeds", type=int, nargs=2, default=(HELD_OUT, SEEDS), help="the first, and one past the last")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(HELD_OUT, SEEDS), help="first, and one past the last")
     parser.add_argument("--only", nargs="*", help="kinds whose name holds one of these")
     parser.add_argument("--store", type=Path, default=Path("zoo"), help="where finished networks are kept")
     arguments = parser.parse_args()

@@ -73,9 +73,9 @@ FINITE_DIFFERENCE_GAP = Figure(
     title="gradient against differences",
     better="lower is better",
     meaning="How much is missing of the changes that the explained output's gradients promise along themselves, as a "
-    f"share of all that is promised, for changes of {_CHANGES[0]:g} to {_CHANGES[-1]:g} of the outputs' deviation where "
-    f"gradients are largest, whichever is worst; networks have less than {_THRESHOLD:g}, waves as steep as the output "
-    "itself a half. Below 0, outputs change more than promised.",
+    f"share of all that is promised; for changes of {_CHANGES[0]:g} to {_CHANGES[-1]:g} of the outputs' deviation "
+    f"where gradients are largest, whichever is worst. Networks have less than {_THRESHOLD:g}, waves as steep as the "
+    "output itself a half; below 0, outputs change more than promised.",
     measure=_measure,
     findings=_findings,
 )

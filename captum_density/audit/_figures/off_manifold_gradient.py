@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from captum_density._cache.identity import described
+from captum_density._density.off_manifold import off_manifold_gradients
 from captum_density.audit._figures.figure import Figure, of_examples
 from captum_density.audit._figures.obstacles import no_softmax
 from captum_density.audit._figures.words import judged
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
-from captum_density.metrics._off_manifold_gradient import off_manifold_gradients
 from captum_density.softmax_shift import CenteredLogits
 
 __all__ = ["OFF_MANIFOLD_GRADIENT"]
@@ -24,7 +24,7 @@ _THRESHOLD = 0.38
 # Times that gradients have to be more alike off the data than along them: those of a linear model with two classes are
 # one gradient, which points off the data wherever features go together, as its first weights or least squares leave it.
 _MORE_ALIKE = 2
-_ALIKE = "off the data these gradients are hardly more alike than along them, as a model with one output or two may have it"
+_ALIKE = "they are hardly more alike off the data than along them, as those of a model with one output or two often are"
 
 
 def _measure(setting: Setting) -> Measured:
