@@ -96,10 +96,11 @@ def _of_outputs(results: Results) -> Iterator[Finding]:
         )
     if "scales" in results.settings:
         what = "channels" if results.settings["kind"] == "signal" else "features"
+        times = float(f"{results.settings['scales']:.1g}")
         yield Finding(
             "note",
-            f"The {what} differ in scale, up to {results.settings['scales']:.1g} times: each was counted in its own "
-            "deviation, from its mean, here and in what the methods explain.",
+            f"The {what} differ in scale, up to {times:,.0f} times: each was counted in its own deviation, from its "
+            "mean, here and in what the methods explain.",
             "Do so where you explain, too: give methods standardised inputs, or baselines of means, and multiply "
             "gradients by deviations.",
         )

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from captum_density._display.style import LINE, lines_of
 from captum_density.audit._figures import columns
-from captum_density.audit._pictures import CAPTION, draw_figures, draw_maps, panel_text
+from captum_density.audit._pictures import caption_of, draw_figures, draw_maps, panel_text
 from captum_density.audit._results import Results, by_method
 
 __all__ = ["Image", "Images", "draw_images"]
@@ -54,10 +54,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Images:
-    """What is drawn of an audit: a panel for each figure, and maps, at most six side by side."""
+    """What is drawn of an audit: a panel for each figure, and maps, at most six side by side, with their caption."""
 
     panels: Sequence[Image]
     maps: Sequence[Image]
+    caption: str = ""
 
     def save_panels(self, path: Path) -> None:
         """Write the panels as one picture."""
@@ -66,14 +67,19 @@ class Images:
     def save_maps(self, path: Path) -> None:
         """Write the maps as one picture, with what their colours mean."""
         inches = max(image.pixels.shape[1] for image in self.maps) / (_SCALE * _DPI)
-        lines = lines_of(CAPTION, inches)
+        lines = lines_of(self.caption, inches)
         caption = Picture(figsize=(inches, LINE * (1 + len(lines))))
         caption.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize="small")
-        _save([*([image] for image in self.maps), [_image(caption, CAPTION)]], path)
+        _save([*([image] for image in self.maps), [_image(caption, self.caption)]], path)
 
 
-def draw_images(results: Results) -> Images:
-    """Draw what there is to draw."""
+def draw_images(results: Results, *, texts: bool = True) -> Images:
+    """Draw what there is to draw.
+
+    Args:
+        results: The audit.
+        texts: Whether to draw tokens, which the page writes.
+    """
     panels = [
         _image(
             draw_figures(results.methods, [figure.name], panel=2.2, elements=results.elements),
@@ -83,7 +89,7 @@ def draw_images(results: Results) -> Images:
         if by_method(results, figure.name)
     ]
     maps = results.shown
-    if maps is None or not maps.maps or not len(maps.images):
+    if maps is None or not maps.maps or not len(maps.images) or (maps.kind == "text" and not texts):
         return Images(panels, [])
     names = list(maps.maps)
     size = -(-len(names) // -(-len(names) // _MAPS))
@@ -94,7 +100,7 @@ def draw_images(results: Results) -> Images:
             f"{', '.join(map(str, maps.targets))}, each beside its attributions by {', '.join(part)}"
         )
         drawn.append(_image(draw_maps(replace(maps, maps={n: maps.maps[n] for n in part}), caption=False), text))
-    return Images(panels, drawn)
+    return Images(panels, drawn, caption_of(maps))
 
 
 def _image(picture: Picture, text: str) -> Image:

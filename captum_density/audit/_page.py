@@ -1,26 +1,29 @@
-"""An audit as a page: one file, pictures inside, for screens of any width, for print and for a screen reader."""
+"""An audit as a page: one file, pictures inside, for screens of any width, for print and for a screen reader.
+
+The answer comes first, then a section for each question, with its figures and the controls beside them; then pictures,
+and last what was not measured.
+"""
 
 from __future__ import annotations
 
 import base64
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from captum_density.audit._figures import FIGURES, columns
+from captum_density.audit._figures import METHOD_FIGURES, MODEL_FIGURES, titled
 from captum_density.audit._figures.figure import Figure
-from captum_density.audit._figures.words import beside_controls, cost_in_words, counted_examples
+from captum_density.audit._figures.words import beside_controls, cost_in_words, counted_examples, listed
 from captum_density.audit._findings import KINDS, verdict
 from captum_density.audit._images import Image, Images, draw_images
-from captum_density.audit._pictures import CAPTION
-from captum_density.audit._questions import answers, unanswered
+from captum_density.audit._questions import Answer, answers, unanswered
 from captum_density.audit._recommendation import recommend
 from captum_density.audit._results import Finding, Measured, Results, by_method, has_controls, number
+from captum_density.audit._texts import TEXT_STYLE, texts
 
 __all__ = ["fragment", "page"]
-
-_FAILED = '<span class="failed">failed</span>'
 
 # Every rule begins with the fragment's class, so that a notebook around it stays as it is. Colours keep a contrast of
 # at least 4.5 with their ground, and every colour comes with a word.
@@ -37,35 +40,38 @@ _STYLE = """
 .captum-density ul.findings li {border-left: .3rem solid #767676; padding: .1rem 0 .1rem .75rem; margin: .6rem 0}
 .captum-density ul.findings li.warning {border-color: #b34700}
 .captum-density ul.findings li.good {border-color: #005a92}
+.captum-density section {border-top: 1px solid #ccc; margin-top: 1.75rem}
+.captum-density section > h2 {margin: .75rem 0 .25rem}
+.captum-density .answer {font-size: 1.05rem; margin: .25rem 0 .5rem}
 .captum-density .kind {font-weight: 600}
 .captum-density .advice {display: block; color: #333}
 .captum-density code {font-size: .9em; color: inherit; background: #f2f2f2}
 .captum-density .scroll {overflow-x: auto}
-.captum-density table {border-collapse: collapse; table-layout: auto; width: 100%; font-size: .9rem; color: inherit;
-  margin: 0}
+.captum-density table {border-collapse: collapse; table-layout: auto; width: auto; font-size: .9rem; color: inherit;
+  margin: .5rem 0}
 .captum-density th, .captum-density td {text-align: right; padding: .3rem .4rem; border-bottom: 1px solid #ccc;
   vertical-align: top; white-space: nowrap; background: #fff; color: inherit; max-width: none; overflow-wrap: normal;
   line-height: 1.4}
 .captum-density th, .captum-density .words, .captum-density td small {white-space: normal}
 .captum-density th[scope=row], .captum-density th:first-child, .captum-density .words {text-align: left}
 .captum-density th[scope=row] {min-width: 9rem; max-width: 18rem; overflow-wrap: break-word}
-.captum-density tr.partly th, .captum-density tr.partly td {border-bottom: 0}
-.captum-density .words, .captum-density td small {overflow-wrap: anywhere}
-.captum-density td small {display: block; color: #4d4d4d; min-width: 8rem}
+.captum-density tr.control th, .captum-density tr.control td {font-weight: 400; font-style: italic; background: #f2f2f2}
+.captum-density .words {min-width: 7rem; overflow-wrap: break-word}
+.captum-density td small {overflow-wrap: anywhere}
+.captum-density td small, .captum-density th small {display: block; color: #4d4d4d; font-weight: 400}
+.captum-density td small {min-width: 8rem}
 .captum-density .failed {color: #9c2c00; font-weight: 600}
 .captum-density .panels {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
   gap: 1rem}
 .captum-density figure {margin: 0 0 1rem; break-inside: avoid}
 .captum-density img {max-width: 100%; height: auto; background: #fff}
 .captum-density .scroll img {max-width: none}
-.captum-density dt {font-weight: 600; margin-top: .5rem}
-.captum-density dd {margin: 0}
 @media (max-width: 40rem) {
   .captum-density table, .captum-density tbody, .captum-density tr, .captum-density td,
   .captum-density th[scope=row] {display: block; text-align: left; max-width: none}
   .captum-density thead {position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden}
   .captum-density tr {border-bottom: 2px solid #999; padding: .5rem 0}
-  .captum-density tr.partly {border-bottom: 0; padding-bottom: 0}
+  .captum-density td.empty {display: none}
   .captum-density td, .captum-density th[scope=row] {border: 0; padding: .1rem 0; white-space: normal}
   .captum-density td[data-label]:not(.words) {display: flex; flex-wrap: wrap; justify-content: space-between;
     gap: 0 1rem}
@@ -74,14 +80,15 @@ _STYLE = """
 @media print {
   .captum-density {font-size: 10pt; max-width: none; padding: 0}
   .captum-density .about, .captum-density .small {font-size: 9pt}
-  .captum-density table {font-size: 7pt}
+  .captum-density table {font-size: 8pt}
   .captum-density th, .captum-density td {padding: .15rem .2rem; white-space: normal}
-  .captum-density td small {min-width: 0}
-  .captum-density th[scope=row] {min-width: 5rem; overflow-wrap: anywhere}
+  .captum-density td small, .captum-density .words {min-width: 0}
+  .captum-density td > span {white-space: nowrap}
+  .captum-density th[scope=row] {min-width: 7rem; overflow-wrap: anywhere}
   .captum-density .scroll {overflow: visible}
   .captum-density .scroll img {max-width: 100%; max-height: 4.2in; width: auto}
   .captum-density tr, .captum-density li {break-inside: avoid}
-  .captum-density h2, .captum-density h3, .captum-density dt {break-after: avoid}
+  .captum-density h2, .captum-density h3, .captum-density .answer, .captum-density h2 + .small {break-after: avoid}
 }
 """
 
@@ -93,14 +100,14 @@ def page(results: Results, images: Images | None = None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         f"style-src 'unsafe-inline'\">\n<title>Audit of {escape(str(results.settings['model']))}</title>\n<style>body "
-        f"{{margin: 0; background: #fff}}{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{_body(results, images or draw_images(results))}\n</main>\n</body>\n</html>\n"
+        f"{{margin: 0; background: #fff}}{_STYLE}{TEXT_STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{_body(results, images or draw_images(results, texts=False))}\n</main>\n</body>\n</html>\n"
     )
 
 
 def fragment(results: Results) -> str:
     """The same for a notebook."""
-    return f"<style>{_STYLE}</style>\n{_body(results, draw_images(results))}"
+    return f"<style>{_STYLE}{TEXT_STYLE}</style>\n{_body(results, draw_images(results, texts=False))}"
 
 
 def _body(results: Results, images: Images) -> str:
@@ -110,16 +117,10 @@ def _body(results: Results, images: Images) -> str:
         f'<p class="verdict">{escape(verdict(results))}</p>',
         _recommendation(results),
         f'<p class="about">{escape(_about(results))}</p>',
-        "<h2>What the figures say, and what to do next</h2>",
-        _findings(results),
-        _model(results),
-        _methods(results),
-        _controls(results),
+        *(_section(results, answer) for answer in answers(results)),
+        _maps(results, images),
         _panels(images),
-        _maps(images),
-        _meanings(results),
-        _unanswered(results),
-        _skipped(results),
+        _unmeasured(results),
         "</div>",
     ]
     return "\n".join(part for part in parts if part)
@@ -128,11 +129,17 @@ def _body(results: Results, images: Images) -> str:
 def _about(results: Results) -> str:
     settings = results.settings
     shape = " x ".join(map(str, settings["shape"]))
-    return (
+    measured = results.model or results.methods
+    lines = [
         f"{settings['model']}: {settings['classes']} outputs, {settings['examples']} examples of shape {shape}, seed "
-        f"{settings['seed']}, on {settings['device']}, PyTorch {settings['torch']}."
-        f"{' ' + cost_in_words(results) if results.cost else ''}"
-    )
+        f"{settings['seed']}, on {settings['device']}, PyTorch {settings['torch']}.",
+        cost_in_words(results) if results.cost else "",
+        "Figures are means over the examples, ± their standard deviation, or with the 95% interval of the mean in "
+        "brackets."
+        if measured
+        else "",
+    ]
+    return " ".join(filter(None, lines))
 
 
 def _recommendation(results: Results) -> str:
@@ -147,12 +154,28 @@ def _with_code(text: str) -> str:
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
-def _findings(results: Results) -> str:
-    parts = []
-    for question, told, measured in answers(results):
-        items = "\n".join(map(_item, told)) or f'<li class="note">{escape(measured[0].upper() + measured[1:])}.</li>'
-        parts.append(f'<h3>{escape(question)}</h3>\n<ul class="findings">\n{items}\n</ul>')
-    return "\n".join(parts)
+def _section(results: Results, answer: Answer) -> str:
+    """A question: its answer, what follows from its figures, the figures, and what they mean."""
+    items = "\n".join(map(_item, answer.findings))
+    parts = [
+        f"<section>\n<h2>{escape(answer.question)}</h2>",
+        _answer(answer.text),
+        f'<ul class="findings">\n{items}\n</ul>' if items else "",
+        _of_the_model(results, answer.figures),
+        *_of_the_methods(results, answer.figures),
+        "</section>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _answer(text: str) -> str:
+    """With a stress on what comes before its figures."""
+    first, colon, rest = text.partition(": ")
+    return (
+        f'<p class="answer"><span class="kind">{escape(first + colon.strip())}</span> {escape(rest)}</p>'
+        if text
+        else ""
+    )
 
 
 def _item(finding: Finding) -> str:
@@ -162,128 +185,161 @@ def _item(finding: Finding) -> str:
     return f'<li class="{finding.kind}">{kind} {escape(finding.text)}{advice}</li>'
 
 
-def _unanswered(results: Results) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in unanswered(results))
-    return f"<h2>What was not measured, and what no figure finds</h2>\n<ul>{items}</ul>" if items else ""
+def _is_shown(measured: Measured) -> bool:
+    return measured.value is not None or measured.failed
 
 
-def _model(results: Results) -> str:
-    if not results.model:
+def _of_the_model(results: Results, names: Sequence[str]) -> str:
+    rows = [
+        f'<tr><th scope="row">{escape(figure.title)}<small>{escape(figure.better)}</small></th>'
+        f"{_cell(results.model[figure.name], 'found', with_note=True)}{_words('against the model', figure.against)}"
+        f"{_words('meaning', figure.meaning)}</tr>"
+        for figure in MODEL_FIGURES
+        if figure.name in names and figure.name in results.model and _is_shown(results.model[figure.name])
+    ]
+    if not rows:
         return ""
-    rows = [_model_row(FIGURES[name], measured) for name, measured in results.model.items()]
-    heads = '<th scope="col">figure</th><th scope="col">found</th>' + "".join(
-        f'<th scope="col" class="words">{head}</th>' for head in ("better", "meaning")
-    )
-    return f"<h2>The model</h2>\n{_table(heads, rows)}"
+    heads = [*map(_head, ("of the model", "found")), _head("against the model", "words"), _head("meaning", "words")]
+    return _table(heads, rows)
 
 
-def _model_row(figure: Figure[Any], measured: Measured) -> str:
-    return (
-        f'<tr><th scope="row">{escape(figure.title)}</th>{_cell(measured, "found", with_note=True)}'
-        f'<td class="words" data-label="better">{escape(figure.better)}</td>'
-        f'<td class="words" data-label="meaning">{escape(figure.meaning)}</td></tr>'
-    )
+def _of_the_methods(results: Results, names: Sequence[str]) -> list[str]:
+    """A table for each figure that stands beside controls, and one for the others; below each, what figures mean."""
+    figures = [
+        titled(figure.name, results)
+        for figure in METHOD_FIGURES
+        if figure.name in names and any(map(_is_shown, _column(results, figure.name).values()))
+    ]
+    others = [figure for figure in figures if not has_controls(results, figure.name)]
+    parts = [_beside_controls(results, figure) for figure in figures if figure not in others]
+    return [*parts, _others(results, others)] if others else parts
 
 
-def _methods(results: Results) -> str:
-    figures = columns(results)
-    if not figures:
-        return ""
-    rows = [line for name, row in results.methods.items() for line in _method_rows(name, row, figures)]
-    heads = '<th scope="col">method</th>' + "".join(
-        f'<th scope="col">{escape(figure.title)}<br><small>{escape(figure.better)}</small></th>' for figure in figures
-    )
-    lines = ["Means over the examples, ± standard deviation over them, or [95% interval of the mean]."]
-    for figure in figures:
-        measured = [row[figure.name] for row in results.methods.values()]
-        notes = dict.fromkeys(each.note for each in measured if each.value is None and each.note and not each.failed)
-        lines += [f"No {figure.title}, '-': {note}." for note in notes]
-    small = "\n".join(f'<p class="small">{escape(line)}</p>' for line in lines)
-    return f"<h2>The attribution methods</h2>\n{_table(heads, rows)}\n{small}"
+def _column(results: Results, name: str) -> dict[str, Measured]:
+    return {method: row[name] for method, row in results.methods.items() if name in row}
 
 
-def _controls(results: Results) -> str:
-    """Each figure that stands beside controls, with all of them."""
-    return "\n".join(
-        _beside_controls(figure, by_method(results, figure.name))
-        for figure in columns(results)
-        if has_controls(results, figure.name)
-    )
-
-
-def _beside_controls(figure: Figure[Any], methods: Mapping[str, Measured]) -> str:
-    names = list(dict.fromkeys(control.name for measured in methods.values() for control in measured.controls))
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in ("method", "the method", *names))
+def _others(results: Results, figures: Sequence[Figure[Any]]) -> str:
+    """A row for each method that has one of the figures."""
+    columns = {figure.name: _column(results, figure.name) for figure in figures}
     rows = []
-    for method, measured in methods.items():
-        values = {control.name: number(control.value) for control in measured.controls}
-        cells = "".join(
-            f'<td data-label="{escape(label)}"><span>{escape(text)}</span></td>'
-            for label, text in {
-                "the method": number(measured.value),
-                **{name: values.get(name, "-") for name in names},
-            }.items()
+    for method in results.methods:
+        cells = {figure.name: columns[figure.name].get(method, Measured(None)) for figure in figures}
+        if any(map(_is_shown, cells.values())):
+            row = "".join(_method_cell(figure, cells[figure.name]) for figure in figures)
+            rows.append(f'<tr><th scope="row">{escape(method)}</th>{row}</tr>')
+    return _table(map(_head, ["method", *(figure.title for figure in figures)]), rows) + _meanings(figures)
+
+
+def _method_cell(figure: Figure[Any], measured: Measured) -> str:
+    if measured.reference is not None and figure.reference and measured.value is not None:
+        return _cell(measured, figure.title, f"{figure.reference}: {number(measured.reference)}")
+    return _cell(measured, figure.title, with_note=figure.shows_note)
+
+
+def _beside_controls(results: Results, figure: Figure[Any]) -> str:
+    """Methods and controls from the best to the worst; controls that differ by method in columns of their own."""
+    column, measured = _column(results, figure.name), by_method(results, figure.name)
+    names = list(dict.fromkeys(control.name for each in measured.values() for control in each.controls))
+    own = [name for name in names if len(measured) > 1 and not _is_common(name, measured)]
+    common = {
+        control.name: control.value
+        for each in measured.values()
+        for control in each.controls
+        if control.name not in own
+    }
+    rows: list[tuple[float, str]] = []
+    for method, each in column.items():
+        if not _is_shown(each):
+            continue
+        values = {control.name: number(control.value) for control in each.controls}
+        cells = _cell(each, figure.title) + "".join(_plain(name, values.get(name, "")) for name in own)
+        words = _words("in words", beside_controls(each, len(measured)) if each.value is not None else "")
+        rows.append((_rank(figure, each.value), f'<tr><th scope="row">{escape(method)}</th>{cells}{words}</tr>'))
+    for name, value in common.items():
+        cells = _plain(figure.title, number(value)) + "".join(_plain(other, "") for other in own)
+        words = _words("in words", "a control")
+        rows.append(
+            (_rank(figure, value), f'<tr class="control"><th scope="row">{escape(name)}</th>{cells}{words}</tr>')
         )
-        words = f'<td class="words" data-label="in words">{escape(beside_controls(measured, len(methods)))}</td>'
-        rows.append(f'<tr><th scope="row">{escape(method)}</th>{cells}{words}</tr>')
-    title = f"{figure.title[0].upper()}{figure.title[1:]}, beside maps that know nothing of the model"
-    notes = "".join(
-        f'\n<p class="small">{escape(f"{method}: {measured.note}.")}</p>'
-        for method, measured in methods.items()
-        if measured.note
-    )
-    heads += '<th scope="col" class="words">in words</th>'
-    return f"<h2>{escape(title)}</h2>\n{_table(heads, rows)}{notes}"
+    heads = [*map(_head, ["best first", figure.title, *own]), _head("in words", "words")]
+    text = "Controls are maps that know nothing of the model's reasons, measured in the methods' place"
+    text += ": in rows of their own, and those made of a method's own map in its row." if own and common else "."
+    methods_of: dict[str, list[str]] = {}  # by the note
+    for method, each in column.items():
+        if each.note and not each.failed and each.value is not None:
+            methods_of.setdefault(each.note, []).append(method)
+    notes = [f"{listed(methods)}: {note}." for note, methods in methods_of.items()]
+    small = "".join(f'\n<p class="small">{escape(line)}</p>' for line in (text, *notes))
+    table = _table(heads, [row for _, row in sorted(rows, key=lambda row: row[0])])
+    return table + small + _meanings([figure])
 
 
-def _method_rows(name: str, row: Mapping[str, Measured], figures: Sequence[Figure[Any]]) -> Iterator[str]:
-    """A method's row; each error once, in place of the figures or, where there are some, in a row below."""
-    head = f'<th scope="row">{escape(name)}</th>'
-    titles_of: dict[str, list[str]] = {}  # by the error
-    for figure in figures:
-        if row[figure.name].failed:
-            titles_of.setdefault(row[figure.name].note, []).append(figure.title)
-    for error, titles in titles_of.items():
-        if len(titles) == len(figures):
-            yield f'<tr>{head}<td class="words" colspan="{len(figures)}">{_FAILED}: {escape(error)}</td></tr>'
-            return
-    cells = "".join(
-        _cell(row[figure.name], figure.title, with_note=figure.shows_note and row[figure.name].value is not None)
+def _is_common(name: str, measured: Mapping[str, Measured]) -> bool:
+    """Whether a control is the same for all methods that it stands beside, and beside more than one."""
+    values = [control.value for each in measured.values() for control in each.controls if control.name == name]
+    return len(values) > 1 and all(math.isclose(value, values[0], rel_tol=1e-9, abs_tol=1e-12) for value in values)
+
+
+def _rank(figure: Figure[Any], value: float | None) -> float:
+    """What is lower for better figures; what failed is last."""
+    if value is None:
+        return math.inf
+    return value if figure.better.startswith("lower") else -value
+
+
+def _meanings(figures: Iterable[Figure[Any]]) -> str:
+    return "".join(
+        f'\n<p class="small"><span class="kind">{escape(figure.title)}</span> ({escape(figure.better)}'
+        f"{escape(f'; against a method {figure.against}') if figure.against else ''}): {escape(figure.meaning)}</p>"
         for figure in figures
     )
-    row_tag = '<tr class="partly">' if titles_of else "<tr>"
-    yield f"{row_tag}{head}{cells}</tr>"
-    if titles_of:
-        errors = "".join(
-            f"<div>{_FAILED} at {escape(', '.join(titles))}: {escape(error)}</div>"
-            for error, titles in titles_of.items()
-        )
-        yield f'<tr><td class="words" colspan="{1 + len(figures)}">{errors}</td></tr>'
 
 
-def _table(heads: str, rows: Iterable[str]) -> str:
-    body = "\n".join(rows)
-    return f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+def _head(text: str, kind: str = "") -> str:
+    kind = f' class="{kind}"' if kind else ""
+    return f'<th scope="col"{kind}>{escape(text)}</th>'
 
 
-def _cell(measured: Measured, label: str, with_note: bool = False) -> str:
-    text = _FAILED if measured.failed else f"<span>{escape(measured.text())}</span>"
-    note = f"<small>{escape(measured.note)}</small>" if with_note and measured.note else ""
-    return f'<td data-label="{escape(label)}">{text}{note}</td>'
+def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
+    row, body = "".join(heads), "\n".join(rows)
+    return f'<div class="scroll"><table>\n<thead><tr>{row}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(measured: Measured, label: str, note: str = "", with_note: bool = False) -> str:
+    note = note or (measured.note if with_note and not measured.failed else "")  # errors are findings
+    text = '<span class="failed">failed</span>' if measured.failed else f"<span>{escape(measured.text())}</span>"
+    small = f"<small>{escape(note)}</small>" if note else ""
+    return f'<td data-label="{escape(label)}">{text}{small}</td>'
+
+
+def _plain(label: str, text: str) -> str:
+    return f'<td data-label="{escape(label)}"><span>{escape(text)}</span></td>' if text else '<td class="empty"></td>'
+
+
+def _words(label: str, text: str) -> str:
+    return f'<td class="words" data-label="{label}">{escape(text)}</td>' if text else '<td class="words empty"></td>'
+
+
+def _maps(results: Results, images: Images) -> str:
+    shown = results.shown
+    if shown is not None and shown.kind == "text" and shown.tokens and shown.maps:
+        return f"<h2>What the methods show</h2>\n{texts(shown)}"
+    if not images.maps:
+        return ""
+    maps = "\n".join(f'<div class="scroll">{_image(image)}</div>' for image in images.maps)
+    caption = images.caption[:1].upper() + images.caption[1:]
+    return f'<h2>What the methods show</h2>\n<p class="small">{escape(caption)}.</p>\n{maps}'
 
 
 def _panels(images: Images) -> str:
     if not images.panels:
         return ""
     panels = "\n".join(map(_image, images.panels))
-    return f'<h2>The methods compared</h2>\n<div class="panels">\n{panels}\n</div>'
-
-
-def _maps(images: Images) -> str:
-    if not images.maps:
-        return ""
-    maps = "\n".join(f'<div class="scroll">{_image(image)}</div>' for image in images.maps)
-    return f'<h2>What the methods show</h2>\n{maps}\n<p class="small">{escape(CAPTION[0].upper() + CAPTION[1:])}.</p>'
+    caption = (
+        "Dots are means over the examples; lines are one standard deviation over them, or the 95% interval of the mean."
+    )
+    return f'<h2>The methods compared</h2>\n<p class="small">{caption}</p>\n<div class="panels">\n{panels}\n</div>'
 
 
 def _image(image: Image) -> str:
@@ -295,17 +351,11 @@ def _image(image: Image) -> str:
     )
 
 
-def _meanings(results: Results) -> str:
-    items = "\n".join(
-        f"<dt>{escape(figure.title)} ({escape(figure.better)})</dt><dd>{escape(figure.meaning)}</dd>"
-        for figure in columns(results)
-    )
-    return f"<h2>What the methods' figures mean</h2>\n<dl>\n{items}\n</dl>" if items else ""
-
-
-def _skipped(results: Results) -> str:
-    if not results.skipped:
-        return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in results.skipped)
-    heading = f"{counted_examples(len(results.skipped))} skipped that could not be read"
-    return f"<h2>{heading}</h2>\n<ul>{items}</ul>"
+def _unmeasured(results: Results) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in unanswered(results))
+    parts = [f"<section>\n<h2>What was not measured, and what no figure finds</h2>\n<ul>{items}</ul>"] if items else []
+    if results.skipped:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in results.skipped)
+        heading = f"{counted_examples(len(results.skipped))} skipped that could not be read"
+        parts.append(f"{'' if items else '<section>'}<h3>{heading}</h3>\n<ul>{lines}</ul>")
+    return "\n".join([*parts, "</section>"]) if parts else ""

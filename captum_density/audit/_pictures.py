@@ -18,12 +18,22 @@ from captum_density.audit._maps import Maps
 from captum_density.audit._results import Measured
 from captum_density.plots import saliency_grid
 
-__all__ = ["CAPTION", "draw_figures", "draw_maps", "panel_text"]
+__all__ = ["caption_of", "draw_figures", "draw_maps", "panel_text"]
 
-CAPTION = (
-    "left, what is predicted, and the label where it is another; white to orange: unsigned maps; orange and purple: "
-    "positive and negative; each map on a scale of its own"
+_SIGNS = (
+    "orange is positive, for the explained output; purple is negative, against it; maps without signs are orange "
+    "throughout"
 )
+_BARS = f"bars: what a method attributes to each feature, as a share of the map's largest; {_SIGNS}"
+_CAPTIONS = {
+    "image": "left, what is predicted, and the label; white to orange: unsigned maps; orange and purple: positive and "
+    "negative; each map on a scale of its own",
+    "table": f"left, what is predicted, the label, and the strongest features with their values; {_BARS}",
+    "signal": "left, what is predicted, the label, and the signal, a line for each channel; beside it what methods "
+    f"attribute to the same time steps, channels together, as a share of the map's largest; {_SIGNS}",
+    "text": "above, what is predicted, and the label; tokens from left to right, a row for each method, as a share of "
+    f"the map's largest; {_SIGNS}",
+}
 _PANEL, _LINE, _CHARACTER = 3.0, 0.13, 0.07  # inches
 # A method's name beside a panel has at most 4 lines; of what is longer, the middle is left out.
 _WIDTH, _LENGTH = 24, 90
@@ -152,6 +162,11 @@ def panel_text(methods: Rows, name: str, elements: str = "pixels") -> str:
     return f"{figure.title.format(elements=elements)} by method, {figure.better}: {'; '.join(texts)}"
 
 
+def caption_of(maps: Maps) -> str:
+    """What pictures of maps show: colours, bars, and what is written beside them."""
+    return _CAPTIONS.get("table" if maps.kind == "inputs" else maps.kind, _CAPTIONS["image"])
+
+
 def draw_maps(maps: Maps | None, caption: bool = True) -> Picture:
     """Draw images beside their maps.
 
@@ -169,10 +184,10 @@ def draw_maps(maps: Maps | None, caption: bool = True) -> Picture:
         )
     draw = {"table": draw_bars, "inputs": draw_bars, "signal": draw_signals, "text": draw_tokens}.get(maps.kind)
     if draw is not None:
-        return draw(maps)
+        return draw(maps, caption_of(maps) if caption else None)
     return saliency_grid(
         maps.images,
         {_unmathematical(name): values for name, values in maps.maps.items()},
         row_labels=[_unmathematical(label) for label in maps.row_labels],
-        caption=CAPTION if caption else None,
+        caption=caption_of(maps) if caption else None,
     )

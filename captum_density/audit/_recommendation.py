@@ -93,9 +93,13 @@ def _how_sure(results: Results, measured: dict[str, Measured], candidates: list[
     values = torch.tensor(rows, dtype=torch.float64, device="cpu")
     means = Bootstrap(1, values.shape[1], _RESAMPLES, results.settings["seed"]).means(values[:, None])
     share = (means.argmax(dim=0) == 0).double().mean().item()
+    alike = [name for name, row in zip(candidates[1:], values[1:], strict=True) if torch.equal(row, values[0])]
     ends = interval(means[:1] - means[1:], 0.95)
-    close = [name for name, (low, _) in zip(candidates[1:], ends.tolist(), strict=True) if low <= 0]
-    also = f"; {listed(close)} cannot be told from it by these examples" if close else ""
+    close = [
+        name for name, (low, _) in zip(candidates[1:], ends.tolist(), strict=True) if low <= 0 and name not in alike
+    ]
+    also = f"; {listed(alike)} {verb('do', alike)} the same here" if alike else ""
+    also += f"; {listed(close)} cannot be told from it by these examples" if close else ""
     return [f"It stays the best in {share:.0%} of resamples of the examples{also}."]
 
 

@@ -20,6 +20,7 @@ from captum_density.audit._images import draw_images
 from captum_density.audit._maps import Maps
 from captum_density.audit._page import fragment, page
 from captum_density.audit._pictures import draw_figures, draw_maps
+from captum_density.audit._questions import answers
 from captum_density.audit._recommendation import Recommendation, recommend
 from captum_density.audit._results import Finding, Measured, Results, as_json, from_json, has_controls
 
@@ -79,24 +80,26 @@ class AuditReport(Results):
         return recommend(self)
 
     def summary(self) -> str:
-        """Return the verdict, the recommendation and the findings as text.
+        """Return the verdict, the recommendation, and an answer to each question with the findings about it.
 
         Returns:
-            Lines without a newline at the end: the verdict, which method to use, and a list of findings in favour,
-            against, and notes.
+            Lines without a newline at the end: the verdict, which method to use; and for each question, after an empty
+            line, its answer and a list of findings in favour, against, and notes.
         """
-        lines = [
-            f"- {KINDS[finding.kind]}: {' '.join(filter(None, (finding.text, finding.advice)))}"
-            for finding in self.findings
-        ]
+        lines = [f"Can I trust this model's gradients? {self.verdict}"]
+        if self.methods:
+            lines.append(f"Which of these methods? {self.recommendation()}")
+        for answer in answers(self):
+            lines += ["", f"{answer.question} {answer.text}"]
+            lines += [
+                f"- {KINDS[finding.kind]}: {' '.join(filter(None, (finding.text, finding.advice)))}"
+                for finding in answer.findings
+            ]
         if self.skipped:
             first = "; ".join(self.skipped[:_SKIPPED])
             more = "" if len(self.skipped) <= _SKIPPED else f"; and {len(self.skipped) - _SKIPPED} more"
-            lines.append(f"- note: {counted_examples(len(self.skipped))} skipped that could not be read: {first}{more}")
-        answers = [f"Can I trust this model's gradients? {self.verdict}"]
-        if self.methods:
-            answers.append(f"Which of these methods? {self.recommendation()}")
-        return "\n".join([*map(_filled, answers), "", *map(_filled, lines)])
+            lines += ["", f"{counted_examples(len(self.skipped))} skipped that could not be read: {first}{more}"]
+        return "\n".join(map(_filled, lines))
 
     def table(self) -> str:
         """Return the figures as aligned Markdown tables, followed by what each means.
@@ -138,13 +141,22 @@ class AuditReport(Results):
             "verdict": self.verdict,
             "recommendation": recommendation,
             "findings": [asdict(finding) for finding in self.findings],
+            "answers": [
+                {"question": answer.question, "answer": answer.text, "figures": list(answer.figures)}
+                for answer in answers(self)
+            ],
             "model": {name: as_json(measured) for name, measured in self.model.items()},
             "methods": {
                 method: {name: as_json(measured) for name, measured in row.items()}
                 for method, row in self.methods.items()
             },
             "figures": {
-                figure.name: {"title": figure.title, "better": figure.better, "meaning": figure.meaning}
+                figure.name: {
+                    "title": figure.title,
+                    "better": figure.better,
+                    "against": figure.against,
+                    "meaning": figure.meaning,
+                }
                 for figure in (*(FIGURES[name] for name in self.model), *columns(self))
             },
             "skipped": list(self.skipped),

@@ -129,11 +129,12 @@ class Measured:
         """
         if self.value is None:
             return "failed" if self.failed else "-"
-        if self.low is not None and self.high is not None:
-            return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+        ends = () if self.low is None or self.high is None else (self.low, self.high)
         # What is nothing but rounding has nothing to compare in it.
-        if 0 < abs(self.value) < 1e-6:
+        if 0 < abs(self.value) < 1e-6 and all(abs(end) < 1e-6 for end in ends):
             return "<1e-6"
+        if ends:
+            return f"{number(self.value)} [{', '.join(map(number, ends))}]"
         return number(self.value) + (f" ± {number(self.spread)}" if self.spread else "")
 
 

@@ -68,7 +68,7 @@ class Titles:
         )
 
     def _label(self, setting: Setting, i: int) -> str:
-        """What is predicted of an example; beside it the label and what is explained, where these are others."""
+        """What is predicted of an example, and its label; what is explained, where that is another class."""
         logits, target = setting.logits[i], int(setting.target[i])
         label = None if setting.labels is None else setting.labels[i]
         if setting.task == "regression":
@@ -83,15 +83,15 @@ class Titles:
             return "\n".join(lines + ([] if label is None else [f"label {float(label[target]):.3g}"]))
         one = len(logits) == 1
         predicted = int(setting.predicted[i])
-        lines = [self._class(predicted)]
-        if label is not None and int(label) != predicted:
-            lines.append(f"label: {self._class(int(label))}")
+        lines = [f"predicted {self._class(predicted)}"]
+        if label is not None and int(label) >= 0:
+            lines.append(f"label {self._class(int(label))}")
         if not one and target != predicted:
-            lines.append(f"explained: {self._class(target)}")
+            lines.append(f"explained {self._class(target)}")
         return "\n".join(lines)
 
     def _class(self, number: int) -> str:
-        return f"class {number}" if self.classes is None else self.classes[number]
+        return str(number) if self.classes is None else self.classes[number]
 
 
 def _features(given: Sequence[Any] | None, subject: Subject) -> list[str] | None:

@@ -21,7 +21,7 @@ DRAWING = {
 def undrawn(monkeypatch):
     """Without what takes most of the time of a small audit."""
     for module in (_page, _report):
-        monkeypatch.setattr(module, "draw_images", lambda results: Images((), ()))
+        monkeypatch.setattr(module, "draw_images", lambda results, **_: Images((), ()))
     for module, names in DRAWING.items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: Figure())

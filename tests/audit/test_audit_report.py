@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
@@ -135,7 +136,7 @@ def test_density():
         findings_of(model=above),
         "warning",
         "(log density ratio 0.5 [0.1, 0.9])",
-        "noise for likelier",
+        "are likelier than the data",
         "ScoreMatchingLoss",
     )
     only(findings_of(model=above | trace), "warning", "(log density ratio 0.5 [0.1, 0.9], Hessian trace 3 [2, 4])")
@@ -341,7 +342,7 @@ def test_findings_about_the_model_come_first_and_failures_last():
     texts = [finding.text for finding in findings_of({"A": figures}, model, examples=3)]
     starts = [
         "The model predicts",
-        "The density",
+        "To the density",
         "Of the methods, on any model: a term",
         "A accounts",
         "A failed at sensitivity",
@@ -533,13 +534,15 @@ def test_summary(full):
     answers = f"Can I trust this model's gradients? {full.verdict} Which of these methods? {full.recommendation()}"
     assert " ".join(full.summary().split()).startswith(answers)
     assert all(len(line) <= 118 for line in lines)
-    blank = lines.index("")
-    starts = [line.partition(":")[0] for line in lines[blank + 1 :] if line[:2] != "  "]
+    starts = [line.partition(":")[0] for line in lines if line[:2] == "- "]
     marks = {"good": "- in favour", "warning": "- against", "note": "- note"}
-    assert starts == [*(marks[finding.kind] for finding in full.findings), "- note"]
+    assert sorted(starts) == sorted(marks[finding.kind] for finding in full.findings)
     joined = " ".join(full.summary().split())
-    assert all(finding.text in joined and finding.advice in joined for finding in full.findings)
-    assert "- note: 1 example skipped that could not be read: cat/<1>.png (OSError: truncated)" in joined
+    assert all(joined.count(finding.text) == 1 and finding.advice in joined for finding in full.findings)
+    questions = [line.partition("?")[0] for before, line in itertools.pairwise(lines) if not before]
+    assert [each["question"] for each in full.to_dict()["answers"]] == [f"{question}?" for question in questions[:-1]]
+    assert questions[0] == "Does the model know these data"
+    assert joined.endswith("1 example skipped that could not be read: cat/<1>.png (OSError: truncated)")
     assert str(full) == f"{full.table()}\n\n{full.summary()}"
     many = report_of(skipped=[f"file {i}" for i in range(5)]).summary()
     assert (
@@ -571,7 +574,7 @@ def test_a_report_of_an_earlier_version_is_read():
     earlier = AuditReport.from_json(json.dumps(content))
     assert earlier.methods["a"]["pixel_perturbation"] == dataclasses.replace(beside(0.1, 0.3), controls=())
     assert not earlier.recommendation().measured and "strongest control" not in earlier.table()
-    assert "beside maps that know nothing" not in earlier.to_html()
+    assert 'class="control"' not in earlier.to_html()
 
 
 def test_controls_stand_in_the_table_and_on_the_page():
@@ -590,8 +593,8 @@ def test_controls_stand_in_the_table_and_on_the_page():
         "a blob in the centre, 0",
     ]
     page = Tree(report.to_html()).text
-    assert "Use a." in page.partition("What the figures say")[0]
-    table = page.partition("beside maps that know nothing of the model")[2]
+    assert "Use a." in page.partition("Do the maps find")[0]
+    table = page.partition("Do the maps find what the model uses? Yes, by 1 of 4 methods.")[2]
     assert "beats every control: 0.2 [0.1, 0.3] better than a blob in the centre" in table
     assert "worse than a blob in the centre: -0.2 [-0.3, -0.1]" in table
     assert "no better than the input itself: 0.1 [-0.1, 0.3]" in table and "b: not compared with x: E." in table
@@ -619,11 +622,6 @@ def test_no_json():
         AuditReport.from_json("no JSON")
 
 
-def page_panels(page):
-    """How many of a page's pictures are panels, which stand before the maps."""
-    return page.partition("What the methods show")[0].count("<img")
-
-
 def test_save(tmp_path, full, whole_page):
     out = tmp_path / "made" / "for it"
     written = full.save(out)
@@ -633,7 +631,7 @@ def test_save(tmp_path, full, whole_page):
     assert AuditReport.from_json((out / "report.json").read_text(encoding="utf-8")) == full
     assert (out / "table.md").read_text(encoding="utf-8") == f"{full}\n"
     images = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', whole_page)]
-    for name, image in zip(written[3:], (images[0], images[page_panels(whole_page)]), strict=True):
+    for name, image in zip(written[3:], (images[1], images[0]), strict=True):
         with Image.open(out / name) as whole, Image.open(io.BytesIO(image)) as part:  # the page's first, in the corner
             assert whole.crop((0, 0, *part.size)).tobytes() == part.tobytes() and whole.height > part.height
     small = report_of({"a": {"seconds": Measured(1.0)}})
@@ -690,8 +688,8 @@ def test_the_page_is_well_formed(full, whole_page):
         assert names.count(once) == 1
     assert {"charset": "utf-8"} in tree.all("meta")
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in tree.all("meta")
-    parts = "html head meta title style body main div h1 h2 h3 p ul li span code figure img dl dt dd".split()
-    assert set(names) <= {*parts, *"table thead tbody tr th td br small".split()}
+    parts = "html head meta title style body main section div h1 h2 h3 p ul li span code figure img".split()
+    assert set(names) <= {*parts, *"table thead tbody tr th td small".split()}
 
 
 def test_nothing_is_loaded_from_elsewhere(full, whole_page):
@@ -727,7 +725,7 @@ def test_everything_is_escaped(full, whole_page):
     }
     advised = report_of(methods)
     assert any(NAUGHTY in finding.advice for finding in advised.findings)
-    assert NAUGHTY.replace("`", "") in Tree(advised.to_html()).text.split("The attribution methods")[0]
+    assert NAUGHTY.replace("`", "") in Tree(advised.to_html()).text.split("infidelity")[0]
     assert "<b>" not in advised.to_html()
     title = next(data for path, data in Tree(whole_page).found if path[-1:] == ("title",))
     assert title == f"Audit of {NAUGHTY}"
@@ -736,10 +734,10 @@ def test_everything_is_escaped(full, whole_page):
 def test_pictures_have_words_that_hold_their_figures(full, whole_page):
     images = Tree(whole_page).all("img")
     alts = [image["alt"] for image in images]
-    assert [alt.split(" by method, ")[0] for alt in alts[:-1]] == TITLES
-    assert NAUGHTY in alts[0] and "0.01 ± 0.001" in alts[0]
-    assert "2 of the audited images, of the explained classes 0, 1" in alts[-1]
-    assert all(name in alts[-1] for name in ("Saliency", NAUGHTY, "partly"))
+    assert [alt.split(" by method, ")[0] for alt in alts[1:]] == TITLES
+    assert NAUGHTY in alts[1] and "0.01 ± 0.001" in alts[1]
+    assert "2 of the audited images, of the explained classes 0, 1" in alts[0]
+    assert all(name in alts[0] for name in ("Saliency", NAUGHTY, "partly"))
     assert all(int(image["width"]) > 100 and int(image["height"]) > 50 for image in images)
 
 
@@ -760,34 +758,44 @@ def cells(text):
 
 def test_tables_have_scopes_and_labels(full, whole_page):
     rows = cells(whole_page)
-    heads = [each for each in rows if 'scope="col"' in each[0][1]]
-    assert len(heads) == 2
-    for head in heads:
-        assert all(tag == "th" and 'scope="col"' in attributes for tag, attributes, _ in head)
-    assert len(rows) == 2 + len(full.model) + len(full.methods) + 1
-    for (tag, attributes, text), *rest in rows:
-        if tag == "td":  # an error in a row of its own
-            assert 'colspan="7"' in attributes and not rest
-        elif 'scope="row"' in attributes and "broken" in text:
-            assert len(rest) == 1 and 'colspan="6"' in rest[0][1]
-        elif 'scope="row"' in attributes:
-            labels = [re.search(r'data-label="([^"]*)"', part).group(1) for _, part, _ in rest]
-            assert labels in (TITLES, ["found", "better", "meaning"])
-    result = {re.sub("<.*?>", "", head[2]): [re.sub("<.*?>", "", cell[2]) for cell in rest] for head, *rest in rows}
-    assert result["Saliency"] == [figure.text() for figure in full.methods["Saliency"].values()]
-    assert result["accuracy"][:2] == ["0.9 [0.8, 0.95]", "higher is better"]
+    labels = []
+    for (tag, attributes, _), *rest in rows:
+        assert tag == "th"
+        if 'scope="col"' in attributes:
+            labels = [re.sub("<.*?>", "", text) for _, _, text in rest]
+            assert all(tag == "th" and 'scope="col"' in attributes for tag, attributes, _ in rest)
+        else:
+            assert 'scope="row"' in attributes and len(rest) == len(labels)
+            for (tag, attributes, text), label in zip(rest, labels, strict=True):
+                assert tag == "td" and (f'data-label="{label}"' in attributes) == bool(text)
+    lines = [[re.sub("<.*?>", "", text) for _, _, text in row] for row in rows]
+    assert ["accuracyhigher is better", "0.9 [0.8, 0.95]", "at chance"] in [line[:3] for line in lines]
+    saliency = [cell for line in lines if line[0] == "Saliency" for cell in line[1:]]
+    for name, figure in full.methods["Saliency"].items():
+        beside = {"infidelity": "a map of zeros: 2", "pixel_perturbation": "area of a random ranking: 0.3"}.get(
+            name, ""
+        )
+        assert figure.text() + beside in saliency, name
 
 
-def test_an_error_is_said_once_in_the_table(full, whole_page):
-    table = whole_page.split("<h2>The attribution methods</h2>")[1].split("<h2>")[0]
-    text = Tree(table).text
-    assert text.count("RuntimeError: <i>no</i>") == text.count("ValueError: <u>a tensor</u>") == 1
-    assert "failed: RuntimeError" in text
-    assert "failed at sensitivity: ValueError: <u>a tensor</u>" in text and "failed at seconds: OSError: other" in text
-    assert "No completeness gap, '-': the method promises no sum." in text
-    assert text.count("promises no sum") == 1
-    other = report_of({"a": {"infidelity": failed("E: 1"), "seconds": failed("E: 2")}}).to_html()
-    assert "failed at infidelity: E: 1" in Tree(other).text and "failed at seconds: E: 2" in Tree(other).text
+def test_tables_hold_what_was_measured():
+    methods = {
+        "a": {"randomisation": Measured(0.2, low=0.1, high=0.3), "class_likeness": Measured(None, note="too dear")},
+        "b": {"randomisation": Measured(None, note="too dear"), "class_likeness": Measured(None, note="too dear")},
+    }
+    page = report_of(methods).to_html()
+    heads, *rows = cells(page.partition("Do the maps depend on the model?")[2])
+    assert [text for _, _, text in heads] == ["method", "likeness at random weights"]
+    assert [row[0][2] for row in rows] == ["a"]
+    assert "Likeness of second class: too dear." in Tree(page).text.partition("What was not measured")[2]
+
+
+def test_an_error_is_said_once_on_the_page(full, whole_page):
+    text = Tree(whole_page).text
+    for error in ('RuntimeError: <i>no</i> & "none"', "ValueError: <u>a tensor</u>", "OSError: other"):
+        assert text.count(error) == len([finding for finding in full.findings if error in finding.text]) > 0
+    assert "partly failed at sensitivity: ValueError: <u>a tensor</u>" in text
+    assert text.count("the method promises no sum") == 1
 
 
 def test_the_page_says_all_findings(full, whole_page):
@@ -799,7 +807,7 @@ def test_the_page_says_all_findings(full, whole_page):
         assert finding.advice.replace("`", "") in tree.text.replace("`", "")
     kinds_shown = [attrs["class"] for attrs in tree.all("li") if "class" in attrs]
     assert all(kinds_shown.count(kind) >= sum(f.kind == kind for f in full.findings) for kind in kinds)
-    assert tree.text.index("Do its maps find what it uses?") < tree.text.index("What was not measured")
+    assert tree.text.index("Do the maps find what the model uses?") < tree.text.index("What was not measured")
     assert "1 example skipped that could not be read" in tree.text
     code = report_of({"a": row(shift_sensitivity=Measured(0.5))}).to_html()
     assert "<code>captum_density.softmax_shift.CenteredLogits(model)</code>" in code

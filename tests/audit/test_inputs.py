@@ -68,7 +68,9 @@ def test_token_ids_through_a_layer(ids):
     assert "tokens beyond chance" in report.table() and "pixels" not in str(report).replace("pixel_perturbation", "")
     place = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:12].sort().values[0]
     assert report.shown.tokens[0] == tuple(f"word{i}" for i in ids[place].tolist())
-    assert report.shown.labels[0].split("\n")[0] in ("bad", "so so", "good")
+    predicted, label = report.shown.labels[0].split("\n")
+    assert predicted.removeprefix("predicted ") in ("bad", "so so", "good")
+    assert label == f"label {('bad', 'so so', 'good')[labels[place]]}"
     assert len(report.maps().axes) == 5  # a block for each text
     # What is audited is Captum's method for the layer.
     shown = LayerIntegratedGradients(model, model.embeddings).attribute(
@@ -156,7 +158,8 @@ def test_one_output_is_judged_by_its_sigmoid():
     x = torch.randn(N, 4)
     labels = (model(x)[:, 0] > 0).float()  # as of BCEWithLogitsLoss
     report = checked(audit(model, (x, labels), METHODS, class_names=["no", "yes"], **FEW))
-    assert report.model["accuracy"].value == 1 and {*report.shown.labels} <= {"no", "yes"}
+    assert report.model["accuracy"].value == 1
+    assert {*report.shown.labels} <= {"predicted no\nlabel no", "predicted yes\nlabel yes"}
     two = audit(lambda x: torch.cat([-model(x) / 2, model(x) / 2], 1), (x, labels.long()), METHODS, **FEW)
     assert values(report, "pixel_perturbation") == pytest.approx(values(two, "pixel_perturbation"), abs=1e-5)
     sigmoid = audit(nn.Sequential(model, nn.Sigmoid(), nn.Flatten(0)), (x, labels), METHODS, **FEW)

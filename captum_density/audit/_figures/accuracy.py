@@ -51,6 +51,7 @@ ACCURACY = Figure(
     title="accuracy",
     better="higher is better",
     meaning="Share of the audited examples whose label is predicted.",
+    against="at chance",
     measure=_measure,
     task="classification",
     findings=_findings,

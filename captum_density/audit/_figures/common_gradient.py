@@ -54,13 +54,14 @@ def _findings(results: Results) -> Iterator[Finding]:
         certain=max(_THRESHOLD, chance),
         above=(
             f"Of what the gradients of the logits show, {share.text()} is the same for all classes and changes no "
-            "prediction, as softmax ignores it: it may be any picture, put there or not.",
+            "prediction, as softmax ignores it: it may be any pattern, put there or not.",
             "Attribute centered logits: give methods `captum_density.softmax_shift.CenteredLogits(model)` in place of "
             "the model; what they show then is free of it.",
         ),
         unclear=f"Whether the gradients of the logits are mostly common to all classes cannot be told "
         f"({share.text()}{few if chance > _THRESHOLD else ''}).",
-        below=f"Little of the logits' gradients is common to all classes ({share.text()}).",
+        below=f"Little of what the gradients of the logits show is the same for all classes ({share.text()}), and so "
+        "without a say in predictions.",
     )
 
 
@@ -71,6 +72,7 @@ COMMON_GRADIENT = Figure(
     meaning="Share of the squared length of the logits' gradients that is the same for all classes, which changes no "
     f"prediction; networks trained to classify have less than {_THRESHOLD:g}, a shift as long as their own gradient "
     "adds up to a half.",
+    against=f"above {_THRESHOLD:g}",
     measure=_measure,
     obstacle=no_softmax,
     findings=_findings,

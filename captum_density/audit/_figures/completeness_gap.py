@@ -54,6 +54,7 @@ COMPLETENESS_GAP = Figure(
     better="lower is better",
     meaning="Share of what the attributions ought to sum to that is missing or too much; '-' where a method promises "
     "no sum. Any map can be scaled to have none.",
+    against=f"above {_INCOMPLETE:g}",
     measure=_measure,
     findings=_findings,
     priority=3,

@@ -37,17 +37,22 @@ def _findings(results: Results) -> Iterator[Finding]:
     if ratio.low is not None and ratio.low > 0:
         yield Finding(
             "warning",
-            f"The density in the logits takes noise for likelier than the data ({evidence}): their gradients point "
-            "away from what the classes look like.",
+            f"To the density in the logits, which says how likely inputs are, data with noise added are likelier than "
+            f"the data ({evidence}): its gradients point away from what the classes look like.",
             "Train with captum_density.losses.ScoreMatchingLoss or GradientNormLoss added to the cross-entropy.",
         )
     elif ratio.high is not None and ratio.high < 0:
         yield Finding(
             "good",
-            f"The density in the logits takes noise for less likely than the data, as it ought to ({evidence}).",
+            f"To the density in the logits, which says how likely inputs are, data with noise added are less likely "
+            f"than the data, as they ought to be ({evidence}).",
         )
     else:
-        yield Finding("note", f"Whether the density in the logits prefers data to noise cannot be told ({evidence}).")
+        yield Finding(
+            "note",
+            "Whether the density in the logits, which says how likely inputs are, prefers the data to data with noise "
+            f"added cannot be told ({evidence}).",
+        )
 
 
 DENSITY_RATIO = Figure(
@@ -56,6 +61,7 @@ DENSITY_RATIO = Figure(
     better="below 0 is right",
     meaning="log p(x + noise | y) - log p(x | y) of the density in the logits; above 0, it takes noise for likelier "
     "than the data, and its gradients point towards noise.",
+    against="above 0",
     measure=_measure,
     obstacle=no_density,
     findings=_findings,

@@ -87,6 +87,7 @@ DIFF_ROAR = Figure(
     better="higher is better",
     meaning="Accuracy of models retrained on what ranks highest minus that of models retrained on what ranks lowest, "
     "mean over the fractions kept; below 0 the method points away from what matters.",
+    against="below 0",
     measure=_measure,
     obstacle=of_one_tensor_and_logits,
     findings=_findings,

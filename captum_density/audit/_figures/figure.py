@@ -103,6 +103,7 @@ class Figure(Generic[Subject]):
             is asked for by name.
         identity: What it alone depends on beside the setting, as JSON, so that a store tells it from another.
         reference: What its `Measured.reference` is, in a word or two; empty where it has none.
+        against: Where it speaks against the model or the method, in words; empty where it never does.
         panel: How it is drawn.
         shows_note: Whether a note stands below a value in the page's table.
     """
@@ -119,6 +120,7 @@ class Figure(Generic[Subject]):
     needs: Literal["proxy", "retraining"] | None = None
     identity: Callable[[Setting], Any] | None = None
     reference: str = ""
+    against: str = ""
     panel: Panel = Panel()
     shows_note: bool = False
 

@@ -64,7 +64,8 @@ def _findings(results: Results) -> Iterator[Finding]:
             "that compare outputs, as Occlusion and IntegratedGradients with many steps.",
         ),
         unclear=f"Whether outputs change as gradients promise cannot be told ({gap.text()}).",
-        below=f"The explained output changes as its gradient promises (at most {gap.text()} of it is missing).",
+        below=f"Small steps along the gradient change the explained output as the gradient promises (at most "
+        f"{gap.text()} of the change is missing).",
     )
 
 
@@ -76,6 +77,7 @@ FINITE_DIFFERENCE_GAP = Figure(
     f"share of all that is promised; for changes of {_CHANGES[0]:g} to {_CHANGES[-1]:g} of the outputs' deviation "
     f"where gradients are largest, whichever is worst. Networks have less than {_THRESHOLD:g}, waves as steep as the "
     "output itself a half; below 0, outputs change more than promised.",
+    against=f"above {_THRESHOLD:g}",
     measure=_measure,
     findings=_findings,
 )

@@ -71,6 +71,7 @@ GAN_TEST = Figure(
     title="GAN-test accuracy",
     better="higher is better",
     meaning="Share of images made by climbing the model's logits that another classifier recognises.",
+    against="below half of that on the data",
     measure=_measure,
     findings=_findings,
     needs="proxy",

@@ -241,6 +241,7 @@ INFIDELITY = Figure(
     "of zeros is what to compare with. Controls, maps that know nothing of the model's reasons, are read as the "
     "method's are, as contributions or as slopes; a method in favour is better than each, in pairs of the same "
     "example.",
+    against=f"from {_NO_BETTER:g} of that of a map of zeros on, or where a control does as well",
     measure=_measure,
     findings=_findings,
     priority=1,

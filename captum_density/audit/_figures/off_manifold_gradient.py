@@ -58,7 +58,7 @@ def _findings(results: Results) -> Iterator[Finding]:
     if share.value is None:
         yield Finding(
             "note",
-            f"Whether gradients point off the data was not measured: {share.note}.",
+            f"Whether gradients lie on a direction in which the data do not vary was not measured: {share.note}.",
             "Audit a data set or tensors of a few hundred small inputs or more; of large images this is not told.",
         )
         return
@@ -71,9 +71,10 @@ def _findings(results: Results) -> Iterator[Finding]:
             "decides nothing for data like these, and may have been put there.",
             "Project gradients on the principal components of the data, and compare: what is left is what data show.",
         ),
-        unclear=f"Whether the gradients mostly point off the data cannot be told ({share.text()})"
-        f"{': ' if share.note else ''}{share.note}.",
-        below=f"The gradients do not gather in a direction without data ({share.text()}).",
+        unclear=f"Whether the gradients mostly lie on one direction in which the data do not vary cannot be told "
+        f"({share.text()}){': ' if share.note else ''}{share.note}.",
+        below=f"Little of the gradients lies on one direction in which the data do not vary ({share.text()}), where a "
+        "pattern could be laid over them unseen.",
     )
 
 
@@ -84,6 +85,7 @@ OFF_MANIFOLD_GRADIENT = Figure(
     meaning="Share of the explained gradient's squared length, with centered logits, on the one direction without data "
     f"that the gradients share most; networks trained on the data have less than {_THRESHOLD:g}, a manipulation as "
     "long as their own gradient adds up to a half.",
+    against=f"above {_THRESHOLD:g}",
     measure=_measure,
     findings=_findings,
     identity=lambda setting: described(_pool(setting)),

@@ -143,6 +143,7 @@ PIXEL_PERTURBATION = Figure(
     "kept, minus the same for random rankings. Beside it stand controls, maps that know nothing of the model's "
     "reasons; a method in favour is better than each, in pairs of the same example. The other {elements} take the mean "
     "of the examples, so that a method that multiplies by the input loses where {elements} of value 0 matter.",
+    against="where a control does as well",
     measure=_measure,
     findings=_findings,
     priority=5,

@@ -57,6 +57,7 @@ R_SQUARED = Figure(
     title="R squared",
     better="higher is better",
     meaning="Share of the labels' variance that the explained output foretells; 0 of a model that says their mean.",
+    against="at 0 or below",
     measure=_measure,
     task="regression",
     findings=_findings,

@@ -18,10 +18,10 @@ from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
 
-__all__ = ["FEW_PASSES", "RANDOMISATION", "unchanged_by_random_weights"]
+__all__ = ["FEW_PASSES", "RANDOMISATION", "UNCHANGED", "unchanged_by_random_weights"]
 
 _NAME = "randomisation"
-_UNCHANGED = 0.5  # rank correlation
+UNCHANGED = 0.5  # rank correlation
 FEW_PASSES = 4  # runs of the model for an example: at more, one depth has to do
 
 
@@ -57,7 +57,7 @@ def _mean(values: Tensor) -> float:
 def unchanged_by_random_weights(results: Results) -> dict[str, float]:
     """The methods whose maps are much the same at random weights, and how alike."""
     intervals, values = intervals_by_method(results, _NAME), values_by_method(results, _NAME)
-    return {name: values[name] for name, (low, _) in intervals.items() if low > _UNCHANGED}
+    return {name: values[name] for name, (low, _) in intervals.items() if low > UNCHANGED}
 
 
 def _findings(results: Results) -> Iterator[Finding]:
@@ -78,6 +78,7 @@ RANDOMISATION = Figure(
     meaning="Rank correlation (Spearman) of a map's absolute values with those of the same method's map when "
     "weights of the model are drawn anew, in the upper half of the layers or in all of them, whichever is "
     "more alike; a map that does not depend on the model, such as an edge detector, has 1.",
+    against=f"above {UNCHANGED:g}",
     measure=_measure,
     findings=_findings,
     priority=4,

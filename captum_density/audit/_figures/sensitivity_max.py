@@ -72,6 +72,7 @@ SENSITIVITY_MAX = Figure(
     meaning="Captum's sensitivity_max: the largest relative change of the attributions under a change of the input "
     "too small to matter; at 1 the map has moved by its own length. A constant map has 0, the least: a small one "
     "speaks for no method.",
+    against=f"above {_UNSTEADY:g}",
     measure=_measure,
     findings=_findings,
     priority=2,
