@@ -45,7 +45,7 @@ MADE_BY = dict(
     for pair in """
     AttentionErasure:attention_erasure BlockSplits:block_digits ConformanceError:check_attribution
     Control:audit Digits:digits Effects:Task Recommendation:audit
-    Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit JobResult:fit_many
+    FFidelity:f_fidelity Failure:check_attribution FeatureLeakage:feature_leakage Finding:audit JobResult:fit_many
     FractionToFlip:fraction_to_flip FullGradients:FullGrad.decompose GanTest:gan_test ImageSplits:mnist
     LayerFullGradients:LayerFullGrad.decompose
     Ledger:LogitLedger Measured:audit Photographs:photographs PixelPerturbation:pixel_perturbation

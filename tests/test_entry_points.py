@@ -284,6 +284,9 @@ DATA = {
     "adversarial_fit": lambda data: retraining.adversarial_fit(
         linear, data, radius=0.1, fit=FIT
     ).weight,
+    "f_fidelity": lambda data: metrics.f_fidelity(
+        seeded_linear(), data, data, {"a": lambda x: x}, runs=1, n_samples=2, beta=0.4, fit=FIT
+    ).right,
     "fine_tune": lambda data: retraining.fine_tune(
         seeded_linear(), data, lambda x, generator: x + 1, fit=FIT
     ).weight,
@@ -300,7 +303,7 @@ SPARED = {
     "a result, which its function makes": {
         "FullGradients.__init__", "Ledger.__init__", "LayerFullGradients.__init__", "RetrainingResult.__init__",
         "JobResult.__init__", "AuditReport.__init__", "Problem.__init__", "TaskExamples.__init__", "Effects.__init__",
-        "Examination.__init__", "GroundTruthTable.__init__", "ControlComparison.__init__",
+        "Examination.__init__", "GroundTruthTable.__init__", "FFidelity.__init__", "ControlComparison.__init__",
     },
     "called by an attribution, with tensors": {
         f"{path}.{method}"

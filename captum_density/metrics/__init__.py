@@ -16,6 +16,8 @@ from captum_density.metrics._density_ratio import density_ratio as density_ratio
 from captum_density.metrics._diff_roar import diff_roar as diff_roar
 from captum_density.metrics._diff_roar import kar as kar
 from captum_density.metrics._diff_roar import roar as roar
+from captum_density.metrics._f_fidelity import f_fidelity as f_fidelity
+from captum_density.metrics._f_fidelity_result import FFidelity as FFidelity
 from captum_density.metrics._finite_difference_gap import finite_difference_gap as finite_difference_gap
 from captum_density.metrics._fraction_to_flip import FractionToFlip as FractionToFlip
 from captum_density.metrics._fraction_to_flip import fraction_to_flip as fraction_to_flip
@@ -44,6 +46,7 @@ __all__ = [
     "AttentionErasure",
     "AxiomTable",
     "ControlComparison",
+    "FFidelity",
     "FractionToFlip",
     "GanTest",
     "GroupPerturbation",
@@ -59,6 +62,7 @@ __all__ = [
     "control_maps",
     "density_ratio",
     "diff_roar",
+    "f_fidelity",
     "finite_difference_gap",
     "fraction_to_flip",
     "gan_test",

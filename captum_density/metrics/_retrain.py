@@ -23,7 +23,7 @@ from captum_density.metrics._ranking import random_ranks, ranked
 from captum_density.metrics._retraining_result import RetrainingResult
 from captum_density.retraining import Examples, Job, JobResult, fit_many
 
-__all__ = ["CONTROLS", "Control", "Data", "Settings", "retrain"]
+__all__ = ["CONTROLS", "Control", "Data", "Settings", "fill_of", "largest_share", "retrain"]
 
 Control = Literal["random", "input_agnostic", "mask_only", "blurred"]
 CONTROLS: tuple[Control, ...] = ("random", "input_agnostic", "mask_only", "blurred")
@@ -104,7 +104,7 @@ def retrain(
         correct=torch.stack([correct["", name] for name in attributions]),
         controls={control: torch.stack([correct[key] for key in correct if key[0] == control]) for control in controls},
         unmasked=correct["unmasked", ""],
-        chance=_largest_share(whole.splits[1][1]),
+        chance=largest_share(whole.splits[1][1]),
         constant=tuple(constant),
         engines=_engines(trained),
         stored=sum(result.stored for result in trained),
@@ -160,7 +160,7 @@ class _Masked:
         self.whole, self.elements, self.settings, self._places = whole, elements, settings, places
         self.imputes = callable(settings.baselines) and not isinstance(settings.baselines, Tensor)
         self._replacement = (
-            {"impute": settings.baselines} if self.imputes else {"fill": _fill(settings.baselines, whole)}
+            {"impute": settings.baselines} if self.imputes else {"fill": fill_of(settings.baselines, whole)}
         )
 
     def jobs(self, ranks: Any, *, mask_only: bool = False, runs: Sequence[int] | None = None) -> list[Job]:
@@ -173,7 +173,8 @@ class _Masked:
         return [Job(examples, kept, run) for kept in self._places for run in runs]
 
 
-def _fill(baselines: Any, whole: Examples) -> Tensor:
+def fill_of(baselines: Any, whole: Examples) -> Tensor:
+    """What a removed element becomes, which broadcasts to an input: a number, "mean" or a tensor."""
     inputs, shape = whole.splits[0][0], whole.shape
     if isinstance(baselines, str):
         if baselines != "mean":
@@ -280,7 +281,7 @@ def _gathered(jobs: Jobs, results: list[JobResult], shape: tuple[int, int, int])
     return {key: part if key[0] == "unmasked" else part.reshape(*shape, -1) for key, part in correct.items()}
 
 
-def _largest_share(labels: Any) -> float:
+def largest_share(labels: Any) -> float:
     """Of the classes, that of the largest one."""
     values = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
     return float(np.unique(values, return_counts=True)[1].max() / len(values))
