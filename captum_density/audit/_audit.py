@@ -28,7 +28,7 @@ from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures import FIGURES, METHOD_FIGURES, MODEL_FIGURES, selected
 from captum_density.audit._figures.off_manifold_gradient import OFF_MANIFOLD_GRADIENT
 from captum_density.audit._measurements import Measurements
-from captum_density.audit._methods import Method
+from captum_density.audit._methods import CENTERED, Method
 from captum_density.audit._outputs import class_titles, fitting_labels, targets_of, task_of
 from captum_density.audit._report import AuditReport
 from captum_density.audit._results import Measured
@@ -99,7 +99,7 @@ def audit(
         attributions: Name to a function that makes the attribution for a model, which a Captum class is
             (``{"IG": IntegratedGradients}``), to an attribution of this model (``Saliency(model)``), or to a `Method`
             where options are needed; or names that the report knows (``["Saliency", "FullGrad, centered"]``); None for
-            ten of them.
+            ten of them, of one output and of numbers the nine that are not centered.
         metrics: Names of the figures; "default" for all but "diff_roar" and "gan_test", "all" for all.
         target: Which output to explain: that of the predicted class (of segmentation the one of the most pixels), of
             the label, that of a number, or those in a tensor (N,), one for each audited example.
@@ -209,6 +209,8 @@ def audit(
         budget = budget_for(effort, subject.model, inputs[:1], *([] if subject.rows is None else [subject.rows[:1]]))
         left_out = budget.left_out if attributions is None else ()
         methods = {title: method for title, method in methods.items() if title not in left_out}
+        if attributions is None and (task == "regression" or logits.shape[1] == 1):  # nothing to be centered by
+            methods = {title: method for title, method in methods.items() if not title.endswith(CENTERED)}
         setting = Setting(
             model=subject.model,
             inputs=inputs,

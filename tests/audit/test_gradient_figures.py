@@ -188,3 +188,12 @@ def test_of_two_classes_first_weights_may_be_common(size, kind):
     apart, common = BASIS[:1], size * BASIS[1:2]
     verdict, _ = kind_of("common_gradient", lambda x: x @ torch.cat([apart + common, common - apart]).mT, plane())
     assert verdict == kind
+
+
+def test_of_one_feature_that_outweighs_all_first_weights_may_be_common():
+    """Three rows of a linear model whose gradients lie almost on one feature: their mean is long by chance."""
+    weights = torch.randn(3, D) @ BASIS
+    weights[:, 0] = torch.tensor([90.0, 100.0, 110.0])
+    verdict, share = kind_of("common_gradient", lambda x: x @ weights.mT, plane())
+    assert verdict == "note"
+    assert share.low > 0.6

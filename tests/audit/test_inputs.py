@@ -266,3 +266,10 @@ def test_the_gradient_of_one_output_has_no_sign_of_its_own():
     ).area.mean()
     figure = report.methods["gradient"]["pixel_perturbation"]
     assert figure.value + figure.reference == pytest.approx(area.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", [torch.randint(2, (4,)), torch.randn(4)], ids=["one output", "numbers"])
+def test_nothing_is_centered_by_default_where_there_is_one_output(labels):
+    report = audit(nn.Linear(3, 1), (torch.randn(4, 3), labels), metrics="completeness_gap")
+    assert len(report.methods) == 9
+    assert not any(each.failed for row in report.methods.values() for each in row.values())

@@ -64,8 +64,8 @@ def _findings(results: Results) -> Iterator[Finding]:
             "that compare outputs, as Occlusion and IntegratedGradients with many steps.",
         ),
         unclear=f"Whether outputs change as gradients promise cannot be told ({gap.text()}).",
-        below=f"Small steps along the gradient change the explained output as the gradient promises (at most "
-        f"{gap.text()} of the change is missing).",
+        below=f"Small steps along the gradient change the explained output as the gradient promises "
+        f"({f'at most {gap.text()}' if gap.value > 0 else 'none'} of the change is missing).",
     )
 
 
