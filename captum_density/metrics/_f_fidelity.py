@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -138,14 +138,13 @@ def f_fidelity(
     if callable(baselines) and not isinstance(baselines, Tensor):
         raise ValueError("baselines must be a number, 'mean' or a tensor: functions are for diff_roar, roar and kar")
     whole = Examples(train, test)
-    tested = whole.splits[1]
     elements = Elements(whole.shape, groups)
-    counts = [max(1, top_count(fraction, elements.d)) for fraction in sizes]
-    most = top_count(beta, elements.d)
+    d = elements.d
+    counts = tuple(max(1, top_count(fraction, d)) for fraction in sizes)
+    most = top_count(beta, d)
     if most < 1:
-        raise ValueError(f"beta={beta:g} of {elements.d} elements or groups is none; give a larger one")
-    removed = [_removed(count, elements.d - count, alpha, most) for count in counts]
-    finished = None if store is None else Store(Path(store).absolute())
+        raise ValueError(f"beta={beta:g} of {d} elements or groups is none; give a larger one")
+    fill, finished = fill_of(baselines, whole), None if store is None else Store(Path(store).absolute())
     rankings: dict[str, Ranking] = {
         name: attributor
         if isinstance(attributor, type)
@@ -153,49 +152,46 @@ def f_fidelity(
         for name, attributor in attributions.items()
     }
     rankings["random"] = None
-    devices = config.devices or (str(next(model.parameters()).device),)
     with scratch_folder(finished.folder if finished is not None and executor is not None else None) as scratch:
         arrays = Arrays(None if executor is None else scratch, by_content=finished is not None)
-        works = [
-            _Work(
-                model=model,
-                train=_refs(arrays, whole.splits[0]),
-                test=_refs(arrays, tested),
-                rankings={n: arrays.ref(r[0]) if isinstance(r, tuple) else r for n, r in rankings.items()},
-                elements=elements,
-                fill=fill_of(baselines, whole),
-                counts=tuple(counts),
-                removed=tuple(removed),
-                fraction=most / elements.d,
-                n_samples=n_samples,
-                target=target,
-                fit=config,
-                run=run,
-                seed=seed,
-                device=devices[run % len(devices)],
-                at_once=max_examples_per_batch,
-            )
-            for run in range(runs)
-        ]
+        (train_x, train_y), (test_x, test_y) = (tuple(map(arrays.ref, split)) for split in whole.splits)
+        work = _Work(
+            model=model,
+            train=(train_x, train_y),
+            test=(test_x, test_y),
+            rankings={n: arrays.ref(r[0]) if isinstance(r, tuple) else r for n, r in rankings.items()},
+            elements=elements,
+            fill=fill,
+            counts=counts,
+            removed=tuple(_removed(count, d - count, alpha, most) for count in counts),
+            fraction=most / d,
+            n_samples=n_samples,
+            target=target,
+            fit=config,
+            seed=seed,
+            at_once=max_examples_per_batch,
+        )
+        devices = config.devices or (str(next(model.parameters()).device),)
+        works = [replace(work, run=run, device=devices[run % len(devices)]) for run in range(runs)]
         try:
             results, stored = _measured(works, executor, finished)
         finally:
             forget_arrays()
-    constant = [_constant(r, results, name) for name, r in rankings.items() if name != "random"]
+    constant = tuple(_constant(rankings[name], [of_run[name] for of_run in results]) for name in attributions)
     return FFidelity(
         attributions=tuple(attributions),
         fractions=tuple(sizes),
-        counts=tuple(counts),
-        removed=tuple(removed),
-        d=elements.d,
+        counts=counts,
+        removed=work.removed,
+        d=d,
         alpha=alpha,
         beta=beta,
         n_samples=n_samples,
         right=torch.stack([torch.stack([of_run[name].right for of_run in results], dim=2) for name in rankings]),
         whole=torch.stack([of_run["random"].whole for of_run in results]),
         given=results[0]["random"].given,
-        chance=largest_share(tested[1]),
-        constant=tuple(constant),
+        chance=largest_share(whole.splits[1][1]),
+        constant=constant,
         stored=stored,
         notes=tuple(_notes(runs, constant, list(attributions))),
         _seed=derived_seed(seed, "bootstrap"),
@@ -246,10 +242,10 @@ class _Work:
     n_samples: int
     target: Literal["predicted", "true"]
     fit: FitConfig
-    run: int
     seed: int
-    device: str
     at_once: int
+    run: int = 0
+    device: str = "cpu"
 
     def identity(self, name: str, model: dict[str, Any]) -> dict[str, Any]:
         """What a ranking's result depends on, JSON."""
@@ -289,7 +285,7 @@ def _measured(
                     of_run[name] = read
     stored = sum(map(len, results))
     todo = [
-        _with(work, {name: r for name, r in work.rankings.items() if name not in of_run})
+        replace(work, rankings={name: r for name, r in work.rankings.items() if name not in of_run})
         for work, of_run in zip(works, results, strict=True)
         if len(of_run) < len(work.rankings)
     ]
@@ -299,10 +295,6 @@ def _measured(
                 store.write(todo[i].identity(name, model), one.packed())
             results[todo[i].run][name] = one
     return results, stored
-
-
-def _with(work: _Work, rankings: Mapping[str, ArrayRef | type[Attribution] | None]) -> _Work:
-    return _Work(**{**vars(work), "rankings": rankings})
 
 
 def _run(work: _Work) -> dict[str, _Measured]:
@@ -406,20 +398,14 @@ def _pair(attributor: Any) -> Any:
     return (attributor, attributor) if isinstance(attributor, Tensor | np.ndarray) else attributor
 
 
-def _refs(arrays: Arrays, split: Any) -> tuple[ArrayRef, ArrayRef]:
-    return arrays.ref(split[0]), arrays.ref(split[1])
-
-
 def _removed(count: int, rest: int, alpha: float, most: int) -> tuple[int, int]:
     """How many are removed of an explanation, and how many of the rest."""
     one, other = (min(max(1, top_count(alpha, size)), size, most) for size in (count, rest))
     return one, other
 
 
-def _constant(ranking: Ranking, results: list[dict[str, _Measured]], name: str) -> float:
-    if isinstance(ranking, tuple):
-        return ranking[1]
-    return sum(of_run[name].constant for of_run in results) / len(results)
+def _constant(ranking: Ranking, runs: list[_Measured]) -> float:
+    return ranking[1] if isinstance(ranking, tuple) else sum(run.constant for run in runs) / len(runs)
 
 
 def _checked(
@@ -456,7 +442,7 @@ def _checked(
     return sizes
 
 
-def _notes(runs: int, constant: list[float], names: list[str]) -> Iterator[str]:
+def _notes(runs: int, constant: Sequence[float], names: list[str]) -> Iterator[str]:
     if runs < _ENOUGH_RUNS:
         few = "One run tells" if runs == 1 else f"{runs} runs tell"
         yield f"{few} little of how much fine-tuned copies differ; take {_ENOUGH_RUNS} or more before you conclude."

@@ -34,9 +34,9 @@ def in_domain_single_deletion(
 ) -> Tensor:
     r"""The in-domain single deletion score (IDSDS): do attributions of cells rank as what is lost without each?
 
-    .. math:: \rho\Big(\Big[\sum_{i \in c} a_i\Big]_c, \big[f(x) - f(x_{\setminus c})\big]_c\Big)
+    .. math:: \rho_c \left( \sum_{i \in c} a_i, \; f(x) - f(x_{-c}) \right)
 
-    with Spearman's rank correlation over the cells c of an example, signs included, and each cell away in turn. Where
+    with Spearman's rank correlation over the cells c of an example, signs included, each of them away in turn. Where
     one cell is away, an input is far from the data only for a model that has never seen such: give the model that
     `fine_tune` returns with `single_deletion`, and attributions of it. With any other model this is the single deletion
     score, in-domain or not.
@@ -63,7 +63,7 @@ def in_domain_single_deletion(
 
     References:
         R. Hesse, S. Schaub-Meyer and S. Roth, "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024,
-        arXiv:2407.11910; checked against the authors' code (github.com/visinf/idsds, `single_deletion.py`).
+        arXiv:2407.11910; checked against the authors' code (github.com/visinf/idsds, single_deletion.py).
 
     Example:
         >>> import torch

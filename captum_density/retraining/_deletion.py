@@ -40,7 +40,7 @@ def single_deletion(
 
     References:
         R. Hesse, S. Schaub-Meyer and S. Roth, "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024,
-        arXiv:2407.11910; checked against the authors' code (github.com/visinf/idsds, `train.py`).
+        arXiv:2407.11910; checked against the authors' code (github.com/visinf/idsds, train.py).
 
     Example:
         >>> import torch
@@ -84,7 +84,7 @@ def random_deletion(
 
     References:
         X. Zheng et al., "F-Fidelity: A Robust Framework for Faithfulness Evaluation of Explainable AI", ICLR 2025,
-        arXiv:2410.02970; checked against the authors' code (github.com/AslanDing/Finetune-Fidelity, `train_model.py`,
+        arXiv:2410.02970; checked against the authors' code (github.com/AslanDing/Finetune-Fidelity, train_model.py,
         which deletes in the first channel only: here, give a `feature_mask` for pixels in all channels).
 
     Example:

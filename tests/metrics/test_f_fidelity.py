@@ -1,6 +1,7 @@
 """F-Fidelity by hand, its controls, what stays as it was, and what is measured once."""
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -20,6 +21,13 @@ MODEL = perceptron(8, 3)().eval()
 MAPS = torch.randn_like(TEST[0])
 QUICK = FitConfig(epochs=1, batch_size=8, lr=0.03)
 FEW = {"fractions": [0.25, 0.5], "runs": 2, "n_samples": 3, "fit": QUICK}
+
+
+class Sending(ThreadPoolExecutor):
+    """Gives its workers what a process would be sent."""
+
+    def submit(self, function, work):
+        return super().submit(function, pickle.loads(pickle.dumps(work)))
 
 
 def right(model, x):
@@ -58,7 +66,7 @@ def test_without_chance_it_is_what_is_computed_by_hand(groups, fill):
 
 def test_what_is_removed_is_drawn_alike_and_never_more_than_was_learned():
     result = f_fidelity(
-        MODEL, TRAIN, TEST, {"maps": MAPS}, fractions=[0.25, 0.75], alpha=0.5, beta=0.25, n_samples=300, runs=1,
+        MODEL, TRAIN, TEST, {"maps": MAPS}, fractions=[0.25, 0.75], alpha=0.5, beta=0.25, n_samples=150, runs=1,
         fit=QUICK,
     )  # fmt: skip
     assert result.removed == ((1, 2), (2, 1))
@@ -67,9 +75,9 @@ def test_what_is_removed_is_drawn_alike_and_never_more_than_was_learned():
     for gone in range(2):  # one of the two that rank highest
         lost.append(right(copy, TEST[0].masked_fill((place == gone).view_as(MAPS), 0)))
     expected = torch.stack(lost).mean(0)
-    assert (result.right[0, 0, 0, 0] / 300 - expected).abs().max() < 0.15
+    assert (result.right[0, 0, 0, 0] / 150 - expected).abs().max() < 0.2
     fixed = lost[0] == lost[1]
-    assert torch.equal(result.right[0, 0, 0, 0][fixed] / 300, expected[fixed])
+    assert torch.equal(result.right[0, 0, 0, 0][fixed] / 150, expected[fixed])
 
 
 def test_what_decides_is_told_from_what_does_not():
@@ -99,8 +107,7 @@ def test_everything_is_an_explanation_without_a_rest():
     assert torch.equal(result.right[0, 1, 0], 3 * result.whole)
 
 
-@pytest.mark.parametrize("limit", [1, 7])
-def test_batches_workers_and_the_store_change_nothing(limit, tmp_path):
+def test_batches_workers_and_the_store_change_nothing(tmp_path):
     state = torch.get_rng_state()
     MODEL.train()
     before = {name: value.clone() for name, value in MODEL.state_dict().items()}
@@ -110,10 +117,10 @@ def test_batches_workers_and_the_store_change_nothing(limit, tmp_path):
     assert torch.equal(torch.get_rng_state(), state) and MODEL.training
     MODEL.eval()
     assert all(torch.equal(value, before[name]) for name, value in MODEL.state_dict().items())
-    assert call(maps, max_examples_per_batch=limit).digest == one.digest
+    assert call(maps, max_examples_per_batch=7).digest == one.digest
     some = call({"maps": MAPS}, store=tmp_path)
     assert some.stored == 0 and torch.equal(some.right, one.right[[0, 3]])
-    with ThreadPoolExecutor(2) as executor:
+    with Sending(2) as executor:
         more = call(maps, store=tmp_path, executor=executor)
     assert more.stored == 4 and more.digest == one.digest  # what was measured, and random
     again = call(maps, store=tmp_path)

@@ -1,0 +1,107 @@
+"""IDSDS and F-Fidelity of some methods and of maps that know nothing, on real digits and clothes.
+
+`OMP_NUM_THREADS=1 python -m tests.experiments.deletion --data FOLDER [--store FOLDER]` prints the tables that
+`tutorials/guides/retraining.md` has. FOLDER holds what `real_data.images` reads. Finished parts are kept in the store.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import InputXGradient, IntegratedGradients, Saliency
+from torch import Tensor, nn
+
+from captum_density.attr import FullGrad
+from captum_density.metrics import f_fidelity, in_domain_single_deletion, patch_mask
+from captum_density.retraining import FitConfig, fine_tune, single_deletion
+from tests.experiments.real_data import DATA, Images, Parts, accuracy, convolutional, images, markdown, over_seeds
+
+SEEDS = range(3)
+TRAINING, TUNING = FitConfig(epochs=3), FitConfig(epochs=2, lr=1e-3)
+CELL = 7  # pixels a side: a grid of 4 by 4
+EXAMPLES = 500
+
+Maps = dict[str, Tensor]
+
+
+def trained(data: Images, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return fine_tune(convolutional(), data.train, fit=TRAINING, seed=seed)
+
+
+def maps_of(model: nn.Module, x: Tensor, target: Tensor, seed: int) -> Maps:
+    gradient = InputXGradient(model).attribute(x.clone(), target=target).detach()
+    return {
+        "Saliency": Saliency(model).attribute(x.clone(), target=target).detach(),
+        "InputXGradient": gradient,
+        "InputXGradient, absolute": gradient.abs(),
+        "IntegratedGradients": IntegratedGradients(model).attribute(x, target=target, n_steps=32).float().detach(),
+        "FullGrad, complete": FullGrad(model, complete=True).attribute(x.clone(), target=target).detach(),
+        "constant": torch.ones_like(x),
+        "random": torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)),
+    }
+
+
+def idsds(data: Images, seed: int) -> dict[str, Any]:
+    """Mean scores without and with training on deletions, and accuracies on whole images and with a cell away."""
+    x, y = (part[:EXAMPLES] for part in data.test)
+    cells = patch_mask(x, CELL)
+    given = trained(data, seed)
+    tuned = fine_tune(given, data.train, partial(single_deletion, feature_mask=cells), fit=TUNING, seed=seed)
+    away = [(torch.where(cells == cell, 0.0, x), y) for cell in range(16)]
+    figures: dict[str, Any] = {}
+    for name, model in (("as trained", given), ("in-domain", tuned)):
+        scores = {
+            method: in_domain_single_deletion(model, x, maps, target=y, feature_mask=cells).mean().item()
+            for method, maps in maps_of(model, x, y, seed).items()
+        }
+        deleted = sum(accuracy(model, pair) for pair in away) / len(away)
+        figures[name] = {"scores": scores, "whole": accuracy(model, (x, y)), "deleted": deleted}
+    return figures
+
+
+def fidelity(data: Images) -> dict[str, Any]:
+    model = trained(data, 0)
+    x, y = (part[:256] for part in data.test)
+    maps = maps_of(model, x, model(x).argmax(1), 0)
+    # Ranked by their absolute values, which the other map has; random rankings are drawn for each run.
+    for name in ("random", "InputXGradient, absolute"):
+        del maps[name]
+    result = f_fidelity(model, data.train, (x, y), maps, runs=5, n_samples=5, fit=TUNING)
+    print(result.table())
+    return result.to_dict()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--store", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = Parts(options.store)
+    columns: dict[str, list[dict[str, Any]]] = {}
+    for name in DATA:
+        data = images(options.data, name)
+        of_seeds = [parts({"idsds": name, "seed": seed}, partial(idsds, data, seed)) for seed in SEEDS]
+        for kind in ("as trained", "in-domain"):
+            columns[f"{name}, {kind}"] = [figures[kind] for figures in of_seeds]
+    methods = next(iter(columns.values()))[0]["scores"]
+    rows = [[m, *(over_seeds([s["scores"][m] for s in seeds]) for seeds in columns.values())] for m in methods]
+    for key, text in (("whole", "accuracy, whole"), ("deleted", "accuracy, one cell away")):
+        rows.append([text, *(over_seeds([s[key] for s in seeds], 3) for seeds in columns.values())])
+    print(markdown(["IDSDS", *columns], rows))
+    measured = parts({"f_fidelity": "MNIST"}, partial(fidelity, images(options.data, "MNIST")))
+    rows = []
+    for i, ranking in enumerate(measured["rankings"]):
+        texts = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in measured["means"][i]]
+        pairs = zip(measured["plus"][i], measured["minus"][i], strict=True)
+        rows.append([ranking, *texts, *(f"{plus:.3f} / {minus:.3f}" for plus, minus in pairs)])
+    sizes = [f"{fraction:g}" for fraction in measured["fractions"]]
+    print(markdown(["ranking", "FFid+", "FFid-", "FFid+ - FFid-", *sizes], rows))
+    print(f"{parts.seconds:.0f} seconds of a core")
+
+
+if __name__ == "__main__":
+    main()
