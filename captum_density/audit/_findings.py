@@ -112,7 +112,7 @@ def _failures(results: Results) -> Iterator[Finding]:
         for note in dict.fromkeys(failures.values()):
             titles = [titled(figure, results).title for figure, text in failures.items() if text == note]
             where = "" if len(titles) == len(row) else f" at {', '.join(titles)}"
-            yield Finding("note", f"{name} failed{where}: {note}")
+            yield Finding("note", f"{listed([name])} failed{where}: {note}")
 
 
 def _of_examples(results: Results) -> Iterator[Finding]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from captum_density.audit._figures import METHOD_FIGURES, MODEL_FIGURES, titled
+from captum_density.audit._figures import MODEL_FIGURES, titled
 from captum_density.audit._figures.figure import Figure
 from captum_density.audit._figures.words import beside_controls, cost_in_words, counted_examples, listed
 from captum_density.audit._findings import KINDS, verdict
@@ -82,7 +82,8 @@ _STYLE = """
   .captum-density .about, .captum-density .small {font-size: 9pt}
   .captum-density table {font-size: 8pt}
   .captum-density th, .captum-density td {padding: .15rem .2rem; white-space: normal}
-  .captum-density td small, .captum-density .words {min-width: 0}
+  .captum-density td small {min-width: 0}
+  .captum-density .words {min-width: 6rem}
   .captum-density td > span {white-space: nowrap}
   .captum-density th[scope=row] {min-width: 7rem; overflow-wrap: anywhere}
   .captum-density .scroll {overflow: visible}
@@ -205,11 +206,7 @@ def _of_the_model(results: Results, names: Sequence[str]) -> str:
 
 def _of_the_methods(results: Results, names: Sequence[str]) -> list[str]:
     """A table for each figure that stands beside controls, and one for the others; below each, what figures mean."""
-    figures = [
-        titled(figure.name, results)
-        for figure in METHOD_FIGURES
-        if figure.name in names and any(map(_is_shown, _column(results, figure.name).values()))
-    ]
+    figures = [titled(name, results) for name in names if any(map(_is_shown, _column(results, name).values()))]
     others = [figure for figure in figures if not has_controls(results, figure.name)]
     parts = [_beside_controls(results, figure) for figure in figures if figure not in others]
     return [*parts, _others(results, others)] if others else parts
@@ -240,20 +237,17 @@ def _method_cell(figure: Figure[Any], measured: Measured) -> str:
 def _beside_controls(results: Results, figure: Figure[Any]) -> str:
     """Methods and controls from the best to the worst; controls that differ by method in columns of their own."""
     column, measured = _column(results, figure.name), by_method(results, figure.name)
-    names = list(dict.fromkeys(control.name for each in measured.values() for control in each.controls))
-    own = [name for name in names if len(measured) > 1 and not _is_common(name, measured)]
-    common = {
-        control.name: control.value
-        for each in measured.values()
-        for control in each.controls
-        if control.name not in own
-    }
+    values = {method: _controls(figure, each) for method, each in measured.items()}
+    names = dict.fromkeys(name for row in values.values() for name in row)
+    own = [name for name in names if len(measured) > 1 and not _is_common([row.get(name) for row in values.values()])]
+    common = {name: value for row in values.values() for name, value in row.items() if name not in own}
     rows: list[tuple[float, str]] = []
     for method, each in column.items():
         if not _is_shown(each):
             continue
-        values = {control.name: number(control.value) for control in each.controls}
-        cells = _cell(each, figure.title) + "".join(_plain(name, values.get(name, "")) for name in own)
+        row = values.get(method, {})
+        cells = _cell(each, figure.title)
+        cells += "".join(_plain(name, number(row[name]) if name in row else "") for name in own)
         words = _words("in words", beside_controls(each, len(measured)) if each.value is not None else "")
         rows.append((_rank(figure, each.value), f'<tr><th scope="row">{escape(method)}</th>{cells}{words}</tr>'))
     for name, value in common.items():
@@ -275,10 +269,18 @@ def _beside_controls(results: Results, figure: Figure[Any]) -> str:
     return table + small + _meanings([figure])
 
 
-def _is_common(name: str, measured: Mapping[str, Measured]) -> bool:
+def _controls(figure: Figure[Any], measured: Measured) -> dict[str, float]:
+    """The controls of a method, by name; a map of zeros, in whose unit a figure is drawn, is one as well."""
+    controls = {control.name: control.value for control in measured.controls}
+    if figure.panel.relative and measured.reference is not None:
+        controls[figure.reference] = measured.reference
+    return controls
+
+
+def _is_common(values: Sequence[float | None]) -> bool:
     """Whether a control is the same for all methods that it stands beside, and beside more than one."""
-    values = [control.value for each in measured.values() for control in each.controls if control.name == name]
-    return len(values) > 1 and all(math.isclose(value, values[0], rel_tol=1e-9, abs_tol=1e-12) for value in values)
+    one, *others = [value for value in values if value is not None]
+    return bool(others) and all(math.isclose(value, one, rel_tol=1e-9, abs_tol=1e-12) for value in others)
 
 
 def _rank(figure: Figure[Any], value: float | None) -> float:

@@ -148,12 +148,12 @@ def _depend(results: Results) -> str:
     likeness = span(values[method].value or 0.0 for method in other) if other else ""
     random = f"when the model's weights are random (rank correlation {likeness}, where 1 is the same map)"
     if len(other) == len(values):
-        return f"Yes: {'the map is another' if len(values) == 1 else 'all maps are others'} {random}."
+        return f"Yes: {'the map comes' if len(values) == 1 else 'all maps come'} out otherwise {random}."
     if len(same) == len(values):
         return "No."
     if len(unclear) == len(values):
         return _cannot_tell(results)
-    some = f"Those of {len(other)} of {len(values)} methods do: they are others {random}"
+    some = f"Those of {len(other)} of {len(values)} methods do: they come out otherwise {random}"
     some = some if other else f"Those of {len(same)} of {len(values)} methods do not"
     return some + (f"; of {listed(unclear)} it cannot be told." if unclear else ".")
 
@@ -165,9 +165,9 @@ def _find(results: Results) -> str:
     better = sum(each.beats_every_control(n) for each in measured.values())
     if measured:
         if n == 1:
-            return "Yes." if better else "No better than maps that know nothing of it."
+            return "Yes." if better else "No better than maps that know nothing of the model."
         if not better:
-            return f"None of those of {n} methods does better than maps that know nothing of it."
+            return f"No: none of {n} methods does better than maps that know nothing of the model."
         return f"Yes, by {better if better < n else 'all'} of {n} methods."
     values = by_method(results, name)
     if values and results.settings["examples"] < TOO_FEW:

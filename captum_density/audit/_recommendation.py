@@ -18,8 +18,8 @@ __all__ = ["Recommendation", "recommend"]
 
 _RESAMPLES = 2000
 _LIMITS = (
-    "This cannot tell whether signs and sizes are right, nor of other data; and removed {elements} take the mean of "
-    "the examples, which is hard on methods that multiply by the input."
+    "This cannot tell whether the maps' signs and sizes are right, nor how it is on other data; and removed {elements} "
+    "take the mean of the examples, which is hard on methods that multiply by the input."
 )
 
 
@@ -62,7 +62,7 @@ def recommend(results: Results) -> Recommendation:
     if not candidates:
         return Recommendation(None, _none(measured), (*_why_none(measured, able), limits))
     best = candidates[0]
-    reasons = (_why(measured, best), *_how_sure(results, measured, candidates), *_cure(results, best), limits)
+    reasons = (_why(results, measured, best), *_how_sure(results, measured, candidates), *_cure(results, best), limits)
     return Recommendation(best, f"Use {listed([best])}.", reasons, tuple(candidates))
 
 
@@ -70,12 +70,14 @@ def _value(measured: Measured) -> float:
     return measured.value or 0.0
 
 
-def _why(measured: dict[str, Measured], best: str) -> str:
+def _why(results: Results, measured: dict[str, Measured], best: str) -> str:
     strongest = measured[best].strongest_control(len(measured))
+    kept = "the prediction" if results.settings.get("task") == "regression" else "the class's probability"
     among = f"Of {len(measured)} methods it" if len(measured) > 1 else "It"
     return (
-        f"{among} finds best what the model uses, as far as that is tested: {measured[best].text()} beyond chance, and "
-        f"{_gain(strongest)}, the strongest of {len(measured[best].controls)} controls, maps that know nothing of it."
+        f"{among} finds best what the model uses: kept alone, the {results.elements} that it ranks highest leave more "
+        f"of {kept} than random ones, by {measured[best].text()}, which is {_gain(strongest)}, the strongest of "
+        f"{len(measured[best].controls)} controls, maps that know nothing of the model."
     )
 
 
@@ -98,7 +100,7 @@ def _how_sure(results: Results, measured: dict[str, Measured], candidates: list[
     close = [
         name for name, (low, _) in zip(candidates[1:], ends.tolist(), strict=True) if low <= 0 and name not in alike
     ]
-    also = f"; {listed(alike)} {verb('do', alike)} the same here" if alike else ""
+    also = f"; {listed(alike)} {verb('find', alike)} the same here" if alike else ""
     also += f"; {listed(close)} cannot be told from it by these examples" if close else ""
     return [f"It stays the best in {share:.0%} of resamples of the examples{also}."]
 

@@ -61,4 +61,11 @@ def pictures(names=("Saliency",), images=2):
     return Maps.of(torch.rand(images, 1, 6, 6), torch.arange(images), maps)
 
 
+def texts(tokens, maps):
+    """Texts as an audit shows them, with the value of each token by each method."""
+    values = {name: torch.tensor(rows)[:, None] for name, rows in maps.items()}
+    inputs, labels = torch.zeros(len(tokens), 1, len(tokens[0])), tuple("predicted <good>\nlabel bad" for _ in tokens)
+    return Maps.of(inputs, torch.zeros(len(tokens)).long(), values, kind="text", labels=labels, tokens=tokens)
+
+
 LONG = "IntegratedGradients, centered, of the block before the last with fifty steps and noise"

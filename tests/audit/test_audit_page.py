@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from captum_density.audit import AuditReport, Control, Measured
-from tests.audit.reports import LONG, pictures
+from tests.audit.reports import LONG, pictures, texts
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on PATH")
@@ -68,7 +68,8 @@ def report_of(names, images=True):
         "gradient_norm": Measured(123456.7, 8.9, low=-123456.7, high=234567.8),
         "hessian_trace": Measured(None, note=note, failed=True),
     }
-    maps = None
+    words = ("the", "Donaudampfschifffahrtsgesellschaftskapitaensmuetze" * 3, *("plot" for _ in range(60)))
+    maps = texts([words] * 2, {name: [[0.9, -0.4, *(0.3 for _ in range(60))]] * 2 for name in names})
     if images:
         torch.manual_seed(0)
         maps = pictures(names, images=3)

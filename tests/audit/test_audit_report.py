@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from captum_density.audit import AuditReport, Control, Finding, Measured
-from tests.audit.reports import NAUGHTY, SETTINGS, beside, failed, pictures, report_of, row
+from tests.audit.reports import NAUGHTY, SETTINGS, beside, failed, pictures, report_of, row, texts
 
 # Of the methods' figures in `row`, as tables and pictures name them, and the names of the figures that are not in it.
 TITLES = ["completeness gap", "infidelity", "sensitivity", "shift sensitivity", "pixels beyond chance", "seconds"]
@@ -477,6 +477,7 @@ def test_how_sure_a_recommendation_is():
     text = str(choice_of(*figures))
     share = int(re.search(r"stays the best in (\d+)% of resamples", text).group(1))
     assert 40 <= share <= 60 and "; B cannot be told from it" in text
+    assert "; B finds the same here." in str(choice_of(figures[0], figures[0], figures[2]))
     text = str(choice_of(figures[0], figures[2]))
     assert "stays the best in 100% of resamples of the examples." in text
 
@@ -601,6 +602,85 @@ def test_controls_stand_in_the_table_and_on_the_page():
     assert "not surely better than a blob in the centre: 0.2 [0.01, 0.39], where the best of 4 is" in table
     (panel,) = (image["alt"] for image in Tree(report.to_html()).all("img"))
     assert "(strongest control: a blob in the centre, 0)" in panel
+
+
+def test_common_controls_have_rows_and_others_columns():
+    common, own = "a blob in the centre", "its map at random weights"
+    methods = {
+        name: {
+            "pixel_perturbation": Measured(
+                value, controls=(Control(common, 0.2, 0, -1, 1), Control(own, value / 10, 0, -1, 1))
+            )
+        }
+        for name, value in (("a", 0.1), ("b", 0.3))
+    }
+    for name, zero in (("a", 4.0), ("b", 5.0)):
+        controls = tuple(Control(each, 2.0, 0, -1, 1) for each in (common, own))
+        methods[name]["infidelity"] = Measured(1.0, reference=zero, controls=controls)
+    page = report_of(methods).to_html().partition("Do the maps find")[2]
+    lines = [[re.sub("<.*?>", "", text) for _, _, text in each][:-1] for each in cells(page)]
+    first, second = lines[:4], lines[4:9]
+    assert first == [
+        ["best first", "pixels beyond chance", own],
+        ["b", "0.3", "0.03"],
+        [common, "0.2", ""],
+        ["a", "0.1", "0.01"],
+    ]
+    assert second[0] == ["best first", "infidelity", "a map of zeros"]
+    assert second[1:3] == [["a", "1", "4"], ["b", "1", "5"]] and {each[0] for each in second[3:]} == {common, own}
+    assert len([each for each in re.findall("<tr[^>]*>", page) if "control" in each]) == 3
+
+
+def answer_of(question, methods=None, model=None, **settings):
+    """The answer to the only question with these words."""
+    report = report_of({} if methods is None else methods, model, settings=settings)
+    (answer,) = (each["answer"] for each in report.to_dict()["answers"] if question in each["question"])
+    assert answer in " ".join(report.summary().split())
+    return answer
+
+
+def test_answers_about_the_model():
+    def share(low, high):
+        return {"common_gradient": Measured((low + high) / 2, low=low, high=high)}
+
+    assert answer_of("know these", model={"accuracy": Measured(0.9, low=0.8, high=1)}).startswith("Yes: accuracy 0.9")
+    assert answer_of("know these", model={"accuracy": Measured(0.1, low=0.0, high=0.2)}) == "No."
+    assert answer_of("know these", model={"accuracy": Measured(0.15, low=0.1, high=0.2)}, examples=8).endswith(
+        "8 examples."
+    )
+    assert answer_of("know these", model={"accuracy": Measured(None, note="no labels")}) == "Not measured: no labels."
+    assert answer_of("common", model=share(0.5, 0.6)).startswith("Yes")
+    assert answer_of("common", model=share(0.1, 0.2)).startswith("No")
+    assert answer_of("common", model=share(0.1, 0.6), examples=8) == "Cannot be told from 8 examples."
+    good, bad = Measured(0.01, low=0.0, high=0.02), Measured(0.6, low=0.5, high=0.7)
+    assert answer_of("lie", model={"finite_difference_gap": good}) == "No sign of it."
+    unmeasured = {"finite_difference_gap": good, "off_manifold_gradient": Measured(None, note="too few")}
+    assert answer_of("lie", model=unmeasured) == "No sign of it in what could be measured."
+    assert answer_of("lie", model={"finite_difference_gap": bad}) == "There are signs of it."
+    # What is common to all outputs may have been put there as well.
+    assert answer_of("lie", model={"finite_difference_gap": good} | share(0.5, 0.6)) == "There are signs of it."
+    assert answer_of("density", model={"density_ratio": Measured(0.5, low=0.1, high=0.9)}) == "No."
+    assert answer_of("density", model={"density_ratio": Measured(None, failed=True)}) == "It could not be measured."
+
+
+def test_answers_about_the_methods():
+    same, other, unclear = (Measured(v, low=v - 0.1, high=v + 0.1) for v in (0.8, 0.2, 0.5))
+    assert answer_of("depend", of("randomisation", same)) == "No."
+    assert answer_of("depend", of("randomisation", other)).startswith("Yes: the map comes out otherwise")
+    assert "correlation 0.2, where 1" in answer_of("depend", of("randomisation", other, other))
+    assert answer_of("depend", of("randomisation", unclear), examples=8) == "Cannot be told from 8 examples."
+    mixed = answer_of("depend", of("randomisation", other, same, unclear))
+    assert mixed.startswith("Those of 1 of 3 methods do") and mixed.endswith("; of C it cannot be told.")
+    assert answer_of("depend", of("randomisation", same, unclear)).startswith("Those of 1 of 2 methods do not; of B")
+    better, level = beside(0.1, 0.3), beside(-0.1, 0.3)
+    assert answer_of("find", of("pixel_perturbation", better)) == "Yes."
+    assert answer_of("find", of("pixel_perturbation", better, level)) == "Yes, by 1 of 2 methods."
+    assert answer_of("find", of("pixel_perturbation", better, better)) == "Yes, by all of 2 methods."
+    assert answer_of("find", of("pixel_perturbation", level, level)).startswith("No: none of 2 methods")
+    assert answer_of("find", of("pixel_perturbation", level)).startswith("No better than")
+    few = answer_of("find", of("pixel_perturbation", better), examples=8)
+    assert few == "Cannot be told from 8 examples: it takes 10."
+    assert answer_of("else", of("seconds", Measured(0.5), Measured(0.25))) == "Seconds 0.25 to 0.5."
 
 
 def test_json_holds_neither_nan_nor_infinity():
@@ -739,6 +819,30 @@ def test_pictures_have_words_that_hold_their_figures(full, whole_page):
     assert "2 of the audited images, of the explained classes 0, 1" in alts[0]
     assert all(name in alts[0] for name in ("Saliency", NAUGHTY, "partly"))
     assert all(int(image["width"]) > 100 and int(image["height"]) > 50 for image in images)
+
+
+def test_tokens_are_coloured_text():
+    words = ("a", "<b>&", "fine", "", "[PAD]", "[PAD]", "[PAD]")
+    maps = texts(
+        [words], {"IG": [[1.0, -0.5, 0.0, 0.1, 0.0, 0.0, 0.0]], NAUGHTY: [[0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0]]}
+    )
+    page = report_of({}, shown=maps).to_html()
+    tree = Tree(page)
+    assert not tree.all("img") and "<b>&" in tree.text and NAUGHTY in tree.text
+    tokens = [attrs for attrs in tree.all("span") if attrs["class"].startswith("token")]
+    assert [attrs["class"] for attrs in tokens[:4]] == ["token p8", "token n4", "token", "token p1"]
+    assert [attrs["title"] for attrs in tokens[:4]] == ["1", "-0.5", "0", "0.1"]
+    assert len(tokens) == 8 and tree.text.count("and 3 more without colour") == 2
+    assert "predicted <good>, label bad" in tree.text
+    for sign in "pn":
+        assert all(f".captum-density .{sign}{level} {{background: #" in page for level in range(1, 9))
+
+
+def test_long_texts_have_a_value_for_some_tokens_together():
+    maps = texts([tuple(f"word{i}" for i in range(1024))], {"IG": [[1.0] + [0.5] * 510 + [-1.0]]})
+    tokens = [attrs for attrs in Tree(report_of({}, shown=maps).to_html()).all("span") if "title" in attrs]
+    assert [attrs["title"] for attrs in tokens[:3] + tokens[-3:]] == ["1", "1", "0.5", "0.5", "-1", "-1"]
+    assert len(tokens) == 1024
 
 
 def test_many_maps_are_in_groups():

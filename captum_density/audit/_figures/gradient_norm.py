@@ -15,6 +15,6 @@ GRADIENT_NORM = Figure(
     name="gradient_norm",
     title="squared gradient norm",
     better="lower is smoother",
-    meaning="Squared length of the explained logit's gradient by the input: how steep the model is at the data.",
+    meaning="Squared length of the explained output's gradient by the input: how steep the model is at the data.",
     measure=_measure,
 )
