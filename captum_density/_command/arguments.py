@@ -91,12 +91,14 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m captum_density",
         description="Can I trust this model's gradients? Measures a model and attribution methods on it side by side, "
-        "says what follows in words, and writes report.html, report.json, table.md, figures.png and saliency.png. "
+        "says what follows in words, and writes report.html (read this first), report.json, table.md, figures.png and "
+        "saliency.png; figures.csv and maps.npz hold the same figures and maps for other programs. "
         "Without --model, it trains a small network on scikit-learn's embedded digits and audits that; prints a "
         "picture into its gradients that leaves the softmax as it was; trains a vision transformer and explains it by "
-        "plain and by balanced gradients; and trains three more networks with losses of the density that logits imply "
-        "(score matching, its opposite, gradient norm). That takes about a minute and writes softmax_shift.png, "
-        "vision_transformer.png, density_ratio.png, samples.png and pixel_perturbation.png as well.",
+        "plain and by balanced gradients; trains three more networks with losses of the density that logits imply "
+        "(score matching, its opposite, gradient norm); and explains what EfficientNet-Lite0 sees in photographs. That "
+        "takes a minute and a half and writes softmax_shift.png, vision_transformer.png, density_ratio.png, "
+        "samples.png, pixel_perturbation.png and photographs.png as well.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -156,7 +158,8 @@ def make_parser() -> Parser:
         "--quick",
         action="store_true",
         help="for the digits: half the epochs, a quarter of the audited digits and of the samples, a fifth of the "
-        "noise: half a minute, for figures that are rough and networks whose densities the losses have hardly shaped",
+        "noise, two photographs for four: half a minute, for figures that are rough and networks whose densities the "
+        "losses have hardly shaped",
     )
     parser.add_argument(
         "--thorough",

@@ -1,4 +1,4 @@
-"""The main job without a model of the user's: train on the digits, audit, fool, balance, compare densities."""
+"""The main job without a model of the user's: digits to train on, audit, fool, balance and compare, and photographs."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,16 +11,19 @@ import torch
 
 from captum_density._command.density import study_density, train_judge
 from captum_density._command.network import perceptron, train
+from captum_density._command.photographs import PhotographStudy, study_photographs, write_photographs
 from captum_density._command.softmax_shift import draw_shift_study, study_shift
 from captum_density._command.transformer import draw_transformer_study, study_transformer
+from captum_density._model.generators import seeded
 from captum_density.audit import Retraining, audit
-from captum_density.datasets import Digits, digits
+from captum_density.datasets import Digits, digits, efficientnet_lite0, photographs
 from captum_density.retraining import FitConfig
 
-__all__ = ["FULL", "QUICK", "Effort", "remove_pictures", "run"]
+__all__ = ["FULL", "QUICK", "Effort", "explain_photographs", "remove_pictures", "run"]
 
 _PICTURES = (
     "softmax_shift.png", "vision_transformer.png", "density_ratio.png", "samples.png", "pixel_perturbation.png",
+    "photographs.png",
 )  # fmt: skip
 
 _PATCH = 2  # pixels: 16 patches of a digit, of which DiffROAR keeps so many
@@ -37,16 +40,20 @@ class Effort:
         examples: Test digits to audit.
         samples_per_class: Samples of each class and network for the GAN-test.
         noise_samples: For each digit, in the density ratio; twice as many in the Hessian trace.
+        photographs: How many to explain, at most 4.
+        photograph_samples: Noisy copies of each of these.
     """
 
     epochs: int = 12
     examples: int = 64
     samples_per_class: int = 20
     noise_samples: int = 10
+    photographs: int = 4
+    photograph_samples: int = 10
 
 
 FULL = Effort()
-QUICK = Effort(epochs=6, examples=16, samples_per_class=5, noise_samples=2)
+QUICK = Effort(epochs=6, examples=16, samples_per_class=5, noise_samples=2, photographs=2, photograph_samples=4)
 
 
 def remove_pictures(out: Path) -> None:
@@ -76,7 +83,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread()
 def run(
     out: Path,
     *,
@@ -88,11 +94,11 @@ def run(
     limit: int | None = None,
     store: Path | None = None,
 ) -> float:
-    """Train, audit, fool, balance, compare; print the figures and write the files.
+    """Train, audit, fool, balance, compare, look at photographs; print the figures and write the files.
 
     Written are what `captum_density.audit.AuditReport.save` writes, and ``softmax_shift.png``,
     ``vision_transformer.png``, ``density_ratio.png``, ``samples.png`` and ``pixel_perturbation.png``, whose figures
-    ``report.json`` holds as well.
+    ``report.json`` holds as well; and ``photographs.png``, where the extra ``demo`` is installed, else a line says so.
 
     Args:
         out: Folder to write to, made where it is missing.
@@ -108,51 +114,78 @@ def run(
         The network's accuracy on all test digits, in [0, 1]; higher is better.
     """
     data = Digits(*(tensor.to(device) for tensor in digits()))
-    model = train(data, seed=seed, epochs=effort.epochs)
-    judge = train_judge(data, seed)
     train_set, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     names = {*(metrics or ())}
     options = {"fractions": _FRACTIONS, "runs": _RUNS, "groups": _PATCH, "fit": FitConfig(epochs=effort.epochs)}
-    report = audit(
-        model,
-        test,
-        attributions,
-        metrics=metrics,
-        limit=effort.examples if limit is None else limit,
-        seed=seed,
-        proxy=judge if {"gan_test", "all"} & names else None,
-        retraining=Retraining(perceptron, train_set, test, options) if {"diff_roar", "all"} & names else None,
-        store=store,
-        show_progress=True,
-        name="a small CNN on the embedded digits",
-    )
-    shift_study = study_shift(model, data.test_images[: effort.examples], seed=seed)
-    transformer_study = study_transformer(data, seed=seed, examples=effort.examples)
-    study = study_density(
-        data,
-        seed=seed,
-        epochs=effort.epochs,
-        samples_per_class=effort.samples_per_class,
-        noise_samples=effort.noise_samples,
-        plain=model,
-        judge=judge,
-    )
+    with _one_thread():
+        model = train(data, seed=seed, epochs=effort.epochs)
+        judge = train_judge(data, seed)
+        report = audit(
+            model,
+            test,
+            attributions,
+            metrics=metrics,
+            limit=effort.examples if limit is None else limit,
+            seed=seed,
+            proxy=judge if {"gan_test", "all"} & names else None,
+            retraining=Retraining(perceptron, train_set, test, options) if {"diff_roar", "all"} & names else None,
+            store=store,
+            show_progress=True,
+            name="a small CNN on the embedded digits",
+        )
+        shift_study = study_shift(model, data.test_images[: effort.examples], seed=seed)
+        transformer_study = study_transformer(data, seed=seed, examples=effort.examples)
+        density_study = study_density(
+            data,
+            seed=seed,
+            epochs=effort.epochs,
+            samples_per_class=effort.samples_per_class,
+            noise_samples=effort.noise_samples,
+            plain=model,
+            judge=judge,
+        )
+    photograph_study = explain_photographs(seed, device, effort)
 
-    accuracy = study.models["plain"].accuracy
+    accuracy = density_study.models["plain"].accuracy
     heading = f"accuracy on {len(data.test_labels)} test digits: {accuracy:.4f} (higher is better)"
     if effort == QUICK:
         heading = f"quick run, rough figures: networks trained this briefly hardly differ in density\n\n{heading}"
-    audited, densities = f"{heading}\n\n{report}\n", f"{study.table()}\n"
-    print(f"{audited}\n{shift_study.text()}\n\n{transformer_study.text()}\n\n{densities}")
+    audited, densities = f"{heading}\n\n{report}\n", f"{density_study.table()}\n"
+    seen = photograph_study if isinstance(photograph_study, str) else photograph_study.text()
+    print(f"{audited}\n{shift_study.text()}\n\n{transformer_study.text()}\n\n{seen}\n\n{densities}")
     remove_pictures(out)
     written = report.save(out)
     (out / "table.md").write_text(f"{audited}\n{densities}", encoding="utf-8")
     facts = {"accuracy": accuracy, "test_digits": len(data.test_labels), **report.to_dict()}
     facts |= {"softmax_shift": shift_study.to_dict(), "vision_transformer": transformer_study.to_dict()}
-    facts |= {"density": study.to_dict()}
+    facts |= {"photographs": None if isinstance(photograph_study, str) else photograph_study.to_dict()}
+    facts |= {"density": density_study.to_dict()}
     (out / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw_shift_study(shift_study, out / "softmax_shift.png")
     draw_transformer_study(transformer_study, out / "vision_transformer.png")
-    drawn = study.draw(out, data.test_images, data.test_labels)
-    print(f"written to {out}: {', '.join([*written, 'softmax_shift.png', 'vision_transformer.png', *drawn])}")
+    drawn = ["softmax_shift.png", "vision_transformer.png", *density_study.draw(out, *test)]
+    if not isinstance(photograph_study, str):
+        drawn.append(write_photographs(photograph_study, out))
+    print(f"written to {out}: {', '.join([*written, *drawn])}")
     return accuracy
+
+
+def explain_photographs(seed: int, device: str, effort: Effort) -> PhotographStudy | str:
+    """Explain photographs, where the extra ``demo`` is installed.
+
+    Args:
+        seed: As `study_photographs`'.
+        device: As `study_photographs`'.
+        effort: How many photographs and noisy copies.
+
+    Returns:
+        What `study_photographs` returns; or a line that says what is missing, and what to install.
+    """
+    try:
+        with seeded(seed, torch.device("cpu")):  # its layers draw weights before they are loaded
+            network, data = efficientnet_lite0(), photographs()
+    except (ImportError, ValueError) as error:
+        return f"no photographs.png: {error}"
+    return study_photographs(
+        network, data, seed=seed, device=device, count=effort.photographs, samples=effort.photograph_samples
+    )

@@ -15,6 +15,7 @@ from captum_density._display.tables import markdown
 from captum_density.audit._figures import FIGURES, MODEL_FIGURES, columns
 from captum_density.audit._figures.figure import Figure
 from captum_density.audit._figures.words import cost_in_words, counted_examples
+from captum_density.audit._files import write_figures, write_maps
 from captum_density.audit._findings import KINDS, findings, verdict
 from captum_density.audit._images import draw_images
 from captum_density.audit._maps import Maps
@@ -29,6 +30,7 @@ __all__ = ["AuditReport"]
 _VERSION = 1
 _SKIPPED = 3
 _PICTURES = ("figures.png", "saliency.png")
+_ARRAYS = ("figures.csv", "maps.npz")
 
 
 @dataclass(frozen=True)
@@ -252,9 +254,10 @@ class AuditReport(Results):
         """Write the report to a folder, made where it is missing, in place of another report that lies there.
 
         Args:
-            folder: Where ``report.html``, ``report.json``, ``table.md`` and, where there is something to draw,
-                ``figures.png`` and ``saliency.png`` go. Files of these names are removed first, so that what is
-                stopped halfway leaves no picture beside the report of another audit.
+            folder: Where ``report.html``, ``report.json``, ``table.md``, ``figures.csv`` (a row for each method and
+                figure) and, where there is something to draw, ``figures.png``, ``saliency.png`` and ``maps.npz`` (the
+                maps of ``saliency.png`` as arrays: ``targets``, ``inputs``, ``maps/FullGrad``) go. Files of these names
+                are removed first, so that what is stopped halfway leaves no picture beside the report of another audit.
 
         Returns:
             The files' names.
@@ -266,7 +269,7 @@ class AuditReport(Results):
         out.mkdir(parents=True, exist_ok=True)
         images = draw_images(self)
         texts = {"report.html": page(self, images), "report.json": self.to_json() + "\n", "table.md": f"{self}\n"}
-        for name in (*texts, *_PICTURES):
+        for name in (*texts, *_PICTURES, *_ARRAYS):
             (out / name).unlink(missing_ok=True)
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
@@ -276,6 +279,11 @@ class AuditReport(Results):
             if drawn:
                 write(out / name)
                 written.append(name)
+        write_figures(self, out / _ARRAYS[0])
+        written.append(_ARRAYS[0])
+        if self.shown is not None and images.maps:
+            write_maps(self.shown, out / _ARRAYS[1])
+            written.append(_ARRAYS[1])
         return written
 
     def _repr_html_(self) -> str:

@@ -5,7 +5,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from captum_density._command import density, softmax_shift, transformer
+from captum_density._command import density, digits_job, softmax_shift, transformer
 from captum_density.audit import _page, _report
 from captum_density.audit._images import Images
 from tests._command.users import ATTRIBUTIONS, DATA, MODEL, forget_modules, write_images
@@ -25,6 +25,7 @@ def undrawn(monkeypatch):
     for module, names in DRAWING.items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: Figure())
+    monkeypatch.setattr(digits_job, "write_photographs", lambda *_: "photographs.png")
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
 
 

@@ -69,10 +69,9 @@ def test_a_folder_of_images_and_a_file_of_weights(user, capsys):
             assert image.size[0] > 300
     assert report.verdict in html.unescape((out / "report.html").read_text(encoding="utf-8"))
     assert (out / "table.md").read_text(encoding="utf-8") == f"{report}\n"
-    assert {path.name for path in out.iterdir()} == {
-        *("cells", "report.html", "report.json", "table.md", "figures.png", "saliency.png")
-    }
-    for name in ("report.html", "report.json", "table.md", "figures.png", "saliency.png"):
+    files = {"report.html", "report.json", "table.md", "figures.csv", "figures.png", "saliency.png", "maps.npz"}
+    assert {path.name for path in out.iterdir()} == {"cells", *files}
+    for name in files:
         assert name in printed.out.splitlines()[-1]
 
 
@@ -597,7 +596,7 @@ def test_a_file_named_as_another_module_is_refused(user, capsys):
 def test_no_picture_of_one_audit_lies_beside_the_report_of_another(user, capsys):
     audited(*ASKED, "--metrics", "infidelity")
     out = user / "report"
-    pictures = {"figures.png", "saliency.png"}
+    pictures = {"figures.png", "saliency.png", "maps.npz"}
     assert pictures <= {path.name for path in out.iterdir()}
     # Of inputs that are no images there are no maps, and of a figure without a value no panel.
     (out / "notes.png").write_text("a biologist's")
@@ -616,6 +615,7 @@ def test_pictures_of_the_digits_do_not_stay_beside_another_report(user, undrawn)
         "density_ratio.png",
         "samples.png",
         "pixel_perturbation.png",
+        "photographs.png",
     }
     out = user / "report"
 

