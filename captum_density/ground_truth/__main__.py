@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from captum_density.ground_truth import METHODS, METRICS, TASKS, BlockMNIST, Task, examine, run
+from captum_density.ground_truth import METHODS, TASKS, BlockMNIST, Task, examine, run
 from captum_density.ground_truth._metrics import AGAINST_THE_ANSWER
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pool = ProcessPoolExecutor(parsed.workers, context) if parsed.workers > 1 else nullcontext()
     with pool as executor:
         table = run(parsed.methods, **options, executor=executor)
-        examination = examine(METRICS, **{**options, "examples": 2 * parsed.examples}, executor=executor)
+        examination = examine(**{**options, "examples": 2 * parsed.examples}, executor=executor)
     seconds = time.perf_counter() - start
     for metric in AGAINST_THE_ANSWER:
         if any(metric in row for rows in table.values.values() for row in rows.values()):

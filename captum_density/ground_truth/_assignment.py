@@ -9,23 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from captum_density._cache.identity import described
 from captum_density._cache.store import Store
 from captum_density._model.errors import one_line
-from captum_density._model.generators import derived_seed
+from captum_density.ground_truth._degradations import degradations
 from captum_density.ground_truth._methods import METHODS
 from captum_density.ground_truth._metrics import METRICS
+from captum_density.ground_truth._retrained import RETRAINED
 from captum_density.ground_truth._task import Task, TaskExamples, Verification
 from captum_density.ground_truth._trial import Trial, attributed, identity_of_trial, trained
 
-__all__ = ["Assignment", "degradations", "examined", "measured"]
+__all__ = ["Assignment", "examined", "measured"]
 
 Row = dict[str, Any]
-_JITTER = 0.01
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class Assignment:
     @property
     def functions(self) -> dict[str, Callable[..., Any]]:
         """The metrics."""
-        return {name: metric or METRICS[name] for name, metric in self.metrics.items()}
+        known: dict[str, Callable[..., Any]] = {**METRICS, **RETRAINED}
+        return {name: metric or known[name] for name, metric in self.metrics.items()}
 
     def trial(self, store: Store | None) -> Trial:
         """The trained network and its examples."""
@@ -106,7 +106,7 @@ def _row(trial: Trial, name: str, make: Callable[..., Any], metrics: Mapping[str
     return {"seconds": seconds, "values": {name: _numbers(value) for name, value in values.items()}}
 
 
-def _numbers(values: Tensor | None) -> list[float] | None:
+def _numbers(values: Tensor | None) -> Any:
     return None if values is None else values.double().cpu().tolist()
 
 
@@ -126,38 +126,13 @@ def examined(assignment: Assignment) -> dict[str, Row]:
                 maps = degradations(trial, assignment.steps)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                values = [_numbers(metric(trial, each)) for each in maps]
-            row = {"values": None if any(each is None for each in values) else values}
+                if metric is RETRAINED.get(name):
+                    values = metric(trial, assignment.steps)
+                else:
+                    steps = [metric(trial, each) for each in maps]
+                    values = None if any(each is None for each in steps) else torch.stack(steps)
+            row = {"values": _numbers(values)}
             if store is not None:
                 store.write(identity, row)
         rows[name] = row
     return rows
-
-
-def degradations(trial: Trial, steps: int) -> list[Tensor]:
-    """The known answer, (N, ...), then versions of which a growing share of the units, at last all, change places.
-
-    Units that have changed places at one step have at all later ones. All versions have the same values, so that a
-    metric can tell them apart by where these are alone.
-
-    Args:
-        trial: Whose answer.
-        steps: How many versions, 2 or more.
-    """
-    scores = trial.scores(trial.answer).cpu()
-    random = np.random.RandomState(derived_seed(trial.seed, trial.task.name, "degradation") % 2**32)
-    n, d = scores.shape
-    # Units that the answer does not tell apart get an order, or metrics would order them by position.
-    scores += _JITTER * scores.abs().amax(1, keepdim=True) * torch.from_numpy(random.random_sample((n, d))).float()
-    order = torch.from_numpy(random.random_sample((n, d)).argsort(1))
-    places = torch.from_numpy(random.random_sample((n, d)).argsort(1))
-    versions = []
-    for step in range(steps):
-        count = round(d * step / (steps - 1))
-        version = scores.clone()
-        # The first `count` units of the order, in the sequence in which `places` has them.
-        chosen = order[:, :count]
-        shuffled = chosen.gather(1, places.gather(1, chosen).argsort(1))
-        version.scatter_(1, chosen, scores.gather(1, shuffled))
-        versions.append(trial.spread(version.to(trial.inputs.device)))
-    return versions

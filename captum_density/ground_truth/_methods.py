@@ -30,7 +30,7 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_density._model.random_weights import RandomWeights
+from captum_density._controls.maps import ANOTHER_EXAMPLE, BLOB, EDGES, INPUT, SPECTRUM
 from captum_density.attr import (
     AttentionGradient,
     AttentionWeights,
@@ -41,11 +41,13 @@ from captum_density.attr import (
     SimpleFullGrad,
     SmoothFullGrad,
 )
+from captum_density.metrics import control_maps, random_weights_map
 from captum_density.rules import BalancedGradients
 from captum_density.softmax_shift import CenteredLogits
 
 __all__ = ["CONTROLS", "METHODS"]
 
+_OF_SPACE = (BLOB, EDGES, SPECTRUM)
 _NOISE = 0.2  # deviation, of inputs between -2 and 2
 
 
@@ -111,24 +113,33 @@ def _random(model: nn.Module) -> Callable[..., Tensor]:
     return lambda inputs: torch.rand(inputs.shape, device="cpu").to(inputs)
 
 
-def _input(model: nn.Module) -> Callable[..., Tensor]:
-    def attribute(inputs: Tensor, baselines: Tensor) -> Tensor:
-        return (inputs - baselines).abs()
+def _control(name: str, *, of_a_method: bool = False) -> Callable[[nn.Module], Any]:
+    """One of `control_maps`, by name, of InputXGradient's maps where it is of a method's."""
 
-    return attribute
+    def make(model: nn.Module) -> Callable[..., Tensor]:
+        def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+            own = InputXGradient(model).attribute(inputs, target) if of_a_method else None
+            maps = control_maps(inputs, own, baselines, target, seed=int(torch.randint(2**31, (), device="cpu")))
+            if name not in maps or (name in _OF_SPACE and baselines.any()):  # tokens, whose vectors are no signals
+                raise NotImplementedError(f"inputs of shape {tuple(inputs.shape)} have no {name}")
+            return maps[name]
+
+        return attribute
+
+    return make
 
 
 def _at_random_weights(model: nn.Module) -> Callable[..., Tensor]:
-    def attribute(inputs: Tensor, target: Tensor) -> Tensor:
-        with RandomWeights(model, inputs[:1], 0).drawn_anew():
-            return InputXGradient(model).attribute(inputs, target)
-
-    return attribute
+    return lambda inputs, target: random_weights_map(InputXGradient, model, inputs, target)
 
 
 CONTROLS: Mapping[str, Callable[[nn.Module], Any]] = {
     "random": _random,
-    "the input itself": _input,
+    INPUT: _control(INPUT),
+    BLOB: _control(BLOB),
+    EDGES: _control(EDGES),
+    "InputXGradient, its spectrum": _control(SPECTRUM, of_a_method=True),
+    "InputXGradient, another example": _control(ANOTHER_EXAMPLE, of_a_method=True),
     "InputXGradient, random weights": _at_random_weights,
 }
 _SETS = ("libragrad", "attnlrp", "cp-lrp")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from captum.attr import InputXGradient
 from captum.metrics import infidelity, sensitivity_max
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_density._display.rank_correlation import rank_correlation
 from captum_density._model.generators import derived_seed, seeded
-from captum_density.ground_truth._trial import Trial
+from captum_density.ground_truth._trial import Trial, remembered
 from captum_density.metrics import (
+    GroupPerturbation,
+    ParameterRandomisation,
     completeness_gap,
+    group_perturbation,
+    parameter_randomisation,
     pixel_perturbation,
     pointing_game,
     relevance_mass,
@@ -21,7 +27,7 @@ from captum_density.metrics import (
 
 __all__ = ["AGAINST_THE_ANSWER", "METRICS"]
 
-_PARTS = 8  # of a perturbation curve
+_FRACTIONS = tuple(part / 8 for part in range(9))
 _ERASED = 0.2
 
 Metric = Callable[[Trial, Tensor], Tensor | None]
@@ -51,34 +57,39 @@ def _effects(trial: Trial, attributions: Tensor) -> Tensor | None:
     return rank_correlation(scores.abs(), values.abs())
 
 
-def _curves(trial: Trial, attributions: Tensor) -> tuple[Tensor, Tensor]:
-    """(2, N) mean logits as units go, from the highest score on and from the lowest."""
-    scores = trial.scores(attributions)
-    means = []
-    for order in (-scores, scores):
-        rank = order.argsort(dim=1, stable=True).argsort(dim=1)
-        curve = []
-        for part in range(1, _PARTS):
-            away = (rank < round(part * rank.shape[1] / _PARTS))[:, trial.groups.flatten()].view_as(trial.inputs)
-            curve.append(trial.output(torch.where(away, trial.baselines, trial.inputs)))
-        means.append(torch.stack(curve).mean(0))
-    return means[0], means[1]
+def _perturbed(trial: Trial, attributions: Tensor) -> GroupPerturbation:
+    """The logit as units go, in eighths of them."""
+    last: list[Any] = remembered(trial, "perturbed", lambda: [None, None])
+    if last[0] is not attributions:
+        last[:] = [
+            attributions,
+            group_perturbation(
+                trial.model,
+                trial.inputs,
+                attributions,
+                trial.baselines,
+                target=trial.targets,
+                feature_mask=trial.groups,
+                fractions=_FRACTIONS,
+            ),
+        ]
+    result: GroupPerturbation = last[1]
+    return result
 
 
 def _deletion(trial: Trial, attributions: Tensor) -> Tensor:
-    """Minus the logit's mean as units go from the most relevant on."""
-    return -_curves(trial, attributions)[0]
+    """Minus the area under the logit as units go from the most relevant on."""
+    return -_perturbed(trial, attributions).deletion
 
 
 def _insertion(trial: Trial, attributions: Tensor) -> Tensor:
-    """The logit's mean as units come to the baseline, the most relevant first."""
-    return _curves(trial, attributions)[1]
+    """The area under the logit as units come to the baseline, the most relevant first."""
+    return _perturbed(trial, attributions).insertion
 
 
 def _symmetric_gain(trial: Trial, attributions: Tensor) -> Tensor:
-    """The logit's mean as units go from the least relevant on, less that from the most relevant on."""
-    most, least = _curves(trial, attributions)
-    return least - most
+    """Insertion minus deletion."""
+    return _perturbed(trial, attributions).symmetric_gain
 
 
 def _pixel_perturbation(trial: Trial, attributions: Tensor) -> Tensor | None:
@@ -137,6 +148,28 @@ def _completeness(trial: Trial, attributions: Tensor) -> Tensor:
     return -completeness_gap(trial.model, trial.inputs, attributions, baselines, target=trial.targets)
 
 
+def _randomised(trial: Trial, attributions: Tensor) -> ParameterRandomisation:
+    """Of a method that attributes so by the trained weights, and as InputXGradient by random ones."""
+    own = next(trial.model.parameters(), None)
+
+    def make(model: nn.Module) -> Callable[..., Tensor]:
+        if next(model.parameters(), None) is own:
+            return lambda inputs, target: attributions
+        return InputXGradient(model).attribute
+
+    return parameter_randomisation(make, trial.model, trial.inputs, trial.targets, n_depths=1, seed=trial.seed)
+
+
+def _parameter_randomisation(trial: Trial, attributions: Tensor) -> Tensor:
+    """Minus the rank correlation with InputXGradient's map at random weights."""
+    return -_randomised(trial, attributions).similarity[-1]
+
+
+def _complexity_rise(trial: Trial, attributions: Tensor) -> Tensor:
+    """By how much InputXGradient's map at random weights is more complex than this one."""
+    return _randomised(trial, attributions).complexity_rise
+
+
 AGAINST_THE_ANSWER: Mapping[str, Metric] = {
     "relevance rank": _relevance_rank,
     "relevance mass": _relevance_mass,
@@ -154,4 +187,6 @@ METRICS: Mapping[str, Metric] = {
     "infidelity": _infidelity,
     "sensitivity_max": _sensitivity_max,
     "completeness gap": _completeness,
+    "parameter_randomisation": _parameter_randomisation,
+    "complexity rise": _complexity_rise,
 }

@@ -72,8 +72,8 @@ class GroundTruthTable:
     def table(self, metric: str = "relevance rank") -> str:
         """Write a line for each method and a column for each task, in Markdown: means with 95% intervals.
 
-        In bold are methods whose difference to each control that was measured, "random", "the input itself" and
-        "InputXGradient, random weights", has an interval above 0.
+        In bold are methods whose difference to each control that was measured there (the first rows of `METHODS`, up to
+        "InputXGradient, random weights") has an interval above 0.
 
         Args:
             metric: Its name.

@@ -24,6 +24,7 @@ from captum_density.ground_truth._metrics import AGAINST_THE_ANSWER, METRICS
 from captum_density.ground_truth._planted_motif import PlantedMotif
 from captum_density.ground_truth._recall import AssociativeRecall
 from captum_density.ground_truth._result import Examination, GroundTruthTable
+from captum_density.ground_truth._retrained import RETRAINED
 from captum_density.ground_truth._signal_block import SignalBlock
 from captum_density.ground_truth._task import Task
 from captum_density.ground_truth._trial import Trial
@@ -107,7 +108,11 @@ def run(
         >>> result.mean("signal block", "InputXGradient", "pointing game")[0] > 0.9
         True
     """
-    named, chosen, functions = _tasks(tasks), _named(methods, METHODS, "methods"), _metrics(metrics, AGAINST_THE_ANSWER)
+    named, chosen, functions = (
+        _tasks(tasks),
+        _named(methods, METHODS, "methods"),
+        _metrics(metrics, AGAINST_THE_ANSWER, METRICS),
+    )
     assignments = _assignments(named, seeds, examples, chosen, functions, 0, store, device)
     by_task: dict[str, list[dict[str, Any]]] = {name: [{}] * len(seeds) for name in named}
     for i, done in _done(measured, assignments, executor, show_progress):
@@ -154,11 +159,14 @@ def examine(
     that the values stay and only their places tell. A metric passes on a task where the rank correlation of its mean
     over examples with the step has a 95% interval over seeds, from 0.9 on.
 
-    A map that is given to "sensitivity_max" stays as it is when the input is perturbed.
+    Maps are what is degraded, and a metric of methods is given a method that returns such a map: to "sensitivity_max",
+    one that does not hear of it when the input is perturbed; to "parameter_randomisation" and "complexity rise", one
+    that is InputXGradient at random weights. On tables there are two metrics that retrain, "diff_roar" and "roar", on
+    maps of 2000 examples with half of the columns kept or removed.
 
     Args:
-        metrics: By name, functions of a `Trial` and attributions, as `run`; or names in `METRICS`; None for all of
-            these. Those that are better when lower have their sign turned.
+        metrics: By name, functions of a `Trial` and attributions, as `run`; or names in `METRICS`, "diff_roar" and
+            "roar"; None for all of these. Those that are better when lower have their sign turned.
         steps: How many explanations, from the known answer to noise.
         Other arguments: As `run`.
 
@@ -182,7 +190,8 @@ def examine(
     """
     if not isinstance(steps, int) or steps < 3:
         raise ValueError(f"steps must be an integer of at least 3, but is {steps!r}")
-    named, functions = _tasks(tasks), _metrics(metrics, METRICS)
+    everything: dict[str, Callable[..., Any]] = {**METRICS, **RETRAINED}
+    named, functions = _tasks(tasks), _metrics(metrics, everything, everything)
     assignments = _assignments(named, seeds, examples, {}, functions, steps, store, device)
     by_task: dict[str, list[dict[str, Any]]] = {name: [{}] * len(seeds) for name in named}
     for i, done in _done(examined, assignments, executor, show_progress):
@@ -209,7 +218,7 @@ def _assignments(
     seeds: Sequence[int],
     examples: int,
     methods: Mapping[str, Method | None],
-    metrics: Mapping[str, Metric | None],
+    metrics: Mapping[str, Callable[..., Any] | None],
     steps: int,
     store: str | Path | None,
     device: str | torch.device,
@@ -254,8 +263,8 @@ def _tasks(tasks: Iterable[Task | str] | None) -> dict[str, Task]:
     return named
 
 
-def _metrics(metrics: Any, default: Mapping[str, Metric]) -> dict[str, Metric | None]:
-    return _named(default if metrics is None else metrics, METRICS, "metrics")
+def _metrics(metrics: Any, default: Mapping[str, F], known: Mapping[str, F]) -> dict[str, F | None]:
+    return _named(default if metrics is None else metrics, known, "metrics")
 
 
 def _named(given: Mapping[str, F] | Iterable[str] | None, known: Mapping[str, F], what: str) -> dict[str, F | None]:

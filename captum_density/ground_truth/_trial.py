@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from captum_density._model.attribution import attribution_maker
 from captum_density._model.generators import derived_seed, pinned, seeded
 from captum_density.ground_truth._task import Effects, Task, TaskExamples
 
-__all__ = ["Trial", "attributed", "identity_of_trial", "trained"]
+__all__ = ["Trial", "attributed", "identity_of_trial", "remembered", "trained"]
 
+T = TypeVar("T")
 _BACKGROUND = 8  # examples that stand for the data, for methods that take several baselines
 
 
@@ -124,6 +125,15 @@ class Trial:
         """
         with torch.no_grad():
             return self.model(inputs).gather(1, self.targets[:, None]).squeeze(1)
+
+
+def remembered(trial: Trial, key: Hashable, make: Callable[[], T]) -> T:
+    """What several metrics make of a trial, made by the first of them."""
+    made: dict[Hashable, Any] = vars(trial).setdefault("_remembered", {})
+    if key not in made:
+        made[key] = make()
+    value: T = made[key]
+    return value
 
 
 def trained(task: Task, seed: int, store: Store | None) -> nn.Module:
