@@ -6,10 +6,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from captum_density import __version__
-from captum_density._display.terminal import printable
+from captum_density._display.parser import Parser, count, folder
 
 __all__ = ["Parser", "interrupts_wait", "make_parser", "parse"]
 
@@ -40,12 +39,6 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
-
-
 def _device(text: str) -> str:
     if text == "cpu":
         return text
@@ -62,28 +55,6 @@ def _device(text: str) -> str:
     if kind == "cuda" and (not torch.cuda.is_available() or index >= torch.cuda.device_count()):
         raise argparse.ArgumentTypeError(f"{text} was asked for, and PyTorch finds no such CUDA device here; use cpu")
     return text
-
-
-def _folder(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("the folder has no name")
-    path = Path(text)
-    try:
-        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise argparse.ArgumentTypeError(f"cannot write to {path}: {error.strerror}") from error
-    if not nearest.is_dir():
-        raise argparse.ArgumentTypeError(f"{nearest} exists and is not a folder")
-    return path
-
-
-class Parser(argparse.ArgumentParser):
-    """The command's parser, whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, and end with status 2."""
-        line = printable(" ".join(message.split()))
-        self.exit(2, f"{self.prog}: error: {line} (--help lists the arguments)\n")
 
 
 def make_parser() -> Parser:
@@ -141,12 +112,12 @@ def make_parser() -> Parser:
         "off_manifold_gradient, finite_difference_gap, density_ratio, gradient_norm, hessian_trace, gan_test; "
         "'all', or 'default', which is all but diff_roar and gan_test",
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="how many examples to audit; 64 without it")
+    parser.add_argument("--limit", type=count, metavar="N", help="how many examples to audit; 64 without it")
     parser.add_argument(
         "--proxy", metavar="MODULE:BUILD", help="for gan_test: what returns another, trained classifier"
     )
     parser.add_argument("--train", metavar="DATA", help="for diff_roar: training data, as --data; tested on --data")
-    parser.add_argument("--out", type=_folder, default=Path("report"), metavar="DIR", help="folder to write to")
+    parser.add_argument("--out", type=folder, default=Path("report"), metavar="DIR", help="folder to write to")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of everything that is drawn")
     parser.add_argument("--device", type=_device, default="cpu", help="where to run: cpu, cuda or cuda:1")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -135,9 +136,17 @@ def embedded_digits() -> Digits:
 def _mnist(root: Path | None) -> Digits:
     if root is None or root.suffix != ".npz":
         return Digits(*mnist(root))
-    with np.load(root, allow_pickle=False) as arrays:
-        images = torch.from_numpy(arrays["x"]).float().div_(255)[:, None]
-        labels = torch.from_numpy(arrays["y"]).long()
+    try:
+        with np.load(root, allow_pickle=False) as arrays:
+            images = torch.from_numpy(arrays["x"]).float().div_(255)[:, None]
+            labels = torch.from_numpy(arrays["y"]).long()
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FileNotFoundError(f"{root} must be an .npz file of images x and labels y, but is not: {error}") from error
+    if images.shape[1:] != (1, 28, 28) or labels.shape != images.shape[:1]:
+        raise FileNotFoundError(
+            f"{root} must have images x, (N, 28, 28), and labels y, (N,), but has {tuple(images[:, 0].shape)} and "
+            f"{tuple(labels.shape)}"
+        )
     test = torch.arange(len(labels), device="cpu") % 5 == 4  # in whatever order the classes are
     return Digits(images[~test], labels[~test], images[test], labels[test])
 

@@ -18,6 +18,7 @@ from captum_density.metrics import (
     ParameterRandomisation,
     completeness_gap,
     group_perturbation,
+    in_domain_single_deletion,
     parameter_randomisation,
     pixel_perturbation,
     pointing_game,
@@ -29,6 +30,7 @@ __all__ = ["AGAINST_THE_ANSWER", "METRICS"]
 
 _FRACTIONS = tuple(part / 8 for part in range(9))
 _ERASED = 0.2
+_AT_ONCE = 1024
 
 Metric = Callable[[Trial, Tensor], Tensor | None]
 
@@ -90,6 +92,19 @@ def _insertion(trial: Trial, attributions: Tensor) -> Tensor:
 def _symmetric_gain(trial: Trial, attributions: Tensor) -> Tensor:
     """Insertion minus deletion."""
     return _perturbed(trial, attributions).symmetric_gain
+
+
+def _single_deletion(trial: Trial, attributions: Tensor) -> Tensor:
+    """The rank correlation of units' scores, with their signs, with what the logit loses without each."""
+    return in_domain_single_deletion(
+        trial.model,
+        trial.inputs,
+        attributions,
+        trial.baselines,
+        target=trial.targets,
+        feature_mask=trial.groups,
+        max_examples_per_batch=_AT_ONCE,
+    )
 
 
 def _pixel_perturbation(trial: Trial, attributions: Tensor) -> Tensor | None:
@@ -183,6 +198,7 @@ METRICS: Mapping[str, Metric] = {
     "symmetric gain": _symmetric_gain,
     "deletion": _deletion,
     "insertion": _insertion,
+    "in_domain_single_deletion": _single_deletion,
     "pixel perturbation": _pixel_perturbation,
     "infidelity": _infidelity,
     "sensitivity_max": _sensitivity_max,

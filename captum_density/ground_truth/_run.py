@@ -161,12 +161,13 @@ def examine(
 
     Maps are what is degraded, and a metric of methods is given a method that returns such a map: to "sensitivity_max",
     one that does not hear of it when the input is perturbed; to "parameter_randomisation" and "complexity rise", one
-    that is InputXGradient at random weights. On tables there are two metrics that retrain, "diff_roar" and "roar", on
-    maps of 2000 examples with half of the columns kept or removed.
+    that is InputXGradient at random weights. "in_domain_single_deletion" is of the network as it is, which has met
+    units that are away on the tasks of tokens alone. On tables there are metrics that retrain, on maps of 2000
+    examples: "diff_roar" and "roar", with half of the columns kept or removed, and "f_fidelity".
 
     Args:
-        metrics: By name, functions of a `Trial` and attributions, as `run`; or names in `METRICS`, "diff_roar" and
-            "roar"; None for all of these. Those that are better when lower have their sign turned.
+        metrics: By name, functions of a `Trial` and attributions, as `run`; or names in `METRICS`, or of those that
+            retrain; None for all of these. Those that are better when lower have their sign turned.
         steps: How many explanations, from the known answer to noise.
         Other arguments: As `run`.
 

@@ -4,6 +4,7 @@ import json
 import pickle
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
@@ -246,6 +247,60 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     content = json.loads(out.read_text())
     assert "relevance mass" in printed and "Saliency" in printed and "completeness gap" in printed
     assert content["table"]["seeds"] == [0, 1] and "signal block" in content["examination"]["rows"]["deletion"]
+
+
+def refused(arguments, capsys):
+    """The one line with which the command ends."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--tasks", "signal block", "--methods", "random", "--seeds", "1", "--examples", "2", *arguments])
+    error = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and len(error) == 1, error
+    return error[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--seeds", "0"], "--seeds: expected a positive integer"),
+        (["--seeds", "-2"], "--seeds"),
+        (["--examples", "none"], "--examples"),
+        (["--workers", "0"], "--workers"),
+        (["--tasks", "signal"], "'signal block'"),
+        (["--tasks"], "--tasks"),
+        (["--methods", "Salience"], "Saliency"),
+        (["--metrics", "mass"], "--metrics"),
+        (["--store", ""], "no name"),
+    ],
+)
+def test_the_command_refuses_bad_arguments_in_one_line(arguments, remedy, capsys):
+    assert remedy in refused(arguments, capsys)
+
+
+def test_the_command_refuses_bad_files_in_one_line_before_it_trains(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SignalBlock, "train", None)
+    file = tmp_path / "file"
+    file.write_text("no archive")
+    assert "not a folder" in refused(["--store", str(file)], capsys)
+    assert "missing" in refused(["--out", str(tmp_path / "missing" / "table.json")], capsys)
+    assert "directory" in refused(["--out", str(tmp_path)], capsys)
+    assert "nowhere" in refused(["--mnist", str(tmp_path / "nowhere.npz")], capsys)
+    file.rename(tmp_path / "file.npz")
+    assert "images x and labels y" in refused(["--mnist", str(tmp_path / "file.npz")], capsys)
+    np.savez(tmp_path / "other.npz", x=np.zeros((3, 8, 8)), y=np.zeros(3))
+    assert "(N, 28, 28)" in refused(["--mnist", str(tmp_path / "other.npz")], capsys)
+    with monkeypatch.context() as changed:
+        changed.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert "No space left" in refused(["--store", str(tmp_path / "store")], capsys)
+
+
+def test_a_store_of_another_version_is_left_alone(tmp_path, monkeypatch):
+    options = {"methods": ["random"], "tasks": [Small()], "seeds": [0], "examples": 2, "store": tmp_path}
+    run(**options)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    monkeypatch.setattr("captum_density.ground_truth._trial.__version__", "0.0.1")
+    run(**options)
+    assert len([*tmp_path.glob("*.json")]) == 2 * len(before)
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 @pytest.mark.cuda
