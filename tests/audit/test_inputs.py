@@ -6,9 +6,10 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerIntegratedGrad
 from torch import nn
 
 from captum_density import metrics
-from captum_density.audit import AuditReport, audit
+from captum_density.audit import AuditReport, Method, audit
 
-METHODS = {"gradient": Saliency, "IG": IntegratedGradients, "product": InputXGradient}
+STEPS = {"n_steps": 6}
+METHODS = {"gradient": Saliency, "IG": Method(IntegratedGradients, STEPS), "product": InputXGradient}
 FEW = {"infidelity_samples": 5, "sensitivity_samples": 2}
 N = 18
 
@@ -74,7 +75,7 @@ def test_token_ids_through_a_layer(ids):
     assert len(report.maps().axes) == 5  # a block for each text
     # What is audited is Captum's method for the layer.
     shown = LayerIntegratedGradients(model, model.embeddings).attribute(
-        ids[place][None], target=report.shown.targets[0]
+        ids[place][None], target=report.shown.targets[0], **STEPS
     )
     own = shown.sum(-1)[0] / shown.sum(-1).abs().max()
     assert torch.allclose(report.shown.maps["IG"][0, 0].double(), own.double(), atol=2e-3)
@@ -82,15 +83,16 @@ def test_token_ids_through_a_layer(ids):
 
 @pytest.mark.parametrize("batch", [5, 64])
 def test_masks_go_with_their_examples(ids, batch):
-    model = Text()
+    model, methods = Text(), {name: METHODS[name] for name in ("gradient", "IG")}
     figures = ["completeness_gap", "infidelity", "pixel_perturbation", "density_ratio"]
-    options = {"metrics": figures, "layer": model.embeddings, "limit": 12, "max_examples_per_batch": batch}
+    options = {"metrics": figures, "layer": model.embeddings, "limit": 8, "max_examples_per_batch": batch}
     options |= {"infidelity_samples": 5}
-    by_ids = audit(model, ids, METHODS, **options)
-    by_mask = audit(model, ids, METHODS, additional_forward_args=ids != 0, **options)
+    by_ids = audit(model, ids, methods, **options)
+    by_mask = audit(model, ids, methods, additional_forward_args=ids != 0, **options)
     for figure in figures[:3]:
         assert values(checked(by_mask), figure) == pytest.approx(values(by_ids, figure), rel=1e-4, abs=1e-6)
-    everything = audit(model, ids, METHODS, additional_forward_args=torch.ones_like(ids), **options)
+    options |= {"metrics": "infidelity"}
+    everything = audit(model, ids, methods, additional_forward_args=torch.ones_like(ids), **options)
     assert values(everything, "infidelity") != values(by_ids, "infidelity")
 
 
@@ -106,10 +108,16 @@ def test_features_of_unlike_scales_are_counted_in_their_own_deviations():
 
     names = ["tiny", "plain", "large", "year"]
     report = checked(audit(Table(), z * unit + mean, METHODS, limit=16, feature_names=names, **FEW))
-    plain = audit(network, z, METHODS, limit=16, noise_std=0.3, perturb_radius=0.05, **FEW)
-    for figure in ("infidelity", "pixel_perturbation"):
+    of_methods, of_model = (
+        ["infidelity", "pixel_perturbation"],
+        ["common_gradient", "off_manifold_gradient", "density_ratio"],
+    )
+    plain = audit(
+        network, z, METHODS, metrics=of_methods + of_model, limit=16, noise_std=0.3, perturb_radius=0.05, **FEW
+    )
+    for figure in of_methods:
         assert values(report, figure) == pytest.approx(values(plain, figure), rel=0.02, abs=2e-3)
-    for figure in ("common_gradient", "off_manifold_gradient", "density_ratio"):
+    for figure in of_model:
         assert report.model[figure].value == pytest.approx(plain.model[figure].value, rel=0.02, abs=2e-3)
     assert "differ in scale" in report.summary() and "differ in scale" not in plain.summary()
     texts = [label.get_text() for label in report.maps().axes[0].get_yticklabels()]
@@ -130,7 +138,7 @@ def test_signals_have_their_channels_ranked_together():
     def last(x):
         return model(x.mT)
 
-    other = audit(last, x.mT, METHODS, channel_dim=-1, **FEW)
+    other = audit(last, x.mT, METHODS, channel_dim=-1, metrics="pixel_perturbation")
     assert values(other, "pixel_perturbation") == pytest.approx(values(report, "pixel_perturbation"), rel=1e-4)
 
 
@@ -147,7 +155,7 @@ def test_numbers_have_no_classes():
     assert report.methods["IG"]["pixel_perturbation"].value > 0
     assert report.shown.labels[0].startswith("weight predicted")
     assert "class" not in report.summary()
-    flat = audit(nn.Sequential(model, nn.Linear(2, 1), nn.Flatten(0)), x, METHODS, **FEW)
+    flat = audit(nn.Sequential(model, nn.Linear(2, 1), nn.Flatten(0)), x, METHODS, metrics=["r_squared", "seconds"])
     assert checked(flat).settings["task"] == "regression" and flat.model["r_squared"].value is None
     bad = audit(model, (x, -labels), METHODS, target=0, metrics="r_squared")
     assert bad.verdict.startswith("No: it predicts these data no better than their mean")
@@ -160,9 +168,12 @@ def test_one_output_is_judged_by_its_sigmoid():
     report = checked(audit(model, (x, labels), METHODS, class_names=["no", "yes"], **FEW))
     assert report.model["accuracy"].value == 1
     assert {*report.shown.labels} <= {"predicted no\nlabel no", "predicted yes\nlabel yes"}
-    two = audit(lambda x: torch.cat([-model(x) / 2, model(x) / 2], 1), (x, labels.long()), METHODS, **FEW)
+    two = audit(
+        lambda x: torch.cat([-model(x) / 2, model(x) / 2], 1), (x, labels.long()), METHODS, metrics="pixel_perturbation"
+    )
     assert values(report, "pixel_perturbation") == pytest.approx(values(two, "pixel_perturbation"), abs=1e-5)
-    sigmoid = audit(nn.Sequential(model, nn.Sigmoid(), nn.Flatten(0)), (x, labels), METHODS, **FEW)
+    sigmoid = nn.Sequential(model, nn.Sigmoid(), nn.Flatten(0))
+    sigmoid = audit(sigmoid, (x, labels), METHODS, metrics="pixel_perturbation")
     assert sigmoid.methods["IG"]["pixel_perturbation"].reference == pytest.approx(
         report.methods["IG"]["pixel_perturbation"].reference, abs=1e-5
     )
@@ -183,7 +194,7 @@ def test_several_inputs():
     labels = torch.randint(2, (N,))
     report = checked(audit(model, ((image, table), labels), METHODS, feature_names=names, **FEW))
     assert report.settings["kind"] == "inputs" and report.shown.names[-1] == "weight"
-    joined = IntegratedGradients(model).attribute((image[:1], table[:1]), target=report.shown.targets[0])
+    joined = IntegratedGradients(model).attribute((image[:1], table[:1]), target=report.shown.targets[0], **STEPS)
     joined = torch.cat([part.flatten() for part in joined])
     own = report.shown.maps["IG"][0].double()
     assert torch.allclose(own, (joined / joined.abs().max()).double(), atol=2e-3)
@@ -203,7 +214,7 @@ def test_segmentation_is_of_the_region_of_the_explained_class():
     row, target = 0, report.shown.targets[0]
     region = (predicted[row] == target).float()
     score = IntegratedGradients(lambda x: (model(x)[:, target] * region).sum((1, 2), keepdim=True)[:, :, 0])
-    own = score.attribute(x[:1], target=0).sum(1, keepdim=True)
+    own = score.attribute(x[:1], target=0, **STEPS).sum(1, keepdim=True)
     assert torch.allclose(report.shown.maps["IG"][:1].double(), (own / own.abs().max()).double(), atol=3e-3)
     with pytest.raises(ValueError, match="give target='predicted'"):
         audit(lambda x: model(x) + torch.tensor([9.0, 0, 0]).view(3, 1, 1), x, METHODS, target=2)
