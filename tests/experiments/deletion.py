@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_density.attr import FullGrad
 from captum_density.metrics import f_fidelity, in_domain_single_deletion, patch_mask
-from captum_density.retraining import FitConfig, fine_tune, single_deletion
+from captum_density.retraining import FitConfig, fine_tune, random_deletion, single_deletion
 from tests.experiments.real_data import DATA, Images, Parts, accuracy, convolutional, images, markdown, over_seeds
 
 SEEDS = range(3)
@@ -62,16 +62,25 @@ def idsds(data: Images, seed: int) -> dict[str, Any]:
     return figures
 
 
-def fidelity(data: Images) -> dict[str, Any]:
+def fidelity(data: Images, store: Path | None) -> dict[str, Any]:
     model = trained(data, 0)
     x, y = (part[:256] for part in data.test)
     maps = maps_of(model, x, model(x).argmax(1), 0)
     # Ranked by their absolute values, which the other map has; random rankings are drawn for each run.
     for name in ("random", "InputXGradient, absolute"):
         del maps[name]
-    result = f_fidelity(model, data.train, (x, y), maps, runs=5, n_samples=5, fit=TUNING)
-    print(result.table())
+    result = f_fidelity(model, data.train, (x, y), maps, runs=5, n_samples=5, fit=TUNING, store=store)
     return result.to_dict()
+
+
+def holes(data: Images) -> dict[str, Any]:
+    """Accuracies on whole images and with a tenth of the pixels away, without and with training on such."""
+    given = trained(data, 0)
+    tuned = fine_tune(given, data.train, partial(random_deletion, fraction=0.1), fit=TUNING)
+    x, y = data.test
+    deleted = random_deletion(x, 0.1, generator=torch.Generator().manual_seed(0))
+    models = {"as trained": given, "fine-tuned": tuned}
+    return {name: [accuracy(model, (x, y)), accuracy(model, (deleted, y))] for name, model in models.items()}
 
 
 def main() -> None:
@@ -92,7 +101,7 @@ def main() -> None:
     for key, text in (("whole", "accuracy, whole"), ("deleted", "accuracy, one cell away")):
         rows.append([text, *(over_seeds([s[key] for s in seeds], 3) for seeds in columns.values())])
     print(markdown(["IDSDS", *columns], rows))
-    measured = parts({"f_fidelity": "MNIST"}, partial(fidelity, images(options.data, "MNIST")))
+    measured = parts({"f_fidelity": "MNIST"}, partial(fidelity, images(options.data, "MNIST"), options.store))
     rows = []
     for i, ranking in enumerate(measured["rankings"]):
         texts = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in measured["means"][i]]
@@ -100,6 +109,7 @@ def main() -> None:
         rows.append([ranking, *texts, *(f"{plus:.3f} / {minus:.3f}" for plus, minus in pairs)])
     sizes = [f"{fraction:g}" for fraction in measured["fractions"]]
     print(markdown(["ranking", "FFid+", "FFid-", "FFid+ - FFid-", *sizes], rows))
+    parts({"holes": "MNIST"}, partial(holes, images(options.data, "MNIST")))
     print(f"{parts.seconds:.0f} seconds of a core")
 
 
