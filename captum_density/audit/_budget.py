@@ -25,14 +25,17 @@ class Budget:
         few_passes: Methods of more runs of the model for an example are measured by what they show, and not by how that
             changes with the input, the model or the class; None for no such limit.
         left_out: Of the default methods, those that average over a path or over noise.
-        fractions: Of the pixels kept in pixel perturbation.
+        fractions: Of the pixels kept in pixel perturbation: two between nothing and all rank maps as more do, so that
+            every control is affordable for every method.
         random_rankings: That pixels are compared with.
         sensitivity_samples: At most.
         trace_samples: Of the Hessian trace.
         common_samples: Of what logits have in common.
         enough: Infidelity's samples end where the standard error of its reference, from the samples of each example, is
             at most this share of it.
-        needless_controls: Whether a method that a control equals is compared with the dearer controls nevertheless.
+        last_layer: Whether maps are compared when the last layer's weights alone are random as well.
+        needless_controls: Whether a method of more than few passes, which another control equals, is compared with its
+            map at random weights nevertheless.
         shift_examples: How many examples tell whether a shift moves a method, which is a property of the method.
     """
 
@@ -44,6 +47,7 @@ class Budget:
     trace_samples: int = 20
     common_samples: int = 16
     enough: float = 0.0
+    last_layer: bool = True
     needless_controls: bool = True
     shift_examples: int | None = None
 
@@ -58,12 +62,13 @@ THOROUGH = Budget()
 ECONOMICAL = Budget(
     few_passes=1,
     left_out=("IntegratedGradients", "SmoothGrad", "SmoothFullGrad"),
-    fractions=(0.0, 0.05, 0.15, 0.35, 0.65, 1.0),
+    fractions=(0.0, 0.1, 0.4, 1.0),
     random_rankings=3,
     sensitivity_samples=2,
     trace_samples=10,
     common_samples=8,
     enough=0.15,
+    last_layer=False,
     needless_controls=False,
     shift_examples=4,
 )

@@ -177,16 +177,19 @@ class Comparison:
         """Compare with further controls, (N,) each."""
         self._controls |= controls
 
-    def add_own(self, maps: dict[str, Callable[[], Tensor]], measure: Callable[[Tensor], Tensor]) -> None:
-        """Compare with controls made of the method's own map, one by one, unless the budget spares what is needless.
+    def add_own(self, maps: dict[str, Callable[[], Tensor]], measure: Callable[[Tensor], Tensor], passes: int) -> None:
+        """Compare with controls made of the method's own map, unless the budget spares the map at random weights.
 
         Args:
             maps: By name, the cheapest first.
             measure: (N,) the figure of such a map.
+            passes: How many runs of the model the method takes for an example.
         """
+        budget = self._setting.budget
         for name, make in maps.items():
-            if not self._setting.budget.needless_controls and (settled := self._settled()):
-                self.note = f"not compared with {name} and what costs more, as {settled}"
+            may_spare = name == RANDOM_WEIGHTS and not budget.needless_controls and budget.spares(passes)
+            if may_spare and (settled := self._settled()):
+                self.note = f"not compared with {name}, as {settled}"
                 return
             try:
                 self.add({name: measure(make())})

@@ -26,7 +26,7 @@ class Prediction:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self.model: Callable[..., Tensor] = setting.model
+        self.model: Callable[..., Tensor] = setting.remembered
         self.target = setting.target
         if setting.task == "regression":
             self.model, self.target = self._likelihood, torch.zeros_like(setting.target)
@@ -48,14 +48,14 @@ class Prediction:
         return {"additional_forward_args": (torch.arange(len(setting.inputs), device=setting.inputs.device)[at],)}
 
     def _two_classes(self, x: Tensor, *rows: Tensor) -> Tensor:
-        z = self._setting.model(x, *rows).double()
+        z = self._setting.remembered(x, *rows).double()
         if self._setting.ends_in_a_sigmoid:
             z = z.logit(eps=1e-6)
         return torch.cat([-z / 2, z / 2], dim=1)
 
     def _likelihood(self, x: Tensor, rows: Tensor) -> Tensor:
         setting = self._setting
-        outputs = setting.model(x) if setting.rows is None else setting.model(x, setting.rows[rows])
+        outputs = setting.remembered(x) if setting.rows is None else setting.remembered(x, setting.rows[rows])
         now = outputs.gather(1, setting.target[rows][:, None])[:, 0].double()
         p = (-((now - self._original[rows]) / self._unit).square() / 2).exp().clamp(1e-12, 1 - 1e-12)
         return torch.stack([p.log(), (-p).log1p()], dim=1)

@@ -12,8 +12,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from captum_density._model.fixed_modules import modules_of
 
-__all__ = ["Runs", "counted_runs", "rows_of_the_outermost"]
+__all__ = ["Remembered", "Runs", "counted_runs", "rows_of_the_outermost"]
 
+_REMEMBERED = 2**23  # outputs: 32 MB
 # Integers as wide as the numbers that are read as such.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -60,6 +61,46 @@ class Runs:
             "different_forward_examples": forward,
             "different_backward_examples": backward,
         }
+
+
+class Remembered(nn.Module):
+    """A model that runs once on what is given to it several times without gradients, as far as memory allows.
+
+    Args:
+        model: (N, ...), and numbers of rows where there are such, to (N, outputs), in evaluation mode.
+    """
+
+    def __init__(self, model: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False
+        self._outputs: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
+        """The model's outputs."""
+        # A GPU would be waited for at each look.
+        keys = None if torch.is_grad_enabled() or x.device.type != "cpu" else _keys([x, *rows], 0)
+        if keys is None:
+            return self.model(x, *rows)
+        names = keys.tolist()
+        places = {name: place for place, name in enumerate(names) if name not in self._outputs}
+        fresh: dict[int, Tensor] = {}
+        if places:
+            given = [x, *rows]
+            if len(places) < len(x):
+                given = [each[[*places.values()]] for each in given]
+            outputs = self.model(*given)
+            if len(places) == len(x):
+                self._remember(dict(zip(places, outputs, strict=True)))
+                return outputs
+            fresh = dict(zip(places, outputs, strict=True))
+        both = torch.stack([fresh[name] if name in fresh else self._outputs[name] for name in names])
+        self._remember(fresh)
+        return both
+
+    def _remember(self, outputs: dict[int, Tensor]) -> None:
+        if outputs and (len(self._outputs) + len(outputs)) * next(iter(outputs.values())).numel() <= _REMEMBERED:
+            self._outputs |= outputs
 
 
 def _by_device(keys: list[Tensor]) -> list[list[Tensor]]:

@@ -19,7 +19,7 @@ from captum_density._model.generators import derived_seed, seed_generators
 from captum_density._model.validation import are_probabilities
 from captum_density.audit._budget import THOROUGH, Budget
 from captum_density.audit._retraining import Retraining
-from captum_density.audit._runs import Runs
+from captum_density.audit._runs import Remembered, Runs
 from captum_density.density import class_score
 
 __all__ = ["Setting", "Task"]
@@ -86,6 +86,11 @@ class Setting:
     def examples(self) -> ModelOnBatch:
         """The model on the examples."""
         return _examples(self.model, self.inputs, self.batch, **self.arguments())
+
+    @functools.cached_property
+    def remembered(self) -> Remembered:
+        """The model for figures without gradients, which ask it for the same values."""
+        return Remembered(self.model)
 
     def arguments(self, at: slice = slice(None)) -> dict[str, Any]:
         """What a call of Captum's form names beside some of the examples: their numbers, where the model takes them."""

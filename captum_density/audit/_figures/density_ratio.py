@@ -15,7 +15,7 @@ _NOISE_SAMPLES = 10
 
 def _measure(setting: Setting) -> Measured:
     ratios = metrics.density_ratio(
-        setting.model,
+        setting.remembered,
         setting.inputs,
         setting.noise_std,
         target=setting.target,

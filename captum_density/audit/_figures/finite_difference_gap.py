@@ -36,7 +36,7 @@ def _measure(setting: Setting) -> Measured:
     # theirs, it promises less, and counts by what it promises.
     promises = (lengths * lengths.sum() / lengths.square().sum()).clamp(_NOTHING, 1)
     missing = metrics.finite_difference_gap(
-        setting.model,
+        setting.remembered,
         setting.inputs,
         setting.target,
         changes=torch.tensor(changes, device=promises.device)[:, None] * promises,

@@ -11,7 +11,7 @@ __all__ = ["HESSIAN_TRACE"]
 
 def _measure(setting: Setting) -> Measured:
     traces = hessian_trace(
-        setting.model,
+        setting.remembered,
         setting.inputs,
         setting.target,
         n_samples=setting.budget.trace_samples,

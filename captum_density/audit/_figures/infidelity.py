@@ -79,7 +79,7 @@ def _measure(explanation: Explanation) -> Measured:
 
     comparison = Comparison(setting, values, zero, lower_is_better=True)
     comparison.add(dict(zip([*cheap, *common], map(beside, others), strict=True)))
-    comparison.add_own(own_controls, lambda each: beside(infidelities([each])[0]))
+    comparison.add_own(own_controls, lambda each: beside(infidelities([each])[0]), explanation.passes)
     values, zero, controls = comparison.result()
     return replace(of_examples(values, reference=zero), note=comparison.note, controls=controls)
 

@@ -36,7 +36,7 @@ def _measure(explanation: Explanation) -> Measured:
     # A constant map's pixels come in a random order.
     comparison.add({CONSTANT: torch.zeros_like(gain)})
     comparison.add(setting.shared((_NAME, "controls"), lambda: _gains(setting, common_maps(setting), at_random)))
-    comparison.add_own(own_maps(explanation), lambda each: _area(setting, each) - at_random)
+    comparison.add_own(own_maps(explanation), lambda each: _area(setting, each) - at_random, explanation.passes)
     own, at_random, controls = comparison.result()
     return replace(
         of_examples(own, reference=at_random, seed=setting.seed),

@@ -45,8 +45,10 @@ def _measure(explanation: Explanation) -> Measured:
         whole = on_host(whole)
         note = f"all layers only: it takes {explanation.passes} passes"
         return replace(of_examples(whole, seed=setting.seed), note=note)
-    last, half, whole = on_host(torch.stack([likeness(1), likeness((layers + 1) // 2), whole]))
-    note = f"last layer {_mean(last):.2g}, upper half {_mean(half):.2g}, all layers {_mean(whole):.2g}"
+    last = [likeness(1)] if setting.budget.last_layer else []
+    *last, half, whole = on_host(torch.stack([*last, likeness((layers + 1) // 2), whole]))
+    note = f"upper half {_mean(half):.2g}, all layers {_mean(whole):.2g}"
+    note = f"last layer {_mean(last[0]):.2g}, {note}" if last else note
     return replace(of_examples(max(half, whole, key=_mean), seed=setting.seed), note=note)
 
 
