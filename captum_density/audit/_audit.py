@@ -37,7 +37,7 @@ from captum_density.audit._runs import counted_runs
 from captum_density.audit._sample import draw_sample
 from captum_density.audit._setting import Setting, Task
 from captum_density.audit._shown import Titles
-from captum_density.audit._subject import deviation, subject_of
+from captum_density.audit._subject import deviation, of_unlike_scales, subject_of
 
 __all__ = ["audit", "check_names"]
 
@@ -238,6 +238,7 @@ def audit(
         settings = {"model": name or _name_of(model), **_settings(setting), "left_out": list(left_out)}
         if subject.scales is not None:
             settings["scales"] = subject.scales
+        settings["unlike_scales"] = subject.scales is None and of_unlike_scales(inputs, subject.kind)
         rows, row, maps = _measure(setting, methods, names, None if store is None else Store(Path(store)))
         cost = {} if setting.runs is None else setting.runs.counts()
         shown = titles.maps(setting, subject.values, maps)

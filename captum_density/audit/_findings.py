@@ -94,6 +94,13 @@ def _of_outputs(results: Results) -> Iterator[Finding]:
             "The model has one output, taken for the logit of the second of two classes: what a softmax ignores, and "
             "another class's map, are not measured.",
         )
+    if results.settings.get("unlike_scales"):
+        yield Finding(
+            "note",
+            "The features differ in scale, and were counted in one unit: a change that is small for one is large for "
+            "another, so that sensitivity and the figures of the density say little.",
+            "Leave standardize out, so that each counts in its own deviation.",
+        )
     if "scales" in results.settings:
         what = "channels" if results.settings["kind"] == "signal" else "features"
         times = float(f"{results.settings['scales']:.1g}")

@@ -23,7 +23,7 @@ from captum_density._model.errors import describe, one_line
 from captum_density._model.validation import how_to_pick
 from captum_density.audit._sample import Sample
 
-__all__ = ["ELEMENTS", "Subject", "deviation", "logits_of", "subject_of"]
+__all__ = ["ELEMENTS", "Subject", "deviation", "logits_of", "of_unlike_scales", "subject_of"]
 
 # What an input of each kind consists of.
 ELEMENTS = {
@@ -312,12 +312,21 @@ def _units(
         torch.cat([each.flatten(1) for each in both], 1) if len(parts) > 1 else both[0] for both in (means, units)
     )
     whole = torch.cat([x.flatten(1) for x in parts], dim=1) if len(parts) > 1 else parts[0]
-    own = unit[unit > 0]
-    if not standardize and (not len(own) or deviation(whole) < _UNLIKE * own.min().item()):
+    if not standardize and not _are_unlike(unit, whole):
         return None
     # What is the same in all examples is counted in its own size.
     size = torch.where(mean == 0, 1, mean.abs())
     return mean, torch.where(unit > 0, unit, size)
+
+
+def _are_unlike(units: Tensor, whole: Tensor) -> bool:
+    own = units[units > 0]
+    return bool(len(own)) and deviation(whole) >= _UNLIKE * own.min().item()
+
+
+def of_unlike_scales(x: Tensor, kind: str) -> bool:
+    """Whether features, or channels of signals, are of scales so unlike that one deviation fits none."""
+    return kind in ("table", "signal", "inputs") and _are_unlike(_moments(x)[1], x)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

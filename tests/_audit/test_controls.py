@@ -183,6 +183,17 @@ def test_infidelity_is_in_favour_of_a_map_that_knows():
     assert figures["product"].controls[0].gain > 0 > figures["edges"].controls[0].gain
 
 
+def test_cost_grows_with_the_examples_at_most(monkeypatch):
+    """Also where 8 examples tell nothing, and 16 that methods beat controls, so that they are compared with more."""
+    monkeypatch.setattr("captum_density.audit._budget._LARGE", -1)
+    x, _ = quarters(16)
+    options = {"metrics": ["infidelity", "pixel_perturbation", "randomisation"], "infidelity_samples": 25}
+    few, many = (audit(Quarters(), x[:n], ["Saliency", "FullGrad"], **options) for n in (8, 16))
+    assert many.recommendation().method is not None
+    for each in ("forward_examples", "backward_examples"):
+        assert many.cost[each] <= 1.05 * 16 / 8 * few.cost[each]
+
+
 def test_a_maps_scale_and_sign_do_not_count_for_infidelity():
     x, label = quarters(12)
     methods = {"one": Saliency, "other": lambda model: Scaled(model)}

@@ -854,16 +854,6 @@ def test_a_large_models_audit_costs_less_and_comes_to_the_same(finds, monkeypatc
         assert "a constant map" in names and "its map at random weights" not in names
 
 
-def test_cost_grows_with_the_examples_at_most(monkeypatch):
-    """Also where 8 examples tell nothing, and 16 that methods beat controls, so that they are compared with more."""
-    monkeypatch.setattr("captum_density.audit._budget._LARGE", -1)
-    options = {"metrics": ["infidelity", "pixel_perturbation", "randomisation"], "infidelity_samples": 25}
-    few, many = (audit(Middling(), spots()[:n], ["Saliency", "CompleteDeepLift"], **options) for n in (8, 16))
-    assert many.recommendation().method is not None
-    for each in ("forward_examples", "backward_examples"):
-        assert many.cost[each] <= 1.05 * 16 / 8 * few.cost[each]
-
-
 def test_an_effort_that_there_is_not(inputs):
     with pytest.raises(ValueError, match="'default' or 'thorough'"):
         audit(TwoProducts(), inputs, effort="quick")

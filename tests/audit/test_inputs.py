@@ -125,6 +125,9 @@ def test_features_of_unlike_scales_are_counted_in_their_own_deviations():
     assert "features beyond chance" in report.table()
     raw = audit(Table(), z * unit + mean, METHODS, metrics="gradient_norm", standardize=False)
     assert "scales" not in raw.settings
+    assert "were counted in one unit" in raw.summary() and "counted in one unit" not in report.summary()
+    raw = audit(Table(), z * unit + mean, METHODS, metrics="off_manifold_gradient", standardize=False)
+    assert raw.model["off_manifold_gradient"].value is None  # small features are not off the data
 
 
 def test_signals_have_their_channels_ranked_together():

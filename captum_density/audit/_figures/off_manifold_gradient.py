@@ -12,6 +12,7 @@ from captum_density.audit._figures.obstacles import no_softmax
 from captum_density.audit._figures.words import judged
 from captum_density.audit._results import Finding, Measured, Results
 from captum_density.audit._setting import Setting
+from captum_density.audit._subject import of_unlike_scales
 from captum_density.softmax_shift import CenteredLogits
 
 __all__ = ["OFF_MANIFOLD_GRADIENT"]
@@ -30,6 +31,8 @@ _ALIKE = "they are hardly more alike off the data than along them, as those of a
 def _measure(setting: Setting) -> Measured:
     if len(setting.inputs) < _FEW:
         return Measured(None, note=f"fewer than {_FEW} examples do not tell a common direction from chance")
+    if of_unlike_scales(_pool(setting), setting.kind):  # where the data seem not to vary is where the unit is large
+        return Measured(None, note="features of unlike scales, which are not standardised, do not tell")
     model = setting.model if no_softmax(setting) else CenteredLogits(setting.model)
     try:
         off = off_manifold_gradients(
@@ -59,7 +62,8 @@ def _findings(results: Results) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"Whether gradients lie on a direction in which the data do not vary was not measured: {share.note}.",
-            "Audit a data set or tensors of a few hundred small inputs or more; of large images this is not told.",
+            "Audit a data set or tensors of a few hundred small inputs or more, in units of their own; of large images "
+            "this is not told.",
         )
         return
     yield judged(
