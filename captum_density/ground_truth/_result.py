@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_density._display.intervals import Bootstrap, interval
 from captum_density._display.rank_correlation import rank_correlation
 from captum_density._display.tables import markdown
-from captum_density.ground_truth._methods import CONTROLS
+from captum_density.ground_truth._methods import CONTROLS, METHODS
 
 __all__ = ["Examination", "GroundTruthTable"]
 
@@ -84,7 +84,10 @@ class GroundTruthTable:
         Raises:
             KeyError: No such metric.
         """
-        methods = dict.fromkeys(name for rows in self.values.values() for name in rows)
+        # In the order of METHODS, as not all run on the first task; those of a user's own behind.
+        order = {name: place for place, name in enumerate(METHODS)}
+        names = dict.fromkeys(name for rows in self.values.values() for name in rows)
+        methods = sorted(names, key=lambda name: order.get(name, len(order)))
         tasks = [task for task, rows in self.values.items() if any(metric in row for row in rows.values())]
         if not tasks:
             raise KeyError(f"{metric!r} was not measured on any task")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from captum_density.datasets import digits
 from captum_density.ground_truth import (
     AssociativeRecall,
     BlockDigits,
@@ -31,10 +32,28 @@ TASKS = [
     Creatures(),
     PlantedMotif(),
 ]
-each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 
-@each_task
+@pytest.fixture(scope="module")
+def mnist_file(tmp_path_factory):
+    """scikit-learn's digits as large as MNIST's, in an archive."""
+    data = digits()
+    images = torch.cat([data.train_images, data.test_images])
+    large = nn.functional.pad(nn.functional.interpolate(images, (24, 24), mode="bilinear"), (2, 2, 2, 2))
+    path = tmp_path_factory.mktemp("mnist") / "mnist.npz"
+    labels = torch.cat([data.train_labels, data.test_labels])
+    np.savez(path, x=(255 * large[:, 0]).byte().numpy(), y=labels.numpy())
+    return path
+
+
+@pytest.fixture(params=[*TASKS, BlockMNIST], ids=lambda task: task.name)
+def task(request):
+    """All nine tasks."""
+    if request.param is BlockMNIST:
+        return BlockMNIST(request.getfixturevalue("mnist_file"))
+    return request.param
+
+
 def test_examples_are_of_the_seed_alone(task):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     one, again, other = (task.examples(5, seed=seed) for seed in (0, 0, 1))
@@ -42,7 +61,6 @@ def test_examples_are_of_the_seed_alone(task):
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
 
 
-@each_task
 def test_masks_groups_and_baseline_fit_the_inputs(task):
     examples = task.examples(4)
     assert examples.inputs.dtype == torch.float32 and examples.masks.dtype == torch.bool
@@ -54,7 +72,6 @@ def test_masks_groups_and_baseline_fit_the_inputs(task):
     assert task.network()(examples.inputs).shape[1] > examples.targets.max()
 
 
-@each_task
 def test_what_decides_is_changed_within_the_masks_and_makes_another_class_right(task):
     examples = task.examples(50)
     changed = task.intervene(examples, "deciding")
@@ -63,7 +80,6 @@ def test_what_decides_is_changed_within_the_masks_and_makes_another_class_right(
     assert torch.equal(changed.inputs[elsewhere], examples.inputs[elsewhere])
 
 
-@each_task
 def test_the_rest_is_changed_outside_the_masks_and_the_class_stays(task):
     examples = task.examples(50)
     same = task.intervene(examples, "rest")
@@ -171,7 +187,6 @@ def test_mnist_is_read_from_arrays_too(tmp_path):
 
 
 @pytest.mark.slow
-@each_task
 def test_trained_networks_decide_by_what_is_said_to_decide(task):
     accuracy, changed, unchanged = task.verify(task.train(seed=1))
     assert accuracy > 0.95 and changed > 0.9 and unchanged > 0.95
