@@ -22,7 +22,7 @@ from tests.experiments.real_data import DATA, Parts, digest, images, markdown
 RESULTS = Path(__file__).parent / "results" / "papers.json"
 SIZES: dict[str, Any] = {
     "diff_roar": papers_diff_roar.Sizes(),
-    "diff_roar_cnn": papers_diff_roar.Sizes(seeds=(0, 1, 2)),
+    "diff_roar_cnn": papers_diff_roar.Sizes(seeds=(0, 1, 2, 3)),
     "blocks": papers_diff_roar.Sizes(),
     "density": papers_density.Sizes(),
     "full_grad": papers_full_grad.Sizes(),
