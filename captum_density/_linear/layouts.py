@@ -743,11 +743,12 @@ def convolution(step: PlacedCall) -> Places:
             if shape[dim] == 1:
                 axis = hull(axis, [dim])
             elif stride == 1:
-                n, m = u.size(dim), shape[dim]
-                start = (torch.arange(m, dtype=torch.float64, device="cpu") - padding + (width - 1) / 2).clamp(0, n - 1)
+                first, last = _within_padding(axis, dim)
+                start = torch.arange(shape[dim], dtype=torch.float64, device="cpu") - padding + (width - 1) / 2
+                start = start.clamp(first, last)
                 axis = resampled(axis, dim, start, start + 1)
             else:
-                axis = _over_span(axis, dim, shape[dim], width, stride, padding, u.size(dim))
+                axis = _over_span(axis, dim, shape[dim], width, stride, padding)
         return [axis]
 
     return _by_axis(step, rule)
@@ -764,13 +765,45 @@ def _by_group(axis: Axis, dim: int, groups: int, channels: int) -> Axis:
     return axis.with_codes(codes.movedim(0, dim))
 
 
-def _over_span(axis: Axis, dim: int, m: int, width: int, stride: int, padding: int, n: int) -> Axis:
-    """Outputs share evenly what their windows, of at least a stride, cover together."""
+def _over_span(axis: Axis, dim: int, m: int, width: int, stride: int, padding: int) -> Axis:
+    """Outputs share evenly what their windows, of at least a stride, cover together, but for constants at its ends."""
     if axis.codes.size(dim) == 1:
         return axis
-    start, end = max(0, -padding), min(n, (m - 1) * stride - padding + max(width, stride))
+    first, last = _within_padding(axis, dim)
+    start, end = max(first, -padding), min(last + 1, (m - 1) * stride - padding + max(width, stride))
     edges = start + torch.arange(m + 1, dtype=torch.float64, device="cpu") * ((end - start) / m)
     return resampled(axis, dim, edges[:-1], edges[1:])
+
+
+def _within_padding(axis: Axis, dim: int) -> tuple[int, int]:
+    """The first and the last index along a dimension between constants, or copies of what is between, at its ends."""
+    n = axis.codes.size(dim)
+    codes = axis.codes.movedim(dim, 0).reshape(n, -1)
+    top = codes.amax(1)
+    filled = (top >= 0).nonzero()
+    if not len(filled):
+        return 0, n - 1
+    if not bool(((codes == top[:, None]) | (codes < 0)).all()):  # other dimensions have a say as well
+        return int(filled[0]), int(filled[-1])
+    run = max(_runs(top.tolist()), key=len)
+    beside = set(top[: run.start].tolist() + top[run.stop :].tolist())
+    if beside <= {CONSTANT, *top[run.start : run.stop].tolist()}:
+        return run.start, run.stop - 1
+    return int(filled[0]), int(filled[-1])
+
+
+def _runs(codes: list[int]) -> list[range]:
+    """Where codes of no constants grow, or fall, from one to the next, as long as they do."""
+    runs = []
+    start, way = 0, 0
+    for i in range(1, len(codes) + 1):
+        before, after = codes[i - 1], codes[i] if i < len(codes) else CONSTANT
+        turn = 0 if CONSTANT in (before, after) else (after > before) - (after < before)
+        if turn == 0 or turn == -way:
+            runs.append(range(start, i))
+            start = i - 1 if turn else i
+        way = turn
+    return runs
 
 
 def _numbers(value: Any, rank: int, default: int) -> list[int]:
@@ -824,7 +857,7 @@ def pooled(step: PlacedCall) -> Places:
         assert axis is not None
         for i in range(rank):
             dim = u.ndim - rank + i
-            axis = _over_span(axis, dim, step.shapes[0][dim], widths[i], strides[i], pads[i], u.size(dim))
+            axis = _over_span(axis, dim, step.shapes[0][dim], widths[i], strides[i], pads[i])
         return [axis] * len(step.shapes)
 
     return _by_axis(step, rule)

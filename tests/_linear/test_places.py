@@ -241,6 +241,60 @@ def test_an_image_in_any_layout_has_the_same_map(layout):
         same_maps(small_net(), x, there, back)
 
 
+class PadFirst(nn.Conv2d):
+    """A convolution whose zeros are laid around its input beforehand."""
+
+    def forward(self, x):
+        columns, rows = self.padding[1], self.padding[0]
+        return F.conv2d(F.pad(x, (columns, columns, rows, rows)), self.weight, self.bias, self.stride)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 1), (3, 2), (5, 2), (4, 3)])
+@pytest.mark.parametrize("complete", [True, False])
+def test_zeros_laid_around_are_as_the_convolutions_own(kernel, stride, complete):
+    def network(convolution):
+        layers = (convolution(c, 3, kernel, stride, kernel // 2) for c in (1, 3))
+        return nn.Sequential(*(part for layer in layers for part in (layer, nn.SiLU())), nn.Flatten(), Sums())
+
+    own, before = network(nn.Conv2d), network(PadFirst)
+    before.load_state_dict(own.state_dict())
+    x = torch.randn(2, 1, 12, 12)
+    maps = [FullGrad(model, complete=complete).attribute(x) for model in (own, before)]
+    torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-5)
+
+
+class Sums(nn.Module):
+    def forward(self, x):
+        return x.sin().sum(1)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_copies_around_an_image_leave_the_windows_where_they_are(mode):
+    def network(mode):
+        layers = [nn.Conv2d(c, 3, 3, 2, 1, padding_mode=mode) for c in (1, 3)]
+        return nn.Sequential(layers[0], nn.SiLU(), layers[1])
+
+    x = torch.randn(2, 1, 12, 12)
+    (_, _), (first, shape), *_ = places(network("zeros"), x).values()
+    ours = [each for each in places(network(mode), x).values() if each[1] == shape]
+    assert ours
+    for place, _ in ours:
+        for dim in (2, 3):
+            torch.testing.assert_close(intervals(place, shape, dim), intervals(first, shape, dim))
+
+
+def test_padding_on_one_side_as_tensorflow_has_it_leaves_even_cells():
+    network = nn.Sequential(
+        *(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 2, 3, 2), nn.SiLU()),
+        *(nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(2, 2, 5, 2)),
+    )
+    for place, shape in places(network, torch.randn(1, 1, 32, 32)).values():
+        lo = torch.arange(shape[3], dtype=torch.float64) * (32 / shape[3])
+        for dim in (2, 3):
+            for edge, ours in zip((lo, lo + 32 / shape[3]), intervals(place, shape, dim), strict=True):
+                assert torch.equal(ours.transpose(dim, 3)[0, 0, 0], edge)
+
+
 @pytest.mark.parametrize(
     ("there", "back"),
     [
