@@ -64,7 +64,10 @@ class Runs:
 
 
 class Remembered(nn.Module):
-    """A model that runs once on what is given to it several times without gradients, as far as memory allows.
+    """A model that runs once on a batch that is given to it several times without gradients, as far as memory allows.
+
+    Whole batches: outputs of the same example among others differ by rounding, so that figures would depend on what was
+    measured before.
 
     Args:
         model: (N, ...), and numbers of rows where there are such, to (N, outputs), in evaluation mode.
@@ -74,7 +77,8 @@ class Remembered(nn.Module):
         super().__init__()
         self.model = model
         self.training = False
-        self._outputs: dict[int, Tensor] = {}
+        self._outputs: dict[tuple[int, ...], Tensor] = {}
+        self._size = 0
 
     def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
         """The model's outputs."""
@@ -82,25 +86,14 @@ class Remembered(nn.Module):
         keys = None if torch.is_grad_enabled() or x.device.type != "cpu" else _keys([x, *rows], 0)
         if keys is None:
             return self.model(x, *rows)
-        names = keys.tolist()
-        places = {name: place for place, name in enumerate(names) if name not in self._outputs}
-        fresh: dict[int, Tensor] = {}
-        if places:
-            given = [x, *rows]
-            if len(places) < len(x):
-                given = [each[[*places.values()]] for each in given]
-            outputs = self.model(*given)
-            if len(places) == len(x):
-                self._remember(dict(zip(places, outputs, strict=True)))
-                return outputs
-            fresh = dict(zip(places, outputs, strict=True))
-        both = torch.stack([fresh[name] if name in fresh else self._outputs[name] for name in names])
-        self._remember(fresh)
-        return both
-
-    def _remember(self, outputs: dict[int, Tensor]) -> None:
-        if outputs and (len(self._outputs) + len(outputs)) * next(iter(outputs.values())).numel() <= _REMEMBERED:
-            self._outputs |= outputs
+        name = tuple(keys.tolist())
+        if name in self._outputs:
+            return self._outputs[name].clone()
+        outputs = self.model(x, *rows)
+        if self._size + outputs.numel() <= _REMEMBERED:
+            self._outputs[name] = outputs.clone()
+            self._size += outputs.numel()
+        return outputs
 
 
 def _by_device(keys: list[Tensor]) -> list[list[Tensor]]:
