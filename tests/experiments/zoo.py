@@ -213,7 +213,7 @@ def cases_of(name: str, seed: int, data: Digits, trained: bool) -> Iterator[Case
 def zoo(seeds: range, data: Digits, trained: int, store: Store) -> Iterator[Case]:
     """Every case of these seeds, those of the store as they are; what is trained anew, of the first so many seeds."""
     for seed, name in tqdm([*product(seeds, NETWORKS)], unit="network"):
-        identity = {"zoo": 2, "network": name, "seed": seed, "trained": seed < seeds.start + trained}
+        identity = {"zoo": 3, "network": name, "seed": seed, "trained": seed < seeds.start + trained}
         content = store.read(identity, dict)
         if content is None:
             cases = [case._asdict() for case in cases_of(name, seed, data, seed < seeds.start + trained)]
