@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captum_density.ground_truth import METRICS, KnownFunction, examine
-from tests.ground_truth.small import Small
+from tests.ground_truth.small import Small, SmallSentences
 
 
 def correlation_with_the_answer(trial, attributions):
@@ -80,6 +80,36 @@ def test_metrics_of_the_table_are_examined():
     examination = examine(METRICS, [Small()], seeds=[0], examples=3)
     for name, rows in examination.values.items():
         assert name == "effects" or rows["small"].shape == (1, 6, 3)
+
+
+class Tiny(Small):
+    name = "tiny"
+    training_examples = 100
+
+
+@pytest.fixture(scope="module")
+def retrained():
+    return examine(["diff_roar", "roar", "f_fidelity"], [Tiny()], seeds=[0], examples=3, steps=3)
+
+
+def test_metrics_that_retrain_judge_maps_of_a_data_set(retrained):
+    values = {name: rows["tiny"] for name, rows in retrained.values.items()}
+    assert all(each.shape == (1, 3, 500) for each in values.values())
+    # A network that is given the half with the signal, or the other.
+    assert values["diff_roar"][0, 0].mean() > 0.2 > 0.1 > values["diff_roar"][0, -1].mean().abs()
+    assert values["f_fidelity"][0, 0].mean() > 0.1 > values["f_fidelity"][0, -1].mean().abs()
+    assert values["roar"].max() <= 0 and values["roar"][0, 0].mean() > values["roar"][0, -1].mean()
+
+
+def test_retraining_on_images_and_tokens_is_left_out():
+    assert examine(["diff_roar"], [SmallSentences()], seeds=[0], examples=2, steps=3).values["diff_roar"] == {}
+
+
+@pytest.mark.cuda
+def test_metrics_that_retrain_do_so_beside_a_gpu(retrained):
+    there = examine(["diff_roar", "f_fidelity"], [Tiny()], seeds=[0], examples=3, steps=3, device="cuda")
+    for name, rows in there.values.items():
+        assert (rows["tiny"] - retrained.values[name]["tiny"]).mean().abs() < 0.05
 
 
 def test_fewer_than_three_steps_are_refused():

@@ -306,8 +306,10 @@ def test_a_store_of_another_version_is_left_alone(tmp_path, monkeypatch):
 @pytest.mark.cuda
 def test_networks_are_explained_on_a_gpu():
     methods = {"InputXGradient": InputXGradient, "right": right}
+    # Other weights are drawn on a GPU than on a CPU.
+    metrics = {name: METRICS[name] for name in METRICS if name not in ("parameter_randomisation", "complexity rise")}
     expected, received = (
-        run(methods, [Small()], METRICS, seeds=[0], examples=3, device=device) for device in ("cpu", "cuda")
+        run(methods, [Small()], metrics, seeds=[0], examples=3, device=device) for device in ("cpu", "cuda")
     )
     for name in methods:
         for metric, values in expected.values["small"][name].items():
