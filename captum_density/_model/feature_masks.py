@@ -21,8 +21,15 @@ def group_numbers(xs: tuple[Tensor, ...], feature_mask: Any) -> tuple[list[Tenso
         feature_mask: As Captum's, one for each input; None for every element singly.
 
     Raises:
-        ValueError: As many as there are inputs are not given, no integers, or of shapes that do not broadcast.
+        ValueError: As many as there are inputs are not given, no integers, or of shapes that do not broadcast; inputs
+            of unequal numbers of rows.
     """
+    for i, x in enumerate(xs):
+        if len(x) != len(xs[0]):
+            raise ValueError(
+                f"inputs and their attributions must have a row for each example, but input {i} has {len(x)} and input "
+                f"0 has {len(xs[0])}; expand what is the same for all examples"
+            )
     if feature_mask is None:
         first, flat = 0, []
         for x in xs:

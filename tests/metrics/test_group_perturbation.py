@@ -89,6 +89,8 @@ def test_patches():
         ({"attributions": MAPS[:, :1]}, "shape"),
         ({"attributions": MAPS * torch.nan}, "NaN"),
         ({"baselines": torch.zeros(7)}, "baseline must broadcast"),
+        ({"inputs": (X, X[:1]), "attributions": (MAPS, MAPS[:1])}, "expand"),
+        ({"inputs": (X[:1], X), "attributions": (MAPS[:1], MAPS), "feature_mask": (PATCHES, PATCHES)}, "expand"),
     ],
 )
 def test_bad_arguments(change, remedy):

@@ -97,6 +97,7 @@ def test_what_is_lost_nowhere_is_ranked_by_nothing():
         ({"attributions": MAPS[:, :1]}, "shape"),
         ({"attributions": MAPS * torch.nan}, "NaN"),
         ({"baselines": torch.zeros(7)}, "baseline must broadcast"),
+        ({"inputs": (X, X[:1]), "attributions": (MAPS, MAPS[:1])}, "expand"),
         ({"forward_func": lambda x: NET(x) * torch.nan}, "NaN"),
     ],
 )
