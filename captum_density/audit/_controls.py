@@ -34,11 +34,13 @@ from captum_density.audit._explanation import Explanation
 from captum_density.audit._results import Control
 from captum_density.audit._runs import Runs
 from captum_density.audit._setting import Setting
+from captum_density.density import class_score
 
 __all__ = [
     "ANOTHER_EXAMPLE",
     "BLOB",
     "CONSTANT",
+    "DRAWS",
     "EDGES",
     "INPUT",
     "NO_WEIGHTS",
@@ -54,9 +56,12 @@ __all__ = [
     "of_same_spectrum",
     "own_maps",
     "random_weights",
+    "reach",
 ]
 
 NO_WEIGHTS = "the model has no weights that can be drawn anew"
+
+DRAWS = 4  # of weights, for what counts at any of them
 
 TOO_FEW = 10  # examples: below, an interval means little
 
@@ -89,47 +94,76 @@ def another_examples_map(setting: Setting, attributions: Tensor) -> Tensor:
     return attributions[setting.shared("another example", lambda: other_examples(setting.target, seed))]
 
 
-def random_weights(setting: Setting) -> RandomWeights:
-    """The model's layers, with other weights to put in their place."""
+def random_weights(setting: Setting, draw: int = 0) -> RandomWeights:
+    """The model's layers, with other weights to put in their place; others again for each number of a draw."""
     return setting.shared(
-        "random weights",
+        ("random weights", draw),
         lambda: RandomWeights(
             setting.model,
             setting.inputs[:1],
-            derived_seed(setting.seed, "random weights"),
+            derived_seed(setting.seed, "random weights", *([draw] if draw else [])),
             setting.arguments(slice(1)).get("additional_forward_args", ()),
         ),
     )
 
 
-def map_at_random_weights(explanation: Explanation, top: int | None = None) -> Tensor:
+def reach(setting: Setting) -> Tensor:
+    """How much each element counts for the explained output at any weights and inputs, as `importance`.
+
+    The mean of `DRAWS` gradients, each at other random weights and at another example's input; what else belongs to
+    the example stays: the region whose outputs are explained, a mask, the token ids. Zeros where gradients fail.
+    """
+
+    def measure() -> Tensor:
+        total = torch.zeros_like(importance(setting, setting.inputs))
+        for draw in range(1, DRAWS + 1):
+            inputs, weights = setting.inputs.roll(draw, dims=0), random_weights(setting, draw)
+            try:
+                with weights.drawn_anew(), _other_weights(setting.runs, draw * (len(weights) + 1)):
+                    parts = [
+                        class_score(setting.model, inputs[at], setting.target[at], **setting.arguments(at))
+                        for at in setting.chunks()
+                    ]
+            except Exception:  # whatever a model does with other weights, or without gradients
+                return torch.zeros_like(total)
+            gradient = importance(setting, torch.cat(parts))
+            sums = gradient.flatten(1).sum(dim=1).view(-1, *[1] * (gradient.ndim - 1))
+            total += gradient / torch.where(sums > 0, sums, 1)
+        return total / DRAWS
+
+    return setting.shared("reach", measure)
+
+
+def map_at_random_weights(explanation: Explanation, top: int | None = None, draw: int = 0) -> Tensor:
     """What the method says of the same examples and classes when the topmost layers' weights are drawn anew.
 
     Args:
         explanation: The method.
         top: How many layers; None for all.
+        draw: As `random_weights`'s.
 
     Raises:
         ValueError: The model has no weights to draw, or the map is not finite.
     """
 
     def attribute() -> Tensor:
-        runs, weights = explanation.setting.runs, random_weights(explanation.setting)
+        runs, weights = explanation.setting.runs, random_weights(explanation.setting, draw)
         if not len(weights):
             raise ValueError(NO_WEIGHTS)
-        with looked_at_together(), weights.drawn_anew(top), _other_weights(runs, len(weights) if top is None else top):
+        which = draw * (len(weights) + 1) + (len(weights) if top is None else top)
+        with looked_at_together(), weights.drawn_anew(top), _other_weights(runs, which):
             attributions = explanation.attribute_all()
             refuse_where(~attributions.isfinite().all(), lambda: ValueError("the map at random weights is not finite"))
         return attributions
 
-    return explanation.shared(("random weights", top), attribute)
+    return explanation.shared(("random weights", top, draw), attribute)
 
 
 @contextmanager
-def _other_weights(runs: Runs | None, layers: int) -> Iterator[None]:
+def _other_weights(runs: Runs | None, which: int) -> Iterator[None]:
     """Within, the model's runs are told from those with its own weights."""
     if runs is not None:
-        runs.weights = layers
+        runs.weights = which
     try:
         yield
     finally:

@@ -223,6 +223,72 @@ def test_segmentation_is_of_the_region_of_the_explained_class():
         audit(lambda x: model(x) + torch.tensor([9.0, 0, 0]).view(3, 1, 1), x, METHODS, target=2)
 
 
+class Bright(nn.Module):
+    """What is bright is of the second class, and no gradient says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.output = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        logits = self.output(nn.functional.pad(self.second(self.first(x).relu()).relu(), (1, 1, 1, 1)))
+        return logits + torch.tensor([0, 50]).view(2, 1, 1) * (x.mean(1, keepdim=True) > 1.4)
+
+
+class Attending(nn.Module):
+    """Reads its answer from the first token."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings, self.position = nn.Embedding(20, 8, padding_idx=0), nn.Embedding(12, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.output = nn.Linear(8, 2)
+
+    def forward(self, ids):
+        words = self.embeddings(ids) + self.position.weight
+        return self.output(self.layer(words, src_key_padding_mask=ids == 0)[:, 0])
+
+
+def test_maps_that_place_alone_makes_alike_are_not_said_to_hardly_depend_on_the_model():
+    """What is near a region counts, and no padding, and the first token for more, whatever the weights."""
+    x = 1 + 0.2 * torch.rand(N, 2, 16, 16)
+    for i, (row, column) in enumerate(torch.randint(2, 10, (N, 2)).tolist()):
+        x[i, :, row : row + 4, column : column + 4] += 0.5
+    segments = Bright()
+    words = torch.randint(1, 20, (N, 12)).masked_fill(torch.arange(12) >= torch.randint(5, 9, (N, 1)), 0)
+    text = Attending()
+    methods = {"gradient": Saliency, "product": InputXGradient}
+    for model, data, options in ((segments, x, {}), (text, words, {"layer": text.embeddings})):
+        report = audit(model, data, methods, metrics="randomisation", **options)
+        figures = [row["randomisation"] for row in report.methods.values()]
+        assert all((each.value is None and "cannot be told" in each.note) or each.low <= 0.5 for each in figures)
+        assert not any("much the same" in finding.text for finding in report.findings)
+
+
+def test_a_map_of_the_input_is_found_where_place_counts_too():
+    x = torch.rand(N, 2, 12, 12)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+
+    class Copy(Saliency):
+        def attribute(self, inputs, target=None, additional_forward_args=None):
+            return inputs.abs()
+
+    report = audit(model, x, {"copy": Copy}, metrics="randomisation")
+    assert report.methods["copy"]["randomisation"].low > 0.99
+    assert any("copy shows much the same" in finding.text for finding in report.findings)
+
+
+def test_few_features_are_not_alike_by_chance():
+    """Of one draw, a linear model's gradients rank three features alike in one of six seeds."""
+    accused = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model, x = nn.Linear(3, 3), torch.randn(20, 3)
+        report = audit(model, x, {"gradient": Saliency}, metrics="randomisation", seed=seed)
+        accused += any("much the same" in finding.text for finding in report.findings)
+    assert accused == 0
+
+
 def test_a_hidden_layer_of_images():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 16, 3))
     report = checked(audit(model, torch.rand(N, 1, 6, 6), METHODS, layer=model[0], **FEW))

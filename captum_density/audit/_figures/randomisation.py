@@ -10,18 +10,34 @@ from torch import Tensor
 
 from captum_density._display.rank_correlation import rank_correlation
 from captum_density._model.refusals import on_host
-from captum_density.audit._controls import NO_WEIGHTS, RANDOM_WEIGHTS, importance, map_at_random_weights, random_weights
+from captum_density.audit._controls import (
+    DRAWS,
+    NO_WEIGHTS,
+    RANDOM_WEIGHTS,
+    importance,
+    map_at_random_weights,
+    random_weights,
+    reach,
+)
 from captum_density.audit._explanation import Explanation
 from captum_density.audit._figures.figure import Figure, Panel, of_examples
 from captum_density.audit._figures.infidelity import INFIDELITY
 from captum_density.audit._figures.pixel_perturbation import PIXEL_PERTURBATION
 from captum_density.audit._figures.words import listed, span, verb
 from captum_density.audit._results import Finding, Measured, Results, intervals_by_method, values_by_method
+from captum_density.audit._subject import ELEMENTS
 
 __all__ = ["FEW_PASSES", "RANDOMISATION", "UNCHANGED", "unchanged_by_random_weights"]
 
 _NAME = "randomisation"
 UNCHANGED = 0.5  # rank correlation
+_BY_PLACE = 0.5  # share of a map's ranks that place decides: above it, what is left tells little
+_FEWEST = 4  # elements
+_AGAIN = 3  # draws of weights before maps are called alike
+_UNTOLD = (
+    "it cannot be told, as at any weights the map is mostly decided by which {elements} the explained output depends "
+    "on, or has too few"
+)
 FEW_PASSES = 4  # runs of the model for an example: at more, one depth has to do
 
 
@@ -40,16 +56,64 @@ def _measure(explanation: Explanation) -> Measured:
     def likeness(top: int | None) -> Tensor:
         return rank_correlation(own, importance(setting, map_at_random_weights(explanation, top)))
 
-    whole = likeness(None)
+    depths: list[int | None] = []
+    notes: list[str] = []
     if spared or explanation.passes > FEW_PASSES:
-        whole = on_host(whole)
-        note = f"all layers only: it takes {explanation.passes} passes"
-        return replace(of_examples(whole, seed=setting.seed), note=note)
-    last = [likeness(1)] if setting.budget.last_layer else []
-    *last, half, whole = on_host(torch.stack([*last, likeness((layers + 1) // 2), whole]))
-    note = f"upper half {_mean(half):.2g}, all layers {_mean(whole):.2g}"
-    note = f"last layer {_mean(last[0]):.2g}, {note}" if last else note
-    return replace(of_examples(max(half, whole, key=_mean), seed=setting.seed), note=note)
+        notes.append(f"all layers only: it takes {explanation.passes} passes")
+    else:
+        # The last layer alone is told and not judged, as what it makes of its inputs may be two numbers.
+        depths += [1] if setting.budget.last_layer else []
+        depths += [upper] if (upper := (layers + 1) // 2) > 1 else []
+    depths.append(None)
+    values = dict(zip(depths, on_host(torch.stack([likeness(top) for top in depths])), strict=True))
+    if not notes:
+        names = {1: "last layer", None: "all layers"}
+        notes.append(", ".join(f"{names.get(top, 'upper half')} {_mean(values[top]):.2g}" for top in depths))
+    values.pop(1, None)
+    top = max(values, key=lambda each: _mean(values[each]))
+    figure = of_examples(values[top], seed=setting.seed)
+    if figure.high is not None and figure.high >= UNCHANGED:
+        figure = _beyond_reach(explanation, own, top, may_draw=not spared)
+    return replace(
+        figure, note="; ".join([*notes, *filter(None, [figure.note])]) if figure.value is not None else figure.note
+    )
+
+
+def _beyond_reach(explanation: Explanation, own: Tensor, top: int | None, *, may_draw: bool) -> Measured:
+    """The likeness that is left when what any weights have in common is taken out, as partial rank correlation.
+
+    Args:
+        explanation: The method.
+        own: Its `importance`.
+        top: How many layers' weights are random; None for all.
+        may_draw: Whether maps must be alike at several draws of weights.
+    """
+    setting, place = explanation.setting, reach(explanation.setting)
+    among = (place > 0) | (own > 0)
+    by_place = rank_correlation(own, place, among)
+
+    def of_draw(draw: int) -> Measured | None:
+        other = importance(setting, map_at_random_weights(explanation, top, draw))
+        raw, others = rank_correlation(own, other, among), rank_correlation(other, place, among)
+        left = (1 - by_place**2).clamp(min=0) * (1 - others**2).clamp(min=0)
+        beyond = (raw - by_place * others) / torch.where(left > 0, left, 1).sqrt()
+        same = (own == other).flatten(1).all(dim=1)  # such a map does not depend on weights, wherever it lies
+        told = (torch.maximum(by_place**2, others**2) <= _BY_PLACE) & (among.flatten(1).sum(dim=1) >= _FEWEST)
+        is_map = (own > 0).flatten(1).any(dim=1)
+        beyond, told = on_host(torch.stack([torch.where(same, 1.0, beyond), ((told | same) & is_map).double()]))
+        beyond = beyond[told > 0]
+        return of_examples(beyond, seed=setting.seed) if 2 * len(beyond) > len(told) else None
+
+    figures = []
+    # Where examples' maps are alike, as a linear model's are, one draw is like them or not by chance for all at once.
+    for draw in [0, *range(DRAWS + 1, DRAWS + _AGAIN + 1)] if may_draw else [0]:
+        figure = of_draw(draw)
+        if figure is None:
+            return Measured(None, note=_UNTOLD.format(elements=ELEMENTS[setting.kind]))
+        figures.append(figure)
+        if figure.low is None or figure.low <= UNCHANGED:
+            break
+    return replace(min(figures, key=lambda each: each.value or 0.0), note="of what place does not decide")
 
 
 def _mean(values: Tensor) -> float:
@@ -79,7 +143,10 @@ RANDOMISATION = Figure(
     better="lower is better",
     meaning="Rank correlation (Spearman) of a map's absolute values with those of the same method's map when "
     "weights of the model are drawn anew, in the upper half of the layers or in all of them, whichever is "
-    "more alike; a map that does not depend on the model, such as an edge detector, has 1.",
+    "more alike; a map that does not depend on the model, such as an edge detector, has 1. Where that is not clearly "
+    "below the threshold, what gradients at other random weights and other examples' inputs have in common (a region, "
+    "padding, a place that outputs are read from) is taken out of both (partial correlation), and the least of up to "
+    "four draws of weights counts: honest models have as much in common, by place or by chance.",
     against=f"above {UNCHANGED:g}",
     measure=_measure,
     findings=_findings,
