@@ -135,7 +135,7 @@ def audit(
             deviations, from their means; baselines of zeros are then means. None to do so where one of them varies by
             less than a tenth of the deviation of all values.
         class_names: Names of the outputs, for pictures.
-        feature_names: Names of a table's columns; of several inputs those of each in a list.
+        feature_names: Names of a table's columns; of several inputs those of each in a list, or None.
         tokens: Texts of each example's tokens, or a function of its ids, such as
             ``tokenizer.convert_ids_to_tokens``.
 

@@ -188,6 +188,11 @@ def own_maps(explanation: Explanation) -> dict[str, Callable[[], Tensor]]:
     return {**maps, RANDOM_WEIGHTS: partial(map_at_random_weights, explanation)}
 
 
+def _reason(error: Exception) -> str:
+    """What an error says, without its class, as part of a sentence."""
+    return one_line(error).partition(": ")[2] or "the method fails there"
+
+
 class Comparison:
     """A method's figure beside those of controls, which are added until it is settled.
 
@@ -230,7 +235,7 @@ class Comparison:
             except Exception as error:  # whatever a model or a method does with other weights
                 if name != RANDOM_WEIGHTS:
                     raise
-                self.note = f"not compared with {RANDOM_WEIGHTS}: {one_line(error)}"
+                self.note = f"not compared with {RANDOM_WEIGHTS}: {_reason(error)}"
 
     def _settled(self) -> str:
         """Why further controls cannot bring the method in favour; empty where they may."""

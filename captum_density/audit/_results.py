@@ -78,6 +78,7 @@ class Measured:
         failed: Whether measuring it failed; `note` then says how.
         controls: Maps that know nothing in the method's place, the strongest first, where the figure has such.
         values: The figure of each example, where methods are compared in pairs.
+        least_gain: From which gain over a control on the method counts as better, however narrow the interval.
     """
 
     value: float | None
@@ -89,6 +90,7 @@ class Measured:
     failed: bool = False
     controls: tuple[Control, ...] = ()
     values: tuple[float, ...] = ()
+    least_gain: float = 0.0
 
     def beats_every_control(self, methods: int = 1) -> bool:
         """Whether the method is better than each control, so than the strongest.
@@ -103,7 +105,10 @@ class Measured:
         Returns:
             False as well where there are no controls.
         """
-        return bool(self.controls) and all(control.lower_end(methods) > 0 for control in self.controls)
+        return bool(self.controls) and all(self._beats(control, methods) for control in self.controls)
+
+    def _beats(self, control: Control, methods: int) -> bool:
+        return control.lower_end(methods) > 0 and control.gain >= self.least_gain
 
     def strongest_control(self, methods: int = 1) -> Control:
         """The control of the best figure, among those that the method does not beat where there are such.
@@ -119,7 +124,7 @@ class Measured:
         """
         if not self.controls:
             raise ValueError("this figure has no controls; those of audit's pixel_perturbation and infidelity have")
-        return next((each for each in self.controls if each.lower_end(methods) <= 0), self.controls[0])
+        return next((each for each in self.controls if not self._beats(each, methods)), self.controls[0])
 
     def text(self) -> str:
         """Write the figure as it stands in a table.
@@ -145,6 +150,8 @@ def as_json(measured: Measured) -> dict[str, Any]:
         content[name] = list(content[name])
         if not content[name]:
             del content[name]
+    if not content["least_gain"]:
+        del content["least_gain"]
     return content
 
 
@@ -158,7 +165,15 @@ def from_json(content: Mapping[str, Any]) -> Measured:
     controls = tuple(Control(**each) for each in given.pop("controls", ()))
     values = tuple(given.pop("values", ()))
     measured = Measured(**given, controls=controls, values=values)
-    numbers = [measured.value, measured.spread, measured.low, measured.high, measured.reference, *measured.values]
+    numbers = [
+        measured.value,
+        measured.spread,
+        measured.low,
+        measured.high,
+        measured.reference,
+        *measured.values,
+        measured.least_gain,
+    ]
     numbers += [number for each in controls for number in (each.value, each.gain, each.low, each.high)]
     texts = [measured.note, *(each.name for each in controls)]
     are_numbers = all(number is None or type(number) in (int, float) for number in numbers)

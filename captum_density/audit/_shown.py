@@ -103,10 +103,19 @@ def _features(given: Sequence[Any] | None, subject: Subject) -> list[str] | None
     if given is None:
         if subject.kind == "table":
             return None
-        return [f"input {i} [{k}]" for i, size in enumerate(subject.sizes) for k in range(size)]
+        given = [None] * len(subject.sizes)
+    if subject.kind == "inputs" and not isinstance(given, str) and len(given) == len(subject.sizes):
+        given = [
+            [f"input {i} [{k}]" for k in range(size)] if each is None else each
+            for i, (each, size) in enumerate(zip(given, subject.sizes, strict=True))
+        ]
     names = [str(name) for each in given for name in ([each] if isinstance(each, str) else _listed(each))]
     if isinstance(given, str) or len(names) != n:
-        of = f", those of each of {len(subject.sizes)} inputs in a list of its own," if subject.kind == "inputs" else ""
+        of = (
+            f", those of each of {len(subject.sizes)} inputs in a list of its own or None,"
+            if subject.kind == "inputs"
+            else ""
+        )
         raise ValueError(f"feature_names must hold a name for each of {n} features{of} but holds {len(names)}")
     return names
 

@@ -140,6 +140,28 @@ class Quarters(nn.Module):
         return torch.einsum("nchw,kchw->nk", x, self.weight) ** 2 / 8
 
 
+def test_what_hardly_changes_the_prediction_is_not_found():
+    """By a thousandth of the logits: gains are narrow, and as good as none."""
+    x, label = quarters(40)
+    model = Quarters()
+    figures = [
+        audit(lambda x, by=by: by * model(x), (x, label), {"grad": Saliency}, metrics=PIXELS).methods["grad"]
+        for by in (1, 1e-3)
+    ]
+    clear, nothing = (row["pixel_perturbation"] for row in figures)
+    assert clear.beats_every_control() and clear.least_gain < clear.controls[0].gain
+    assert nothing.controls[0].low > 0 and nothing.least_gain == 0.001 and not nothing.beats_every_control()
+
+
+def test_maps_are_not_compared_with_weights_that_are_not_there():
+    x, label = quarters(16)
+    weight = Quarters().weight.detach()
+    report = audit(lambda x: torch.einsum("nchw,kchw->nk", x, weight) ** 2 / 8, (x, label), {"grad": Saliency})
+    notes = [each.note for each in report.methods["grad"].values() if "not compared" in each.note]
+    assert notes and all("weights: the model has no weights" in note for note in notes)
+    assert "Error" not in str(report)
+
+
 def test_a_map_that_knows_beats_every_control_and_is_recommended():
     x, label = quarters(40)
     methods = {"grad": Saliency, "input": a_map(torch.abs), "constant": a_map(torch.ones_like)}

@@ -472,7 +472,8 @@ def test_interrupted_and_resumed_is_the_same_report(stop, tmp_path, monkeypatch)
     assert untimed(resumed) == untimed(whole) == untimed(audit(model, x, methods, **FEW))
     assert resumed.model == whole.model and resumed.shown == whole.shown and resumed.findings == whole.findings
     # Finished figures are not measured again; above, the last audit measured all of them once more.
-    assert Counted.calls - needed < needed + 4
+    # The one that was interrupted begins again, at random weights with up to six maps.
+    assert Counted.calls - needed < needed + 6
     # With everything there, nothing runs but what tells each method, and the report is the very same.
     calls = Counted.calls
     assert audit(model, x, methods, store=tmp_path / "cells", **FEW) == resumed

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from captum_density.audit import AuditReport, Control, Finding, Measured
+from captum_density.audit._results import as_json, from_json
 from tests.audit.reports import NAUGHTY, SETTINGS, beside, failed, pictures, report_of, row, texts
 
 # Of the methods' figures in `row`, as tables and pictures name them, and the names of the figures that are not in it.
@@ -217,6 +218,13 @@ def test_the_best_of_many_has_to_be_better():
     only(findings_of(of("pixel_perturbation", figure)), "good")
     ten = {str(i): {"pixel_perturbation": figure} for i in range(10)}
     only(findings_of(ten), "warning", "no better than a blob")
+
+
+def test_a_gain_of_next_to_nothing_does_not_count():
+    figure = dataclasses.replace(beside(5e-5, 8e-5), least_gain=0.001)
+    assert not figure.beats_every_control() and figure.strongest_control() == figure.controls[0]
+    only(findings_of(of("pixel_perturbation", figure)), "warning", "no better than a blob")
+    assert from_json(as_json(figure)) == figure
 
 
 def test_every_control_has_to_be_beaten():

@@ -202,6 +202,8 @@ def test_several_inputs():
     own = report.shown.maps["IG"][0].double()
     assert torch.allclose(own, (joined / joined.abs().max()).double(), atol=2e-3)
     assert "input 1 [2]" in audit(model, ((image, table), None), METHODS, metrics="seconds").shown.names
+    some = audit(model, ((image, table), None), METHODS, metrics="seconds", feature_names=[None, names[1]]).shown.names
+    assert some[8:] == ("input 0 [8]", "age", "height", "weight")
 
 
 def test_segmentation_is_of_the_region_of_the_explained_class():

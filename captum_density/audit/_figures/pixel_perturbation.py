@@ -22,6 +22,7 @@ from captum_density.audit._subject import ELEMENTS
 __all__ = ["PIXEL_PERTURBATION", "TOO_FEW", "compared_methods"]
 
 _NAME = "pixel_perturbation"
+_LEAST_PROBABILITY = 0.001  # of a gain: below, nobody reads anything in it
 
 
 def _measure(explanation: Explanation) -> Measured:
@@ -43,7 +44,20 @@ def _measure(explanation: Explanation) -> Measured:
         note=comparison.note,
         controls=controls,
         values=tuple(round(value, 5) for value in own.tolist()),
+        least_gain=_least_gain(setting),
     )
+
+
+def _least_gain(setting: Setting) -> float:
+    """A hundredth of what all that can be removed changes, and of a probability a thousandth at least."""
+    none, every = _ends(setting)
+    gain = 0.01 * (every - none).abs().mean().item()
+    return gain if setting.task == "regression" else max(gain, _LEAST_PROBABILITY)
+
+
+def _ends(setting: Setting) -> Tensor:
+    """(2, N) float64 what is predicted with none and with all of the pixels kept."""
+    return setting.shared((_NAME, "ends"), lambda: _kept(setting, setting.inputs[:, :1], (0.0, 1.0)))
 
 
 def _gains(setting: Setting, maps: dict[str, Tensor], at_random: Tensor) -> dict[str, Tensor]:
@@ -52,8 +66,7 @@ def _gains(setting: Setting, maps: dict[str, Tensor], at_random: Tensor) -> dict
 
 def _area(setting: Setting, attributions: Tensor) -> Tensor:
     """(N,) float64 area under the explained class's probability when the highest-ranking pixels are kept."""
-    ends = setting.shared((_NAME, "ends"), lambda: _kept(setting, setting.inputs[:, :1], (0.0, 1.0)))
-    fractions = setting.budget.fractions
+    ends, fractions = _ends(setting), setting.budget.fractions
     within = _kept(setting, _ranking(setting, attributions), fractions[1:-1])
     curve = torch.cat([ends[:1], within, ends[1:]])
     return torch.trapezoid(curve, torch.tensor(fractions, dtype=curve.dtype, device=curve.device), dim=0)
@@ -141,7 +154,8 @@ PIXEL_PERTURBATION = Figure(
     better="higher is better",
     meaning="Area under {prediction} when only the {elements} of the largest attributions, by absolute value, are "
     "kept, minus the same for random rankings. Beside it stand controls, maps that know nothing of the model's "
-    "reasons; a method in favour is better than each, in pairs of the same example. The other {elements} take the mean "
+    "reasons; a method in favour is better than each, in pairs of the same example, by a hundredth at least of what "
+    "removing all {elements} changes, and by 0.001 of a probability. The other {elements} take the mean "
     "of the examples, so that a method that multiplies by the input loses where {elements} of value 0 matter.",
     against="where a control does as well",
     measure=_measure,

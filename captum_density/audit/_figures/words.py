@@ -65,6 +65,8 @@ def beside_controls(measured: Measured, methods: int) -> str:
     gain = f"{number(level.gain)} [{number(level.low)}, {number(level.high)}]"
     if measured.beats_every_control(methods):
         return f"beats every control: {gain} better than {level.name}"
+    if level.low > 0 and level.gain < measured.least_gain:
+        return f"better than {level.name} by next to nothing: {gain}, where {number(measured.least_gain)} would count"
     if level.low > 0:
         return f"not surely better than {level.name}: {gain}, where the best of {methods} is looked for"
     return f"{'worse' if level.high < 0 else 'no better'} than {level.name}: {gain}"
