@@ -89,5 +89,7 @@ def test_the_legend_explains_what_is_shown_and_nothing_else():
 
 
 def test_the_page_says_what_each_figure_means():
-    page = report_of().to_html()
-    assert all(html.escape(titled(name, report_of()).meaning) in page for name in row())
+    report = report_of({"a": row(completeness_gap=Measured(0.5))})
+    page = report.to_html()
+    assert all(html.escape(titled(name, report).meaning) in page for name in row())
+    assert html.escape(FIGURES["completeness_gap"].meaning) not in report_of().to_html()  # of no method measured
