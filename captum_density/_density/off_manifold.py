@@ -16,6 +16,9 @@ __all__ = ["OffManifold", "off_manifold_gradients"]
 
 # Of their variance: what a subspace found in one half of the data must explain of the other half.
 _HELD_OUT = 0.9
+# Of their variance: the directions that are theirs beyond doubt. Other data tilt the last of those that explain more,
+# so that what points off the data leaks into them.
+_SURE = 0.9
 
 
 class OffManifold(NamedTuple):
@@ -24,8 +27,9 @@ class OffManifold(NamedTuple):
     Args:
         shares: (N,), as `captum_density.metrics.off_manifold_gradient` returns them.
         alike_off: How much the parts off the data are of one direction: the share of their squared length on it.
-        alike_on: The same of the parts along the data, each brought to length 1, and their own direction. 1 where all
-            gradients are one, as a linear model's with one output or two: then that parts are alike tells nothing.
+        alike_on: The same of the parts along the directions that explain 90% of the variance, each brought to length 1,
+            and their own direction. 1 where all gradients are one, as a linear model's with one output or two: then
+            that parts are alike tells nothing.
         directions: How many there are off the data.
     """
 
@@ -61,14 +65,14 @@ def off_manifold_gradients(
             f"data must be finite and of the inputs' shape, (M, {', '.join(map(str, inputs.shape[1:]))}), but are "
             f"{tuple(data.shape)}; several inputs are not supported"
         )
-    components = _components(data.detach().flatten(1).double(), explained_variance)
+    flat = data.detach().flatten(1).double()
+    components, sure = _components(flat, explained_variance), _directions(flat, min(_SURE, explained_variance))
     with density.evaluation():
         gradients = torch.cat([_unit_gradients(density.at(rows)) for rows in density.parts()])
-    along = gradients @ components
-    off = gradients - along @ components.mT
+    off = gradients - gradients @ components @ components.mT
     _, sizes, directions = torch.linalg.svd(off, full_matrices=False)
     shares = (off @ directions[0]).square().to(inputs.dtype)
-    alike_on = _first_share(torch.linalg.svdvals(normalize(along, dim=1)))
+    alike_on = _first_share(torch.linalg.svdvals(normalize(gradients @ sure, dim=1)))
     return OffManifold(shares, _first_share(sizes), alike_on, components.shape[0] - components.shape[1])
 
 
