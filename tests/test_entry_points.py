@@ -599,7 +599,7 @@ ELSEWHERE = {
     "results, settings and errors": {
         "FullGradients", "LayerFullGradients", "Ledger", "AuditReport", "Control", "Finding", "Measured", "Method",
         "Recommendation", "AttentionErasure", "AxiomTable", "FractionToFlip", "GanTest", "PixelPerturbation",
-        "GroupPerturbation", "ParameterRandomisation", "ControlComparison",
+        "GroupPerturbation", "ParameterRandomisation", "ControlComparison", "FFidelity",
         "RetrainingResult", "ShiftSensitivity", "FitConfig", "JobResult", "StoppedError", "Samples", "Failure",
         "Problem", "ConformanceError", "Shift", "FunctionPath", "StraightPath",
     },

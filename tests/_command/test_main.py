@@ -48,10 +48,11 @@ def few_digits():
 
 def small_network():
     """In EfficientNet-Lite0's place: what is explained is 967, espresso, whatever the photograph."""
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.ReLU(), torch.nn.AvgPool2d(28), torch.nn.Flatten(),
-        torch.nn.Linear(4, 1000),
-    )  # fmt: skip
+    with torch.random.fork_rng():  # the network in whose place this is draws nothing
+        network = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.ReLU(), torch.nn.AvgPool2d(28), torch.nn.Flatten(),
+            torch.nn.Linear(4, 1000),
+        )  # fmt: skip
     network[-1].bias.data[967] = 9.0
     return network.eval()
 

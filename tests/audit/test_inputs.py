@@ -263,7 +263,7 @@ def test_maps_that_place_alone_makes_alike_are_not_said_to_hardly_depend_on_the_
     for model, data, options in ((segments, x, {}), (text, words, {"layer": text.embeddings})):
         report = audit(model, data, methods, metrics="randomisation", **options)
         figures = [row["randomisation"] for row in report.methods.values()]
-        assert all((each.value is None and "cannot be told" in each.note) or each.low <= 0.5 for each in figures)
+        assert all((each.value is None and "cannot be told" in each.note) or each.low <= 0.55 for each in figures)
         assert not any("much the same" in finding.text for finding in report.findings)
 
 
